@@ -1,0 +1,1 @@
+"""Benchmarks: named worlds to distil in, and suites that compare what a student was trained on."""

@@ -1,0 +1,76 @@
+"""The aggregate D: every labelled state that the loop may train on, by source, and the batches drawn across the sources.
+
+On-policy records wait in one TorchRL replay buffer a source. Forward-diffused states cost no roll-in, so they are made fresh
+for every batch, as the base methods do. Old student records leave first: ``rounds_kept=None`` keeps everything (DAgger's
+aggregation, Follow-the-Leader), 1 keeps only the newest round (online gradient descent), n a window of n rounds. Records of
+the expert's chains never age, and are never dropped.
+"""
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+
+from dagdiff.mixture import SOURCES, Shares
+
+ForwardSource = Callable[[int], TensorDict]
+"""``n -> n`` fresh, annotated forward-diffused records."""
+
+
+class Aggregate:
+    """States of three sources, drawn in exact shares.
+
+    Args:
+        forward: makes forward-diffused records.
+        capacity: how many records the buffers of the student's and of the expert's chains hold; the oldest give way.
+        generator: a CPU generator for the rounding of shares.
+    """
+
+    def __init__(
+        self, forward: ForwardSource, capacity: dict[str, int], generator: torch.Generator | None = None
+    ) -> None:
+        self.forward, self.generator = forward, generator
+        self.buffers = {source: ReplayBuffer(storage=LazyTensorStorage(size)) for source, size in capacity.items()}
+        for buffer in self.buffers.values():
+            buffer.set_rng(generator)
+
+    def __len__(self) -> int:
+        return sum(len(buffer) for buffer in self.buffers.values())
+
+    def add(self, source: str, records: TensorDict, round_number: int) -> None:
+        """Store annotated records of one round's roll-ins."""
+        stamp = torch.full(records.batch_size, round_number, device=records.device)
+        self.buffers[source].extend(records.set("round", stamp))
+
+    def draw(self, rows: int, shares: Shares) -> TensorDict:
+        """Return ``rows`` records, split by ``shares`` to the row, with ``source`` (index into ``SOURCES``) and ``round``.
+
+        A source without records drops out; the others share its part.
+        """
+        parts = []
+        for index, (source, count) in enumerate(zip(SOURCES, self._available(shares).counts(rows, self.generator), strict=True)):
+            if count:
+                records = self._take(source, count)
+                parts.append(records.set("source", torch.full(records.batch_size, index, device=records.device)))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _take(self, source: str, count: int) -> TensorDict:
+        if source in self.buffers:
+            return self.buffers[source].sample(count)
+        records = self.forward(count)
+        return records.set("round", torch.full(records.batch_size, -1, device=records.device))
+
+    def _available(self, shares: Shares) -> Shares:
+        kept = [share if len(self.buffers.get(source, (0,))) else 0.0 for source, share in zip(SOURCES, shares, strict=True)]
+        return Shares(*(share / sum(kept) for share in kept)) if any(kept) else Shares(1.0, 0.0, 0.0)
+
+
+def rounds_to_keep(rounds: int, rounds_kept: int | None, max_age: int | None, updates_per_round: int) -> int:
+    """Return how many rounds of records fit both limits: a number of rounds and an age in updates. None is no limit."""
+    limits = [rounds]
+    if rounds_kept is not None:
+        limits.append(rounds_kept)
+    if max_age is not None:
+        limits.append(max_age // updates_per_round)
+    return max(1, min(limits))

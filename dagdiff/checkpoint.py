@@ -1,0 +1,57 @@
+"""Files that are whole or absent: weights in safetensors, records in JSON, each written beside its place and moved into it."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dagdiff.checks import Refusal
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary neighbour of ``path``, then move it there in one step: no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, atomically."""
+    text = json.dumps(content, indent=1, allow_nan=True)
+    write_atomically(path, lambda partial: _write_text(partial, text))
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write a module's parameters and buffers as safetensors, atomically."""
+    from safetensors.torch import save_model
+
+    write_atomically(path, lambda partial: save_model(module, str(partial)))
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Load weights saved by :func:`save_weights` into a module of the same build, in place.
+
+    Raises:
+        Refusal: if the file is missing, broken, or holds another network's weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    if not path.exists():
+        raise Refusal(f"no weights at {path}. Train first, or name the folder of a finished run.")
+    try:
+        load_model(module, str(path))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refusal(f"{path} does not hold the weights of this network ({reason}). Delete it, or fix the settings.") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

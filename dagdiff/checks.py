@@ -1,0 +1,81 @@
+"""The refusals: bad input is turned away on the first lines, with the value, what is wrong with it, and the cure.
+
+The command line prints a :class:`Refusal` as one line and exits with status 2; from Python it is an ordinary ValueError.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Refusal(ValueError):
+    """Input that dagdiff turns away. The message names the value, the problem and the cure."""
+
+
+def check_in(name: str, value: str, known: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``known``; else refuse and suggest the nearest name."""
+    known = sorted(known)
+    if value in known:
+        return value
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise Refusal(f"unknown {name} {value!r}.{hint} Known: {', '.join(known)}.")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Refuse a number below ``least`` (or one that is not a number)."""
+    if not value >= least:
+        raise Refusal(f"{name} must be at least {least}; got {value}. Pass e.g. {name}={least}.")
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse a number outside [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise Refusal(f"{name} must lie in [0, 1]; got {value}. Pass e.g. {name}=0.5.")
+
+
+def check_shares(shares: tuple[float, ...]) -> None:
+    """Refuse shares that are negative or do not sum to 1."""
+    if len(shares) != 3 or not all(math.isfinite(share) and share >= 0.0 for share in shares):
+        raise Refusal(f"shares must be three numbers >= 0 (forward, student, expert); got {shares}. Pass e.g. 0.5,0.5,0.")
+    if abs(sum(shares) - 1.0) > 1e-6:
+        raise Refusal(f"shares must sum to 1; got {shares}, which sum to {sum(shares):g}. Pass e.g. 0.5,0.5,0.")
+
+
+def check_times(times: Tensor) -> Tensor:
+    """Refuse a time grid that does not fall from 1 to 0; return it."""
+    if times.ndim != 1 or len(times) < 2:
+        raise Refusal(f"times must be a 1-D grid of at least 2 values; got shape {tuple(times.shape)}. {_GRID}")
+    if times.is_meta:
+        return times
+    if not torch.isfinite(times).all() or times[0] > 1.0 or times[-1] != 0.0:
+        raise Refusal(f"times must fall from at most 1 to exactly 0; got {times.tolist()}. {_GRID}")
+    rises = (times[1:] >= times[:-1]).nonzero().flatten().tolist()
+    if rises:
+        i = rises[0] + 1
+        raise Refusal(f"times must fall from 1 to 0; got times[{i}]={times[i]:g} after times[{i - 1}]={times[i - 1]:g}. {_GRID}")
+    return times
+
+
+def check_finite(name: str, values: Tensor) -> Tensor:
+    """Refuse NaN and infinity in data; return the data."""
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise Refusal(f"{name} holds {bad} values that are NaN or infinite, of {values.numel()}. Drop or repair those rows first.")
+    return values
+
+
+def check_same_shape(name: str, got: Tensor, expected: Tensor) -> Tensor:
+    """Refuse an answer whose shape differs from that of the states it was asked about; return it."""
+    if got.shape != expected.shape:
+        raise Refusal(
+            f"{name} must answer with the shape of the states, {tuple(expected.shape)}; got {tuple(got.shape)}. "
+            f"Return one guess of x0 per row."
+        )
+    return got
+
+
+_GRID = "Pass e.g. torch.linspace(1, 0, 5)."

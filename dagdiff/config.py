@@ -1,0 +1,240 @@
+"""Configuration: from words on the command line, or a YAML file, to the objects of a run.
+
+A run is plain settings (:class:`Settings`) plus *parts*: classes or functions named by a short name or an import path, whose
+own arguments are options too: ``--expert mypkg.mine.MyExpert --expert.strength 2``. In YAML a part is
+``expert: {class: mypkg.mine.MyExpert, strength: 2}``. A part that has a parameter ``task`` is given the task.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from dagdiff.checks import Refusal, check_in
+
+Config = dict[str, Any]
+"""A resolved configuration: what ``config.yaml`` holds."""
+
+PARTS: dict[str, dict[str, str]] = {
+    "objective": {
+        "progressive": "dagdiff.objectives.Progressive",
+        "consistency": "dagdiff.objectives.Consistency",
+        "distribution": "dagdiff.objectives.DistributionMatching",
+    },
+    "expert": {"exact": "dagdiff.benchmarks.tasks.exact_expert", "learned": "dagdiff.benchmarks.tasks.learned_expert"},
+    "policy": {
+        "teacher": "dagdiff.benchmarks.tasks.student_from_teacher",
+        "fresh": "dagdiff.benchmarks.tasks.fresh_student",
+    },
+    "threshold": {
+        "none": "dagdiff.threshold.NoThreshold",
+        "box": "dagdiff.benchmarks.tasks.box_threshold",
+        "static": "dagdiff.threshold.StaticThreshold",
+        "dynamic": "dagdiff.threshold.DynamicThreshold",
+        "quantile": "dagdiff.benchmarks.tasks.quantile_threshold",
+        "fold": "dagdiff.threshold.Fold",
+    },
+    "schedule": {
+        "cosine": "dagdiff.schedule.CosineSchedule",
+        "vp": "dagdiff.schedule.VPSchedule.linear",
+        "flow": "dagdiff.schedule.FlowSchedule",
+    },
+    **dict.fromkeys(
+        ("beta", "shares_ramp", "lr_ramp"),
+        {
+            "constant": "dagdiff.mixture.Constant",
+            "linear": "dagdiff.mixture.LinearRamp",
+            "cosine": "dagdiff.mixture.CosineRamp",
+            "exponential": "dagdiff.mixture.ExponentialRamp",
+            "indicator": "dagdiff.mixture.Indicator",
+        },
+    ),
+}
+"""What each part may be, by short name. Anything else is an import path."""
+
+_HELP = {
+    "objective": "what the student is asked to match",
+    "expert": "the teacher (default: exact where the world is a mixture, else learned)",
+    "policy": "the student's network",
+    "threshold": "the reflected operator, on expert, targets and roll-ins",
+    "schedule": "the noise schedule",
+    "beta": "share of roll-in steps that the expert drives, by progress",
+    "shares_ramp": "scales the student and expert shares, by progress",
+    "lr_ramp": "scales the learning rate, by progress",
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "objective": {"class": "progressive"},
+    "policy": {"class": "teacher"},
+    "threshold": {"class": "none"},
+    "schedule": {"class": "cosine"},
+    "beta": {"class": "constant", "value": 0.0},
+    "shares_ramp": {"class": "constant"},
+    "lr_ramp": {"class": "constant"},
+}
+
+
+@dataclass
+class Settings:
+    """Distil a teacher into a few-step student.
+
+    Args:
+        task: the world and its distillation set, e.g. grid25-biased; `dagdiff list tasks` names them all.
+        shares: parts of a batch that are forward-diffused, from student chains, from expert chains; they sum to 1.
+        steps: K, the student's steps.
+        stages: true progressive halving: the steps of each stage, e.g. 16,8,4; the student of one teaches the next.
+        updates: of the student, over all rounds (of each stage).
+        rounds: of gathering and training.
+        batch_size: rows of an update.
+        chains: rolled in a round.
+        substeps: DDIM sub-steps of the expert within one student step.
+        guidance: classifier-free weight of the expert on labelled tasks.
+        per_chain: let one driver keep a chain to its end.
+        rounds_kept: rounds of student states that stay in the aggregate; null keeps all, 1 the newest.
+        max_age: drop student states older than this many updates.
+        lr: learning rate of Adam.
+        clip: the largest gradient norm.
+        ema: decay of the averaged student that is saved instead of the last; 0 averages nothing.
+        heldout: chains of the measurement that closes a round; 0 measures nothing.
+        samples: points drawn from the student for its final score.
+        seed: of everything random.
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+
+    task: str = "gaussians8-biased"
+    shares: tuple[float, float, float] = (0.5, 0.5, 0.0)
+    steps: int = 4
+    stages: list[int] | None = None
+    updates: int = 600
+    rounds: int = 20
+    batch_size: int = 256
+    chains: int = 256
+    substeps: int = 8
+    guidance: float = 1.0
+    per_chain: bool = False
+    rounds_kept: int | None = None
+    max_age: int | None = None
+    lr: float = 1e-3
+    clip: float = 1.0
+    ema: float = 0.0
+    heldout: int = 256
+    samples: int = 2000
+    seed: int = 0
+    device: str = "auto"
+
+
+def parse(arguments: Sequence[str], prog: str = "dagdiff distill") -> Namespace:
+    """Parse ``--name value`` words, ``--config FILE`` among them, into checked values; later words win.
+
+    Raises:
+        Refusal: an unknown option, part or file, or a value of the wrong type; one line.
+    """
+    words = list(_spelled(arguments))
+    parser = build_parser(words, prog)
+    try:
+        return parser.parse_args([word for word in words if word])
+    except Exception as error:  # jsonargparse raises several kinds; all mean that the words are wrong
+        reason = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+        raise Refusal(f"{'; '.join(reason)}. See `{prog} --help`.") from None
+
+
+def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
+    """Return the parser of a run whose parts are named in ``words``: each part's own arguments are options too."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False, default_env=False)
+    parser.add_class_arguments(Settings, None)
+    for part in PARTS:
+        default = dict(_DEFAULTS.get(part, {}))
+        name = _last(words, f"--{part}.class")
+        if name is not None and name != default.get("class"):
+            default = {"class": name}
+        parser.add_argument(f"--{part}.class", type=str | None, default=default.pop("class", None), help=_HELP[part])
+        if name or part != "expert":
+            kind = resolve(part, name or _DEFAULTS[part]["class"])
+            add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+            add(kind, part, skip={"task"}, fail_untyped=False)
+            parser.set_defaults({f"{part}.{key}": value for key, value in default.items()})
+    return parser
+
+
+def resolve(part: str, name: str) -> Callable[..., Any]:
+    """Return the class or function that a part's short name or import path names; refuse with the near miss."""
+    path = PARTS[part].get(name, name)
+    if "." not in path:
+        check_in(part, name, PARTS[part])
+    found, rest = _longest_module(part, path)
+    for attribute in rest:
+        if not hasattr(found, attribute):
+            public = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            check_in(f"{part} in {getattr(found, '__name__', path)}", attribute, public)
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise Refusal(f"{part} {path!r} is not a class or a function. Name one, such as mypkg.mine.MyClass.")
+    return found
+
+
+def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
+    """Return a parsed configuration as nested dicts of plain values, as ``config.yaml`` holds it."""
+    config: Config = yaml.safe_load(parser.dump(namespace, skip_validation=True))
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Spell a nested configuration as ``--name=value`` words; ``expert: exact`` is short for ``expert: {class: exact}``."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif key in PARTS and not prefix:
+            yield f"--{key}.class={value}" if value is not None else ""
+        else:
+            yield f"--{prefix}{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
+
+
+def _spelled(arguments: Sequence[str]) -> Iterator[str]:
+    """Spell words out: ``--expert X`` as ``--expert.class=X``, ``--shares a,b,c`` as a list, a file as its settings."""
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--")
+        if name not in (*PARTS, "config", "shares", "stages"):
+            yield word
+            continue
+        value = value if equals else next(words, "")
+        if name == "config":
+            yield from flatten(_read(Path(value)))
+        elif name in PARTS:
+            yield f"--{name}.class={value}"
+        else:
+            yield f"{option}=[{value.strip('[]() ')}]" if value not in ("", "null") else f"{option}=null"
+
+
+def _read(path: Path) -> Config:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise Refusal(f"--config {path} can't be read: {str(error).splitlines()[0]}. Give a YAML file of settings.") from None
+    if not isinstance(content, dict):
+        raise Refusal(f"--config {path} holds {type(content).__name__}, not settings. Write `name: value` lines.")
+    return content
+
+
+def _last(words: Sequence[str], option: str) -> str | None:
+    """The value that the last ``option=value`` among the words gives; "null" is no value."""
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return values[-1] if values and values[-1] != "null" else None
+
+
+def _longest_module(part: str, path: str) -> tuple[Any, list[str]]:
+    """Import the longest leading part of ``path`` that is a module; return it and the attributes that are left."""
+    names = path.split(".")
+    for cut in range(len(names) - 1, 0, -1):
+        module = ".".join(names[:cut])
+        try:
+            return importlib.import_module(module), names[cut:]
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise Refusal(f"{part} {path!r} needs the package {error.name!r}, which is not installed.") from None
+    raise Refusal(f"{part} {path!r}: no module named {names[0]!r}. Run from its folder, or install it.")

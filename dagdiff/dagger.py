@@ -1,0 +1,234 @@
+"""DAgger for diffusion: gather the states the student really visits, let the expert label them, train on the mixture.
+
+Dataset aggregation is Ross, Gordon and Bagnell (2011, https://arxiv.org/abs/1011.0686); its use for diffusion distillation,
+with forward-diffused, student and expert states mixed, is DDIL (Garrepalli et al. 2024, https://arxiv.org/abs/2410.11971).
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchrl.envs import EnvBase
+
+from dagdiff.aggregate import Aggregate, rounds_to_keep
+from dagdiff.checks import check_at_least, check_share, check_shares
+from dagdiff.expert import Expert
+from dagdiff.heldout import HeldOut
+from dagdiff.mixture import Constant, Ramp, Shares
+from dagdiff.objectives.base import Objective
+from dagdiff.policy import StudentPolicy
+from dagdiff.rollout import Data, MixturePolicy, Rollout, forward_states
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of the loop did.
+
+    ``losses`` are means over the round's updates; ``nfe_*`` count network evaluations (rows) since training began;
+    ``loss_forward`` and ``loss_own`` are the held-out imitation losses at each step of the grid, ``heldout`` the objective's
+    own loss on held-out states of the student (the measure that picks the best round). All three are empty or nan when
+    ``heldout=0``.
+    """
+
+    number: int
+    updates: int
+    beta: float
+    shares: Shares
+    losses: dict[str, float]
+    size: int
+    nfe_student: int
+    nfe_expert: int
+    seconds: float
+    loss_forward: list[float] = field(default_factory=list)
+    loss_own: list[float] = field(default_factory=list)
+    heldout: float = math.nan
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training met a loss that is NaN or infinite. The student has been put back to the end of the last good round."""
+
+
+class DAgger:
+    """The loop: iterate over it, and it yields one :class:`Round` after another.
+
+    >>> for round in DAgger(student, expert, Progressive(), env, data, rounds=20):  # doctest: +SKIP
+    ...     print(round.number, round.losses, round.loss_own)
+
+    Args:
+        student: the network that learns, ``(x_t, t, condition) -> x0``; trained in place.
+        expert: the teacher in its role.
+        objective: what the student is asked to match.
+        env: the denoising environment, B chains of the student's own sampler.
+        data: clean points for forward states (and for a GAN head), on the CPU or on the env's device.
+        expert_env: the environment of the expert's own chains (DDIM); ``env`` if not given.
+        shares: parts of a batch that are forward-diffused, from student chains, from expert chains.
+        shares_ramp: scales the on-policy shares by progress; forward states take the rest.
+        beta: by progress, the part of the student's chains' steps that the expert drives.
+        per_chain: let one driver keep a chain to its end.
+        rounds, updates_per_round, batch_size: the size of training.
+        rounds_kept: how many rounds of student records stay in the aggregate; None keeps all, 1 the newest.
+        max_age: drop student records older than this many updates.
+        optimiser: makes the student's optimiser from its parameters.
+        lr_ramp: scales the learning rate by progress.
+        clip: the largest gradient norm.
+        ema: decay an update of the averaged student in ``averaged``; 0 averages nothing.
+        heldout: chains and forward rows of the measurement that closes a round; 0 measures nothing.
+        generator: of the loop's own draws (coins, forward states, shares, critics), on the env's device; seeded with 0 if not given.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        expert: Expert,
+        objective: Objective,
+        env: EnvBase,
+        data: Data,
+        *,
+        expert_env: EnvBase | None = None,
+        shares: Shares = Shares(),  # noqa: B008  (a tuple)
+        shares_ramp: Ramp = Constant(1.0),  # noqa: B008  (frozen)
+        beta: Ramp = Constant(0.0),  # noqa: B008
+        per_chain: bool = False,
+        rounds: int = 20,
+        updates_per_round: int = 30,
+        batch_size: int = 256,
+        rounds_kept: int | None = None,
+        max_age: int | None = None,
+        optimiser: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam,
+        lr_ramp: Ramp = Constant(1.0),  # noqa: B008
+        clip: float = 1.0,
+        ema: float = 0.0,
+        heldout: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_shares(shares)
+        check_share("ema", ema)
+        for name, value in {"rounds": rounds, "updates_per_round": updates_per_round, "batch_size": batch_size}.items():
+            check_at_least(name, value, 1)
+        self.student, self.expert, self.objective = student, expert, objective
+        self.env, self.expert_env, self.data, self.conditional = env, expert_env or env, data, env.conditions is not None
+        self.shares, self.shares_ramp, self.beta, self.per_chain = Shares(*shares), shares_ramp, beta, per_chain
+        self.rounds, self.updates_per_round, self.batch_size = rounds, updates_per_round, batch_size
+        self.clip, self.nfe_student, self._updates = clip, 0, 0
+        self.generator = generator or torch.Generator(env.device).manual_seed(0)
+        self.policy = StudentPolicy(student, expert.threshold)
+        self.best: tuple[int, float, dict[str, Tensor]] | None = None
+        self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
+
+        objective.begin(student, expert, data, self.generator)
+        student.register_forward_hook(self._count)
+        self.grid = objective.grid(env.times)
+        self.optimiser = optimiser(student.parameters())
+        updates = rounds * updates_per_round
+        self._lr = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda update: lr_ramp(update / updates))
+        self.averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        self._last_good = copy.deepcopy(student.state_dict())
+
+        kept = rounds_to_keep(rounds, rounds_kept, max_age, updates_per_round)
+        records = env.batch_size.numel() * (len(env.times) - 1)
+        self.aggregate = Aggregate(self._forward_states, {"student": kept * records, "expert": rounds * records}, self.generator)
+        self._rollouts: dict[str, Rollout] = {}
+
+    def __iter__(self) -> Iterator[Round]:
+        """Run the rounds.
+
+        Raises:
+            NonFiniteLoss: names the update; the student is back at the end of the last good round.
+        """
+        started = time.perf_counter()
+        for number in range(1, self.rounds + 1):
+            progress = (number - 1) / self.rounds
+            beta, shares = self.beta(progress), self.shares.ramped(self.shares_ramp(progress))
+            self.gather(number, beta, shares)
+            losses = self.improve(shares)
+            yield Round(
+                number=number,
+                updates=number * self.updates_per_round,
+                beta=beta,
+                shares=shares,
+                losses=losses,
+                size=len(self.aggregate),
+                nfe_student=self.nfe_student,
+                nfe_expert=self.expert.nfe,
+                seconds=time.perf_counter() - started,
+                **self._measure(number),
+            )
+
+    def gather(self, number: int, beta: float, shares: Shares) -> None:
+        """Roll in, let the expert annotate every new record once, and aggregate."""
+        for source, share, driver in (("student", shares.student, beta), ("expert", shares.expert, 1.0)):
+            if share > 0.0:
+                records = self.objective.settle(self._rollout(source)(driver), self.generator).exclude("action")
+                self.aggregate.add(source, self.objective.annotate(self.expert, records), number)
+
+    def improve(self, shares: Shares) -> dict[str, float]:
+        """Update the student (and before it the objective's critic) on batches of the mixture; return the mean losses."""
+        logs: list[dict[str, Tensor]] = []
+        self.student.train()
+        for _ in range(self.updates_per_round):
+            parts: dict[str, Tensor] = {}
+            for _ in range(self.objective.critic_updates):
+                parts.update(self.objective.improve_critic(self.student, self.aggregate.draw(self.batch_size, shares)))
+            loss = self.objective.loss(self.student, self.aggregate.draw(self.batch_size, shares))
+            self._step(loss.loss)
+            logs.append({**parts, **loss.parts, "loss": loss.loss.detach()})
+        return self._checked({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
+        self.optimiser.step()
+        self._lr.step()
+        self.objective.follow(self.student)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.student)
+
+    def _checked(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Return the means of the round's losses, ``(updates_per_round,)`` each; one look at the device a round."""
+        finite = torch.stack([values.isfinite() for values in losses.values()]).all(0)
+        if not finite.all():
+            first = self._updates + int((~finite).nonzero()[0]) + 1
+            self.student.load_state_dict(self._last_good)
+            raise NonFiniteLoss(
+                f"the loss is not finite at update {first}; the student is back at update {self._updates}. "
+                "Lower the learning rate, clip harder, or set a threshold."
+            )
+        self._updates += self.updates_per_round
+        self._last_good = copy.deepcopy(self.student.state_dict())
+        return {name: float(values.mean()) for name, values in losses.items()}
+
+    def _measure(self, number: int) -> dict[str, Any]:
+        """Close a round with the held-out measurement, at nobody's cost, and remember the best student."""
+        if self.heldout is None:
+            return {}
+        charged, drawn = (self.nfe_student, self.expert.nfe), self.generator.get_state()
+        self.generator.manual_seed(0)
+        measured = self.heldout(self.policy, self.expert, self.objective)
+        self.generator.set_state(drawn)
+        self.nfe_student, self.expert.nfe = charged
+        if self.best is None or measured["heldout"] < self.best[1]:
+            self.best = number, measured["heldout"], self._last_good
+        return measured
+
+    def _rollout(self, source: str) -> Rollout:
+        if source not in self._rollouts:
+            env, per_chain = (self.env, self.per_chain) if source == "student" else (self.expert_env, False)
+            driver = MixturePolicy(self.policy, self.expert, env.transition, per_chain, self.generator, self.conditional)
+            self._rollouts[source] = Rollout(env, driver)
+        return self._rollouts[source]
+
+    def _forward_states(self, rows: int) -> TensorDict:
+        schedule = self.env.transition.schedule
+        states = forward_states(self.data, schedule, self.grid, rows, self.generator, self.conditional)
+        return self.objective.annotate(self.expert, states)
+
+    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.nfe_student += len(output)

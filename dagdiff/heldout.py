@@ -1,0 +1,68 @@
+"""The held-out measurement that closes a round: how the student does on forward states and on its own, step by step.
+
+The same noise and the same data rows serve every round, so that rounds compare.
+"""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from dagdiff.expert import Expert
+from dagdiff.metrics.shift import imitation_loss
+from dagdiff.objectives.base import Objective
+from dagdiff.policy import StudentPolicy
+from dagdiff.rollout import Data, draw
+from dagdiff.schedule import perturb
+from dagdiff.shapes import States, Times
+from dagdiff.transition import Step, Transition, chain
+
+
+class HeldOut:
+    """A fixed set of chains and data rows, measured again whenever it is called.
+
+    Args:
+        data: clean points; ``rows`` of them are drawn now.
+        transition: the student's law of motion.
+        times: its grid.
+        rows: how many chains, and how many forward states a step.
+        conditional: whether chains have a condition.
+        seed: of the draw.
+    """
+
+    def __init__(
+        self, data: Data, transition: Transition, times: Times, rows: int, conditional: bool = False, seed: int = 10_000
+    ) -> None:
+        self.transition, self.times, self.seed = transition, times, seed
+        generator = self._generator()
+        self.x0, self.condition = draw(data, rows, generator, conditional)
+        self.noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
+
+    def __call__(self, policy: StudentPolicy, expert: Expert, objective: Objective) -> dict[str, Any]:
+        """Return ``loss_forward`` and ``loss_own``, the imitation loss at each step, and ``heldout``, the objective's own
+        loss on the student's states."""
+        generator = self._generator()
+        steps = list(chain(policy, self.transition, self.times, self.noise, self.condition, generator))
+        return {
+            "loss_forward": [self._imitation(policy, expert, self._forward(step, generator), step) for step in steps],
+            "loss_own": [self._imitation(policy, expert, step.x_t, step) for step in steps],
+            "heldout": self._objective(policy, expert, objective, steps),
+        }
+
+    def _imitation(self, policy: StudentPolicy, expert: Expert, x_t: States, step: Step) -> float:
+        return imitation_loss(policy, expert, self.transition, x_t, step.t, step.s, self.condition)
+
+    def _forward(self, step: Step, generator: torch.Generator) -> States:
+        noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
+        return perturb(self.x0, noise, step.t, self.transition.schedule)
+
+    @torch.no_grad()
+    def _objective(self, policy: StudentPolicy, expert: Expert, objective: Objective, steps: list[Step]) -> float:
+        condition = {} if self.condition is None else {"condition": self.condition}
+        records = [TensorDict({"x_t": at.x_t, "t": at.t, "s": at.s, **condition}, [len(at.x_t)]) for at in steps]
+        own = objective.annotate(expert, torch.cat(records))
+        policy.student.eval()
+        return float(objective.loss(policy.student, own).loss)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(self.times.device).manual_seed(self.seed)

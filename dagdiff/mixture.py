@@ -1,0 +1,133 @@
+"""Which states a batch is made of, and who drives a roll-in: shares, beta, and how both change over training.
+
+A *ramp* is any callable ``progress -> value`` with progress in [0, 1]: 0 in the first round, 1 at the end of training. The
+same ramps serve DAgger's beta (the part of the steps that the expert drives; Ross, Gordon and Bagnell 2011,
+https://arxiv.org/abs/1011.0686) and the growth of the on-policy shares.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from dagdiff.checks import Refusal, check_share, check_shares
+
+Ramp = Callable[[float], float]
+"""``progress -> value``, both in [0, 1]."""
+
+SOURCES = ("forward", "student", "expert")
+"""The three state sources, in the order of :class:`Shares` and of the ``source`` column of a batch."""
+
+
+class Shares(NamedTuple):
+    """The parts of a batch that are forward-diffused, from the student's chains, and from the expert's. They sum to 1."""
+
+    forward: float = 0.5
+    student: float = 0.5
+    expert: float = 0.0
+
+    def ramped(self, height: float) -> "Shares":
+        """Scale the two on-policy shares by ``height`` in [0, 1]; forward states take the rest."""
+        student, expert = self.student * height, self.expert * height
+        return Shares(1.0 - student - expert, student, expert)
+
+    def counts(self, rows: int, generator: torch.Generator | None = None) -> tuple[int, int, int]:
+        """Split ``rows`` exactly: each source gets the floor of its part, the few rows left over are drawn by the remainders."""
+        check_shares(self)
+        parts = torch.tensor(self, dtype=torch.float64) * rows
+        counts = (parts + 1e-6).floor().long()
+        left = rows - int(counts.sum())
+        if left:
+            remainder = (parts - counts).clamp(min=0)
+            counts[torch.multinomial(remainder, left, generator=generator)] += 1
+        forward, student, expert = counts.tolist()
+        return forward, student, expert
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value always."""
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share("value", self.value)
+
+    def __call__(self, progress: float) -> float:
+        """Return ``value``."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class LinearRamp:
+    """From ``start`` to ``end`` in a straight line until ``progress`` reaches ``until``, then flat."""
+
+    start: float = 0.0
+    end: float = 1.0
+    until: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_ends(self.start, self.end, self.until)
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at ``progress``."""
+        return self.start + (self.end - self.start) * min(progress / self.until, 1.0)
+
+
+@dataclass(frozen=True)
+class CosineRamp:
+    """From ``start`` to ``end`` along half a cosine until ``progress`` reaches ``until``, then flat."""
+
+    start: float = 0.0
+    end: float = 1.0
+    until: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_ends(self.start, self.end, self.until)
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at ``progress``."""
+        return self.start + (self.end - self.start) * (1.0 - math.cos(math.pi * min(progress / self.until, 1.0))) / 2.0
+
+
+@dataclass(frozen=True)
+class ExponentialRamp:
+    """From ``start`` towards ``end``, halving the distance every ``half_life`` of training.
+
+    DAgger's beta_i = p^(i-1) over n rounds is ``ExponentialRamp(1, 0, -log(2) / (n log(p)))``.
+    """
+
+    start: float = 1.0
+    end: float = 0.0
+    half_life: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_ends(self.start, self.end, self.half_life)
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at ``progress``."""
+        return self.end + (self.start - self.end) * 0.5 ** (progress / self.half_life)
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """``first`` in the first round, ``then`` ever after: DAgger's parameter-free beta is 1, then 0."""
+
+    first: float = 1.0
+    then: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_ends(self.first, self.then, 1.0)
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at ``progress``."""
+        return self.first if progress <= 0.0 else self.then
+
+
+def _check_ends(start: float, end: float, length: float) -> None:
+    check_share("a ramp's first value", start)
+    check_share("a ramp's last value", end)
+    if not length > 0.0:
+        raise Refusal(f"a ramp's length must be above 0; got {length}. Pass e.g. 0.2, a fifth of training.")

@@ -1,0 +1,22 @@
+r"""The objectives: what a student is asked to match, at whatever states it is trained on.
+
+========================  =====================================  =========================  ==========================
+objective                 the expert annotates                   loss on a state            reflected: threshold on
+========================  =====================================  =========================  ==========================
+Progressive (PD)          the guess that k sub-steps amount to   distance to that guess     expert's guesses and target
+Consistency (LCM)         its next state, one solver step on     distance to the EMA        expert's guess and the EMA
+                                                                 student's answer there     student's answer
+DistributionMatching      nothing: it is asked at loss time      fake minus real score      both scores' guesses
+(DMD2)
+========================  =====================================  =========================  ==========================
+
+No loss looks at where a state came from: one loss, three state laws. States are constants; nothing differentiates through a
+chain. The operator of the reflected formulation is the expert's own (``expert.threshold``), so there is one place to set it.
+"""
+
+from dagdiff.objectives.base import Loss, Objective
+from dagdiff.objectives.consistency import Consistency
+from dagdiff.objectives.distribution import DistributionMatching
+from dagdiff.objectives.progressive import Progressive
+
+__all__ = ["Consistency", "DistributionMatching", "Loss", "Objective", "Progressive"]

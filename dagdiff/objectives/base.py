@@ -1,0 +1,69 @@
+"""What every objective has in common: annotate states once, then turn batches of them into a loss."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from dagdiff.expert import Expert
+from dagdiff.schedule import Schedule, perturb
+from dagdiff.shapes import Condition, Denoiser, States, Times, column
+
+
+class Loss(NamedTuple):
+    """The scalar that is differentiated, and its parts (detached scalars) for the log."""
+
+    loss: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class Objective:
+    """Base class: override ``annotate`` and ``loss``; the other hooks are for objectives that remember something.
+
+    A batch of states is a TensorDict of ``x_t`` ``(B, *D)``, ``t`` and ``s`` ``(B,)`` (where the step starts and lands),
+    perhaps ``condition``, ``source`` and ``round``, and whatever ``annotate`` added.
+    """
+
+    critic_updates: int = 0
+    """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""
+
+    def begin(self, student: nn.Module, expert: Expert, data: Any, generator: torch.Generator | None) -> None:
+        """Called once before training: keep what the losses need (copies of the student, the expert, real data)."""
+
+    def grid(self, times: Times) -> Times:
+        """The grid whose times forward-diffused states take; the sampler's own ``times`` unless the objective has another."""
+        return times
+
+    def settle(self, records: TensorDict, generator: torch.Generator | None) -> TensorDict:
+        """Move roll-in records (which also hold ``action``, the guess made there) to where the objective trains; default: stay."""
+        return records
+
+    def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
+        """Add the expert's advice to states that enter the aggregate, and return them. A label never ages: the expert is frozen."""
+        return states
+
+    def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
+        """Return the loss of the student on annotated states."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(student, batch)")
+
+    def improve_critic(self, student: nn.Module, batch: TensorDict) -> Mapping[str, Tensor]:
+        """Update the critic, if the objective has one, on the student's answers to ``batch``; return its losses."""
+        return {}
+
+    def follow(self, student: nn.Module) -> None:
+        """Called after each update of the student: let target networks follow it."""
+
+
+def denoising_loss(
+    denoiser: Denoiser, x0: States, noise: States, t: Times, schedule: Schedule, condition: Condition = None
+) -> Tensor:
+    """Return the mean denoising loss in v-space: \\|v - v*\\|^2 = ((alpha^2 + sigma^2) / sigma)^2 \\|x0 - guess\\|^2.
+
+    It weighs a guess by how hard it is, stays finite for t > 0, and equals the flow-matching loss on rectified flow up to
+    the schedule's norm. Teachers and fake scores train with it.
+    """
+    alpha, sigma = (column(values, x0) for values in schedule(t))
+    error = denoiser(perturb(x0, noise, t, schedule), t, condition) - x0
+    return (((alpha**2 + sigma**2) / sigma) ** 2 * error.square()).mean()

@@ -1,0 +1,131 @@
+"""Distribution matching distillation (DMD2): move samples where the real score exceeds the fake one (Yin et al. 2024,
+https://arxiv.org/abs/2405.14867).
+
+The student's answer x = G(x_t, t) is perturbed to a random time tau and shown to two denoisers: the expert (the *real* score)
+and a network that learns online to denoise what the student makes (the *fake* score). The student descends
+
+.. math:: L = \\tfrac12 \\lVert x - \\mathrm{sg}(x - g) \\rVert^2, \\qquad g = (\\mu_{fake} - \\mu_{real}) / \\mathrm{mean}|x - \\mu_{real}|
+
+whose gradient with respect to x is g. A GAN head on the fake score's features can be added; it compares with real data.
+The critic (fake score and head) learns on answers to the same mixture of states as the student, several updates to one.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from dagdiff.checks import Refusal, check_at_least
+from dagdiff.expert import Expert
+from dagdiff.objectives.base import Loss, Objective, denoising_loss
+from dagdiff.schedule import perturb
+from dagdiff.shapes import Condition, States, Times
+
+
+def score_difference(answer: States, real: States, fake: States) -> States:
+    """Return g = (fake - real) / mean\\|answer - real\\|, the mean taken a row; a row without scale gets no gradient."""
+    scale = (answer - real).abs().flatten(1).mean(1)
+    difference = (fake - real) / scale.reshape(-1, *[1] * (answer.ndim - 1))
+    return torch.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class DistributionMatching(Objective):
+    """DMD2 on states of any source.
+
+    Args:
+        critic_updates: updates of the fake score (and head) before each update of the student.
+        critic_lr: learning rate of the critic.
+        gan_weight: weight of the GAN loss of the student; 0 leaves the head away. Needs a student network with
+            ``features(x_t, t, condition) -> (B, F)`` and ``feature_size``, and real data.
+        gan_critic_weight: weight of the head's own loss beside the fake score's.
+        tau: the range of the random time at which the two scores are compared.
+    """
+
+    def __init__(
+        self,
+        critic_updates: int = 5,
+        critic_lr: float = 5e-4,
+        gan_weight: float = 0.0,
+        gan_critic_weight: float = 1e-2,
+        tau: tuple[float, float] = (0.02, 0.98),
+    ) -> None:
+        check_at_least("critic_updates", critic_updates, 1)
+        check_at_least("gan_weight", gan_weight, 0.0)
+        if not 0.0 < tau[0] < tau[1] <= 1.0:
+            raise Refusal(f"tau must be a range inside (0, 1]; got {tau}. Pass e.g. tau=(0.02, 0.98).")
+        self.critic_updates, self.critic_lr, self.tau = critic_updates, critic_lr, tau
+        self.gan_weight, self.gan_critic_weight = gan_weight, gan_critic_weight
+
+    def begin(self, student: nn.Module, expert: Expert, data: Any, generator: torch.Generator | None) -> None:
+        """Start the fake score from the student (which starts from the teacher)."""
+        self.expert, self.data, self.generator = expert, data, generator
+        self.fake = copy.deepcopy(student)
+        self.head = _head(self.fake) if self.gan_weight else None
+        parameters = [*self.fake.parameters(), *(self.head.parameters() if self.head else [])]
+        self.optimiser = torch.optim.AdamW(parameters, lr=self.critic_lr, betas=(0.0, 0.999), weight_decay=0.01)
+
+    def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
+        """Return the distribution-matching loss (plus the GAN's); only the student's answer carries gradient."""
+        condition = batch.get("condition")
+        answer = student(batch["x_t"], batch["t"], condition)
+        with torch.no_grad():
+            x_tau, tau = self._perturb(answer)
+            real = self.expert(x_tau, tau, condition)
+            fake = self.expert.threshold(self.fake(x_tau, tau, condition))
+            goal = answer - score_difference(answer, real, fake)
+        matching = 0.5 * (answer - goal).square().mean()
+        if self.head is None:
+            return Loss(matching, {"matching": matching.detach()})
+        gan = softplus(-self._judge(answer, condition)).mean()
+        return Loss(matching + self.gan_weight * gan, {"matching": matching.detach(), "gan": gan.detach()})
+
+    def improve_critic(self, student: nn.Module, batch: TensorDict) -> Mapping[str, Tensor]:
+        """Teach the fake score to denoise the student's answers, and the head to tell them from real data."""
+        condition = batch.get("condition")
+        with torch.no_grad():
+            answer = student(batch["x_t"], batch["t"], condition)
+        tau = self._times(answer)
+        loss = denoising_loss(self.fake, answer, self._noise(answer), tau, self.expert.schedule, condition)
+        parts = {"fake": loss.detach()}
+        if self.head is not None:
+            real = self.data.sample(len(answer), self.generator).to(answer)
+            verdict = softplus(self._judge(answer, condition)).mean() + softplus(-self._judge(real, condition)).mean()
+            loss, parts["head"] = loss + self.gan_critic_weight * verdict, verdict.detach()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], 10.0)
+        self.optimiser.step()
+        return parts
+
+    def _judge(self, x0: States, condition: Condition) -> Tensor:
+        """The head's logit, ``(B, 1)``, that ``x0`` is real, seen at a random noise level."""
+        assert self.head is not None
+        x_tau, tau = self._perturb(x0)
+        logit: Tensor = self.head(self.fake.features(x_tau, tau, condition))
+        return logit
+
+    def _perturb(self, x0: States) -> tuple[States, Times]:
+        tau = self._times(x0)
+        return perturb(x0, self._noise(x0), tau, self.expert.schedule), tau
+
+    def _times(self, x0: States) -> Times:
+        low, high = self.tau
+        return low + (high - low) * torch.rand(len(x0), generator=self.generator, device=x0.device, dtype=x0.dtype)
+
+    def _noise(self, x0: States) -> States:
+        return torch.randn(x0.shape, generator=self.generator, device=x0.device, dtype=x0.dtype)
+
+
+def _head(network: nn.Module) -> nn.Module:
+    size = getattr(network, "feature_size", None)
+    if size is None:
+        raise Refusal(
+            f"gan_weight > 0 needs a student with features(x_t, t, condition) and feature_size; {type(network).__name__} "
+            "has none. Set gan_weight=0 or add them."
+        )
+    device = next(network.parameters()).device
+    return nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, 1)).to(device)

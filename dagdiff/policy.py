@@ -1,0 +1,35 @@
+"""The policy: the few-step student as it is used, in roll-ins and at inference alike.
+
+Inside a loss the student's network is called bare. In its role as policy it runs in eval mode and without gradient (dropout
+in a roll-in would visit states that inference never meets), and its guess is thresholded if the run is reflected.
+"""
+
+import torch
+from torch import nn
+
+from dagdiff.checks import check_same_shape
+from dagdiff.shapes import Condition, States, Times
+from dagdiff.threshold import NoThreshold, Threshold
+
+
+class StudentPolicy:
+    """Any denoising network in its role: eval mode, no gradient, thresholded. A denoiser itself.
+
+    Args:
+        student: the network, ``(x_t, t, condition) -> x0``; it goes on training elsewhere, the policy follows.
+        threshold: the reflected operator applied to each guess.
+    """
+
+    def __init__(self, student: nn.Module, threshold: Threshold | None = None) -> None:
+        self.student, self.threshold = student, threshold or NoThreshold()
+
+    @torch.no_grad()
+    def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
+        """Return the thresholded guess of x0, ``(B, *D)``; the network's train / eval mode is left as it was."""
+        training = self.student.training
+        if training:
+            self.student.eval()
+        guess = self.student(x_t, t, condition)
+        if training:
+            self.student.train()
+        return self.threshold(check_same_shape("the student", guess, x_t))

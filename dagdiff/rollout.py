@@ -1,0 +1,146 @@
+"""Roll-ins: the states that the student, the expert, or a mixture of the two really visits.
+
+TorchRL's in-process ``Collector`` runs a policy through the denoising environment and returns B chains as B * K records. A
+record is one row ``x_t, t, s`` (plus ``condition``), with ``actor``: who took the step, 0 the student, 1 the expert, -1 nobody.
+Forward-diffused states, which need no environment, are made by :func:`forward_states` with the same columns.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+
+from dagdiff.checks import Refusal
+from dagdiff.expert import Expert
+from dagdiff.schedule import Schedule, perturb
+from dagdiff.shapes import Condition, Denoiser, States, Times
+from dagdiff.transition import Transition
+
+COLUMNS = ("x_t", "t", "s", "condition", "action", "actor")
+"""The columns of a record that a roll-in keeps; the objective's labels join them."""
+
+
+class Data(Protocol):
+    """Clean points: anything that can be drawn from."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> States:
+        """Return ``n`` points, ``(n, *D)``."""
+        ...
+
+
+@runtime_checkable
+class LabelledData(Data, Protocol):
+    """Clean points that come with conditions."""
+
+    def sample_labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[States, Tensor]:
+        """Return ``n`` points and their conditions, ``(n,)``."""
+        ...
+
+
+class MixturePolicy(TensorDictModuleBase):
+    """DAgger's behaviour policy: at each step (or once a chain) the expert acts in a random part beta of the chains.
+
+    The expert's action is its guess for the law of the environment: where its own sub-steps lead by ``transition.horizon``.
+    Only the rows that the expert drives are shown to it; with beta 0 or 1 just one network is asked.
+
+    Args:
+        student: the policy, a denoiser.
+        expert: the expert.
+        transition: the environment's law of motion.
+        per_chain: let the same driver keep a chain to its end, instead of drawing anew at each step.
+        generator: of the draws.
+        conditional: whether the environment's records have a ``condition``.
+    """
+
+    def __init__(
+        self,
+        student: Denoiser,
+        expert: Expert,
+        transition: Transition,
+        per_chain: bool = False,
+        generator: torch.Generator | None = None,
+        conditional: bool = False,
+    ) -> None:
+        self.in_keys = ["x_t", "t", "s", "step", *(["condition"] if conditional else [])]
+        self.out_keys = ["action", "actor"]
+        super().__init__()
+        self.student, self.expert, self.transition = student, expert, transition
+        self.per_chain, self.generator, self.beta = per_chain, generator, 0.0
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``action``, the guess of x0, and ``actor`` into the environment's record."""
+        x_t, t, s = tensordict["x_t"], tensordict["t"].squeeze(-1), tensordict["s"].squeeze(-1)
+        condition = tensordict.get("condition", None)
+        rows = self._expert_rows(tensordict)
+        action = x_t if len(rows) == len(x_t) else self.student(x_t, t, condition)
+        if len(rows):
+            asked = None if condition is None else condition[rows]
+            advice = self.expert.target(x_t[rows], t[rows], self.transition.horizon(s[rows]), asked)
+            action = action.index_copy(0, rows, advice)
+        actor = torch.zeros_like(tensordict["step"]).index_fill(0, rows, 1)
+        return tensordict.set("action", action).set("actor", actor)
+
+    def _expert_rows(self, tensordict: TensorDictBase) -> Tensor:
+        """Where the expert acts: round(beta B) rows, drawn afresh each step, or at a chain's first step and then held.
+
+        Their number is known without looking at the device, so nothing waits for it.
+        """
+        step = tensordict["step"].squeeze(-1)
+        count = round(self.beta * len(step))
+        draw = torch.rand(step.shape, generator=self.generator, device=step.device)
+        held = tensordict.get("actor", None)
+        if self.per_chain and held is not None:
+            draw = torch.where(step == 0, draw, held.squeeze(-1).to(draw.dtype))
+        return draw.argsort(descending=True)[:count]
+
+
+class Rollout:
+    """Chains on demand: B whole chains of the environment a call, as B * K records without gradient."""
+
+    def __init__(self, env: EnvBase, policy: MixturePolicy) -> None:
+        self.env, self.policy = env, policy
+        frames = env.batch_size.numel() * (len(env.times) - 1)
+        self._collector = Collector(
+            env,
+            policy,
+            frames_per_batch=frames,
+            total_frames=-1,
+            trust_policy=True,
+            track_traj_ids=False,
+            auto_register_policy_transforms=False,
+        )
+        self._batches = iter(self._collector)
+
+    def __call__(self, beta: float = 0.0) -> TensorDict:
+        """Roll the env's batch of chains with the expert driving a part ``beta``; return the flat records."""
+        self.policy.beta = beta
+        batch = next(self._batches)
+        records = batch.select(*COLUMNS, strict=False).reshape(-1).clone()
+        return records.update({key: records[key].squeeze(-1) for key in ("t", "s", "actor")})
+
+
+def draw(
+    data: Data, n: int, generator: torch.Generator | None = None, conditional: bool = False
+) -> tuple[States, Condition]:
+    """Return ``n`` clean points and, if ``conditional``, their conditions (from ``data.sample_labelled``)."""
+    if not conditional:
+        return data.sample(n, generator), None
+    if not isinstance(data, LabelledData):
+        raise Refusal(f"conditional chains need data with sample_labelled(n, generator); {type(data).__name__} has none.")
+    return data.sample_labelled(n, generator)
+
+
+def forward_states(
+    data: Data, schedule: Schedule, grid: Times, n: int, generator: torch.Generator | None = None, conditional: bool = False
+) -> TensorDict:
+    """Return ``n`` forward-diffused records: clean data perturbed to times drawn uniformly from ``grid`` but its end, 0."""
+    x0, condition = draw(data, n, generator, conditional)
+    place = torch.randint(len(grid) - 1, (n,), generator=generator, device=grid.device)
+    t, s = grid[place], grid[place + 1]
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    records = TensorDict({"x_t": perturb(x0, noise, t, schedule), "t": t, "s": s, "actor": torch.full_like(place, -1)}, [n])
+    return records if condition is None else records.set("condition", condition)

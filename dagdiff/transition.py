@@ -1,0 +1,131 @@
+"""The law of the world: ONE reverse step x_t -> x_s, given a guess of x0.
+
+Environment, expert, objectives and :func:`sample` all step through these functions, so the chain a student is trained on is
+the chain it is used with. Two laws are here. :class:`Ddim` keeps the noise that x_t and the guess imply (Song et al. 2020,
+https://arxiv.org/abs/2010.02502); :class:`Renoise` draws fresh noise, as multistep consistency sampling does (Song et al.
+2023, https://arxiv.org/abs/2303.01469).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from dagdiff.checks import check_share, check_times
+from dagdiff.schedule import Schedule, perturb
+from dagdiff.shapes import Condition, Denoiser, States, Times, column
+
+
+def ddim(x_t: States, x0: States, t: Times, s: Times, schedule: Schedule) -> States:
+    """Return x_s = alpha_s x0 + sigma_s eps, where eps is the noise that x_t holds if x0 is true. At t = 0, x_t stays."""
+    alpha_t, sigma_t = (column(values, x_t) for values in schedule(t))
+    alpha_s, sigma_s = (column(values, x_t) for values in schedule(s))
+    ratio = torch.where(sigma_t > 0, sigma_s / sigma_t, torch.ones_like(sigma_t))
+    return alpha_s * x0 + ratio * (x_t - alpha_t * x0)
+
+
+class Transition(Protocol):
+    """A law of motion. ``noise`` is a fresh standard normal like ``x_t``; deterministic laws ignore it."""
+
+    schedule: Schedule
+
+    def __call__(self, x_t: States, x0: States, t: Times, s: Times, noise: States) -> States:
+        """Return x_s, ``(B, *D)``."""
+        ...
+
+    def horizon(self, s: Times) -> Times:
+        """The time up to which a guess matters: where an expert's guess must land to be right."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """DDIM with ``eta`` in [0, 1]: 0 is the deterministic probability-flow step, 1 is ancestral (DDPM) sampling.
+
+    The guess must explain the state at s, where the step lands.
+    """
+
+    schedule: Schedule
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_share("eta", self.eta)
+
+    def __call__(self, x_t: States, x0: States, t: Times, s: Times, noise: States) -> States:
+        """Return x_s: DDIM's mean, a part of whose noise is replaced by ``noise`` when eta > 0."""
+        if self.eta == 0.0:
+            return ddim(x_t, x0, t, s, self.schedule)
+        alpha_t, sigma_t = (column(values, x_t) for values in self.schedule(t))
+        alpha_s, sigma_s = (column(values, x_t) for values in self.schedule(s))
+        kept = torch.where(sigma_t > 0, (x_t - alpha_t * x0) / sigma_t, torch.zeros_like(x_t))
+        added = (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp(min=0).sqrt()
+        fresh = self.eta * torch.where(sigma_t > 0, sigma_s / sigma_t * added, torch.zeros_like(sigma_t))
+        return alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * kept + fresh * noise
+
+    def horizon(self, s: Times) -> Times:
+        """The landing time itself."""
+        return s
+
+
+@dataclass(frozen=True)
+class Renoise:
+    """Perturb the guess afresh: x_s = alpha_s x0 + sigma_s noise. The guess must explain the clean end of the chain."""
+
+    schedule: Schedule
+
+    def __call__(self, x_t: States, x0: States, t: Times, s: Times, noise: States) -> States:
+        """Return x_s; x_t matters only through the guess."""
+        return perturb(x0, noise, s, self.schedule)
+
+    def horizon(self, s: Times) -> Times:
+        """Time 0."""
+        return torch.zeros_like(s)
+
+
+class Step(NamedTuple):
+    """One step of a chain: the state, where it starts and lands (both ``(B,)``), the guess, and the state it made."""
+
+    x_t: States
+    t: Times
+    s: Times
+    x0: States
+    x_s: States
+
+
+def chain(
+    policy: Denoiser,
+    transition: Transition,
+    times: Times,
+    noise: States,
+    condition: Condition = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Step]:
+    """Run the reverse chain from ``noise`` (the state at ``times[0]``, ``(B, *D)``) and yield its K steps one by one.
+
+    Raises:
+        Refusal: if ``times`` do not fall to 0.
+    """
+    x_t = noise
+    for t, s in zip(times[:-1], check_times(times)[1:], strict=True):
+        t, s = t.expand(len(x_t)), s.expand(len(x_t))
+        x0 = policy(x_t, t, condition)
+        fresh = torch.randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
+        x_s = transition(x_t, x0, t, s, fresh)
+        yield Step(x_t, t, s, x0, x_s)
+        x_t = x_s
+
+
+def sample(
+    policy: Denoiser,
+    transition: Transition,
+    times: Times,
+    noise: States,
+    condition: Condition = None,
+    generator: torch.Generator | None = None,
+) -> States:
+    """Return the clean end of the chain, ``(B, *D)``: inference. Arguments as in :func:`chain`."""
+    with torch.no_grad():
+        for step in chain(policy, transition, times, noise, condition, generator):
+            x_t = step.x_s
+    return x_t

@@ -1,0 +1,1 @@
+"""Policies and experts: the networks a student is made of, and the teachers it learns from."""
