@@ -3,8 +3,8 @@
 The name is ``world-set`` or ``world-set-labelled``: ``grid25-biased`` shows the student one half of the 5 x 5 grid, and
 ``gaussians8-matched-labelled`` conditions every chain on its mode. The expert always knows the whole world.
 
-Below stand the parts that need a task to be built, as classes or functions whose first parameter is ``task``. Parts of your
-own follow the same rule.
+Below stand the parts that need a task to be built, as classes or functions whose first parameter is ``task``. Parts of
+your own follow the same rule.
 """
 
 import hashlib
@@ -49,11 +49,19 @@ class Task:
         return self.world.labels if self.conditional else 0
 
     @property
+    def usual(self) -> dict[str, str]:
+        """The parts that a run of this task takes when it names none."""
+        return {"expert": "exact" if self.world.mixture else "learned"}
+
+    @property
     def conditions(self) -> Callable[[int, torch.Generator | None], Tensor] | None:
         """Draws the labels of new chains by the world's own weights; None for unconditional tasks."""
         if not self.conditional:
             return None
-        return lambda n, generator=None: self.world.sample_labelled(n, generator)[1]
+        return self._labels
+
+    def _labels(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return self.world.sample_labelled(n, generator)[1]
 
 
 def task_names() -> list[str]:
@@ -137,7 +145,7 @@ def learned_expert(task: Task, width: int = 128, depth: int = 3, updates: int = 
 def student_from_teacher(
     task: Task, width: int = 128, depth: int = 3, updates: int = 4000, teacher_seed: int = 0
 ) -> Student:
-    """A student that starts from the learned teacher's weights, as PD, LCM and DMD2 do. ``updates`` are the teacher's."""
+    """A student that starts from the learned teacher's weights, as the methods do; ``updates`` are the teacher's."""
     return Teacher(task, width, depth, updates, teacher_seed).load()
 
 

@@ -1,9 +1,9 @@
-"""The aggregate D: every labelled state that the loop may train on, by source, and the batches drawn across the sources.
+"""The aggregate D: the labelled states that the loop may train on, by source, and the batches drawn across them.
 
-On-policy records wait in one TorchRL replay buffer a source. Forward-diffused states cost no roll-in, so they are made fresh
-for every batch, as the base methods do. Old student records leave first: ``rounds_kept=None`` keeps everything (DAgger's
-aggregation, Follow-the-Leader), 1 keeps only the newest round (online gradient descent), n a window of n rounds. Records of
-the expert's chains never age, and are never dropped.
+On-policy records wait in one TorchRL replay buffer a source. Forward-diffused states cost no roll-in, so they are made
+fresh for every batch, as the base methods do. Old student records leave first: ``rounds_kept=None`` keeps everything
+(DAgger's aggregation, Follow-the-Leader), 1 keeps only the newest round (online gradient descent), n a window of n
+rounds. Records of the expert's chains never age, and are never dropped.
 """
 
 from collections.abc import Callable
@@ -44,12 +44,14 @@ class Aggregate:
         self.buffers[source].extend(records.set("round", stamp))
 
     def draw(self, rows: int, shares: Shares) -> TensorDict:
-        """Return ``rows`` records, split by ``shares`` to the row, with ``source`` (index into ``SOURCES``) and ``round``.
+        """Return ``rows`` records, split exactly by ``shares``, with ``source`` (index into ``SOURCES``) and ``round``.
 
         A source without records drops out; the others share its part.
         """
         parts = []
-        for index, (source, count) in enumerate(zip(SOURCES, self._available(shares).counts(rows, self.generator), strict=True)):
+        for index, (source, count) in enumerate(
+            zip(SOURCES, self._available(shares).counts(rows, self.generator), strict=True)
+        ):
             if count:
                 records = self._take(source, count)
                 parts.append(records.set("source", torch.full(records.batch_size, index, device=records.device)))
@@ -62,7 +64,9 @@ class Aggregate:
         return records.set("round", torch.full(records.batch_size, -1, device=records.device))
 
     def _available(self, shares: Shares) -> Shares:
-        kept = [share if len(self.buffers.get(source, (0,))) else 0.0 for source, share in zip(SOURCES, shares, strict=True)]
+        kept = [
+            share if len(self.buffers.get(source, (0,))) else 0.0 for source, share in zip(SOURCES, shares, strict=True)
+        ]
         return Shares(*(share / sum(kept) for share in kept)) if any(kept) else Shares(1.0, 0.0, 0.0)
 
 

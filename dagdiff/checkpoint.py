@@ -1,18 +1,20 @@
-"""Files that are whole or absent: weights in safetensors, records in JSON, each written beside its place and moved into it."""
+"""Files that are whole or absent: weights in safetensors, records in JSON, each written aside and moved into place."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, then move it there in one step: no reader sees half a file."""
+    """Let ``write`` fill a neighbour of ``path``, then move it there in one step: no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -23,9 +25,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def save_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, atomically."""
-    text = json.dumps(content, indent=1, allow_nan=True)
+    """Write ``content`` as indented JSON, atomically; NaN and infinity, which JSON lacks, become null."""
+    save_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write text, atomically."""
     write_atomically(path, lambda partial: _write_text(partial, text))
+
+
+def save_arrays(path: Path, **columns: Tensor) -> None:
+    """Write tensors as the named arrays of a compressed .npz file, atomically."""
+    arrays: dict[str, Any] = {name: values.numpy(force=True) for name, values in columns.items()}
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_atomically(path, write)
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
@@ -50,8 +67,18 @@ def load_weights(path: Path, module: nn.Module) -> None:
         load_model(module, str(path))
     except (RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise Refusal(f"{path} does not hold the weights of this network ({reason}). Delete it, or fix the settings.") from None
+        raise Refusal(
+            f"{path} does not hold the weights of this network ({reason}). Delete it, or fix the settings."
+        ) from None
 
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,6 +1,7 @@
 """The refusals: bad input is turned away on the first lines, with the value, what is wrong with it, and the cure.
 
-The command line prints a :class:`Refusal` as one line and exits with status 2; from Python it is an ordinary ValueError.
+The command line prints a :class:`Refusal` as one line and exits with status 2; from Python it is an ordinary
+ValueError.
 """
 
 import difflib
@@ -40,7 +41,9 @@ def check_share(name: str, value: float) -> None:
 def check_shares(shares: tuple[float, ...]) -> None:
     """Refuse shares that are negative or do not sum to 1."""
     if len(shares) != 3 or not all(math.isfinite(share) and share >= 0.0 for share in shares):
-        raise Refusal(f"shares must be three numbers >= 0 (forward, student, expert); got {shares}. Pass e.g. 0.5,0.5,0.")
+        raise Refusal(
+            f"shares must be three numbers >= 0 (forward, student, expert); got {shares}. Pass e.g. 0.5,0.5,0."
+        )
     if abs(sum(shares) - 1.0) > 1e-6:
         raise Refusal(f"shares must sum to 1; got {shares}, which sum to {sum(shares):g}. Pass e.g. 0.5,0.5,0.")
 
@@ -56,7 +59,9 @@ def check_times(times: Tensor) -> Tensor:
     rises = (times[1:] >= times[:-1]).nonzero().flatten().tolist()
     if rises:
         i = rises[0] + 1
-        raise Refusal(f"times must fall from 1 to 0; got times[{i}]={times[i]:g} after times[{i - 1}]={times[i - 1]:g}. {_GRID}")
+        raise Refusal(
+            f"times must fall from 1 to 0; got times[{i}]={times[i]:g} after times[{i - 1}]={times[i - 1]:g}. {_GRID}"
+        )
     return times
 
 
@@ -64,7 +69,9 @@ def check_finite(name: str, values: Tensor) -> Tensor:
     """Refuse NaN and infinity in data; return the data."""
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise Refusal(f"{name} holds {bad} values that are NaN or infinite, of {values.numel()}. Drop or repair those rows first.")
+        raise Refusal(
+            f"{name} holds {bad} values that are NaN or infinite, of {values.numel()}. Drop or repair those rows first."
+        )
     return values
 
 

@@ -1,12 +1,14 @@
 """Configuration: from words on the command line, or a YAML file, to the objects of a run.
 
-A run is plain settings (:class:`Settings`) plus *parts*: classes or functions named by a short name or an import path, whose
+A run is plain settings (:class:`Settings`) plus *parts*: classes or functions named by a short name or an import path,
+whose
 own arguments are options too: ``--expert mypkg.mine.MyExpert --expert.strength 2``. In YAML a part is
 ``expert: {class: mypkg.mine.MyExpert, strength: 2}``. A part that has a parameter ``task`` is given the task.
 """
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,13 @@ from dagdiff.checks import Refusal, check_in
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
 
+_RAMPS = {
+    "constant": "dagdiff.mixture.Constant",
+    "linear": "dagdiff.mixture.LinearRamp",
+    "cosine": "dagdiff.mixture.CosineRamp",
+    "exponential": "dagdiff.mixture.ExponentialRamp",
+    "indicator": "dagdiff.mixture.Indicator",
+}
 PARTS: dict[str, dict[str, str]] = {
     "objective": {
         "progressive": "dagdiff.objectives.Progressive",
@@ -44,16 +53,9 @@ PARTS: dict[str, dict[str, str]] = {
         "vp": "dagdiff.schedule.VPSchedule.linear",
         "flow": "dagdiff.schedule.FlowSchedule",
     },
-    **dict.fromkeys(
-        ("beta", "shares_ramp", "lr_ramp"),
-        {
-            "constant": "dagdiff.mixture.Constant",
-            "linear": "dagdiff.mixture.LinearRamp",
-            "cosine": "dagdiff.mixture.CosineRamp",
-            "exponential": "dagdiff.mixture.ExponentialRamp",
-            "indicator": "dagdiff.mixture.Indicator",
-        },
-    ),
+    "beta": _RAMPS,
+    "shares_ramp": _RAMPS,
+    "lr_ramp": _RAMPS,
 }
 """What each part may be, by short name. Anything else is an import path."""
 
@@ -74,7 +76,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "schedule": {"class": "cosine"},
     "beta": {"class": "constant", "value": 0.0},
     "shares_ramp": {"class": "constant"},
-    "lr_ramp": {"class": "constant"},
+    "lr_ramp": {"class": "linear", "start": 1.0, "end": 0.0, "until": 1.0},
 }
 
 
@@ -96,7 +98,7 @@ class Settings:
         per_chain: let one driver keep a chain to its end.
         rounds_kept: rounds of student states that stay in the aggregate; null keeps all, 1 the newest.
         max_age: drop student states older than this many updates.
-        lr: learning rate of Adam.
+        lr: learning rate of Adam; null takes the objective's own.
         clip: the largest gradient norm.
         ema: decay of the averaged student that is saved instead of the last; 0 averages nothing.
         heldout: chains of the measurement that closes a round; 0 measures nothing.
@@ -106,10 +108,10 @@ class Settings:
     """
 
     task: str = "gaussians8-biased"
-    shares: tuple[float, float, float] = (0.5, 0.5, 0.0)
+    shares: tuple[float, float, float] = (0.25, 0.5, 0.25)
     steps: int = 4
     stages: list[int] | None = None
-    updates: int = 600
+    updates: int = 1200
     rounds: int = 20
     batch_size: int = 256
     chains: int = 256
@@ -118,7 +120,7 @@ class Settings:
     per_chain: bool = False
     rounds_kept: int | None = None
     max_age: int | None = None
-    lr: float = 1e-3
+    lr: float | None = None
     clip: float = 1.0
     ema: float = 0.0
     heldout: int = 256
@@ -127,24 +129,34 @@ class Settings:
     device: str = "auto"
 
 
+def configure(settings: Mapping[str, Any]) -> Config:
+    """Return the full configuration of a run of which only some settings are given; the rest take their defaults."""
+    words = list(flatten(settings))
+    return plain(parse(words), build_parser(words, "dagdiff distill"))
+
+
 def parse(arguments: Sequence[str], prog: str = "dagdiff distill") -> Namespace:
-    """Parse ``--name value`` words, ``--config FILE`` among them, into checked values; later words win.
+    """Parse the settings and parts of a run into checked values; of two words for one setting the later wins.
 
     Raises:
         Refusal: an unknown option, part or file, or a value of the wrong type; one line.
     """
-    words = list(_spelled(arguments))
-    parser = build_parser(words, prog)
+    words = list(spelled(arguments))
+    return read(build_parser(words, prog), words)
+
+
+def read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Let ``parser`` read the words; what it complains of becomes a one-line refusal."""
     try:
         return parser.parse_args([word for word in words if word])
     except Exception as error:  # jsonargparse raises several kinds; all mean that the words are wrong
         reason = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        raise Refusal(f"{'; '.join(reason)}. See `{prog} --help`.") from None
+        raise Refusal(f"{'; '.join(reason)}. See `{parser.prog} --help`.") from None
 
 
 def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
-    """Return the parser of a run whose parts are named in ``words``: each part's own arguments are options too."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, default_env=False)
+    """Return the parser of a run whose parts are named in spelled ``words``; their own arguments are options too."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_class_arguments(Settings, None)
     for part in PARTS:
         default = dict(_DEFAULTS.get(part, {}))
@@ -173,27 +185,28 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
         found = getattr(found, attribute)
     if not callable(found):
         raise Refusal(f"{part} {path!r} is not a class or a function. Name one, such as mypkg.mine.MyClass.")
-    return found
+    kind: Callable[..., Any] = found
+    return kind
 
 
 def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
-    """Return a parsed configuration as nested dicts of plain values, as ``config.yaml`` holds it."""
-    config: Config = yaml.safe_load(parser.dump(namespace, skip_validation=True))
+    """Return parsed settings as nested dicts of plain values, as ``config.yaml`` holds them."""
+    config: Config = yaml.safe_load(parser.dump(namespace, skip_validation=True, skip_none=False))
     return config
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Spell a nested configuration as ``--name=value`` words; ``expert: exact`` is short for ``expert: {class: exact}``."""
+    """Spell a nested configuration as ``--name=value`` words; ``expert: exact`` means ``expert: {class: exact}``."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         elif key in PARTS and not prefix:
             yield f"--{key}.class={value}" if value is not None else ""
         else:
-            yield f"--{prefix}{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
+            yield f"--{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def _spelled(arguments: Sequence[str]) -> Iterator[str]:
+def spelled(arguments: Sequence[str]) -> Iterator[str]:
     """Spell words out: ``--expert X`` as ``--expert.class=X``, ``--shares a,b,c`` as a list, a file as its settings."""
     words = iter(arguments)
     for word in words:
@@ -215,7 +228,9 @@ def _read(path: Path) -> Config:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise Refusal(f"--config {path} can't be read: {str(error).splitlines()[0]}. Give a YAML file of settings.") from None
+        raise Refusal(
+            f"--config {path} can't be read: {str(error).splitlines()[0]}. Give a YAML file of settings."
+        ) from None
     if not isinstance(content, dict):
         raise Refusal(f"--config {path} holds {type(content).__name__}, not settings. Write `name: value` lines.")
     return content

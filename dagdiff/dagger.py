@@ -1,7 +1,8 @@
 """DAgger for diffusion: gather the states the student really visits, let the expert label them, train on the mixture.
 
-Dataset aggregation is Ross, Gordon and Bagnell (2011, https://arxiv.org/abs/1011.0686); its use for diffusion distillation,
-with forward-diffused, student and expert states mixed, is DDIL (Garrepalli et al. 2024, https://arxiv.org/abs/2410.11971).
+Dataset aggregation is Ross, Gordon and Bagnell (2011, https://arxiv.org/abs/1011.0686); its use for diffusion
+distillation, with forward-diffused, student and expert states mixed, is DDIL (Garrepalli et al. 2024,
+https://arxiv.org/abs/2410.11971).
 """
 
 import copy
@@ -32,9 +33,9 @@ class Round:
     """What one round of the loop did.
 
     ``losses`` are means over the round's updates; ``nfe_*`` count network evaluations (rows) since training began;
-    ``loss_forward`` and ``loss_own`` are the held-out imitation losses at each step of the grid, ``heldout`` the objective's
-    own loss on held-out states of the student (the measure that picks the best round). All three are empty or nan when
-    ``heldout=0``.
+    ``loss_forward`` and ``loss_own`` are the held-out imitation losses at each step of the grid, ``heldout`` the
+    objective's own loss on held-out states of the student (the measure that picks the best round). All three are empty
+    or nan when ``heldout=0``.
     """
 
     number: int
@@ -80,7 +81,8 @@ class DAgger:
         clip: the largest gradient norm.
         ema: decay an update of the averaged student in ``averaged``; 0 averages nothing.
         heldout: chains and forward rows of the measurement that closes a round; 0 measures nothing.
-        generator: of the loop's own draws (coins, forward states, shares, critics), on the env's device; seeded with 0 if not given.
+        generator: of the loop's own draws (coins, forward states, shares, critics), on the env's device; seeded with 0
+            if not given.
     """
 
     def __init__(
@@ -113,7 +115,12 @@ class DAgger:
         for name, value in {"rounds": rounds, "updates_per_round": updates_per_round, "batch_size": batch_size}.items():
             check_at_least(name, value, 1)
         self.student, self.expert, self.objective = student, expert, objective
-        self.env, self.expert_env, self.data, self.conditional = env, expert_env or env, data, env.conditions is not None
+        self.env, self.expert_env, self.data, self.conditional = (
+            env,
+            expert_env or env,
+            data,
+            env.conditions is not None,
+        )
         self.shares, self.shares_ramp, self.beta, self.per_chain = Shares(*shares), shares_ramp, beta, per_chain
         self.rounds, self.updates_per_round, self.batch_size = rounds, updates_per_round, batch_size
         self.clip, self.nfe_student, self._updates = clip, 0, 0
@@ -123,17 +130,19 @@ class DAgger:
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
 
         objective.begin(student, expert, data, self.generator)
-        student.register_forward_hook(self._count)
         self.grid = objective.grid(env.times)
         self.optimiser = optimiser(student.parameters())
         updates = rounds * updates_per_round
         self._lr = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda update: lr_ramp(update / updates))
-        self.averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        self.averaged = (
+            AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        )
         self._last_good = copy.deepcopy(student.state_dict())
 
         kept = rounds_to_keep(rounds, rounds_kept, max_age, updates_per_round)
         records = env.batch_size.numel() * (len(env.times) - 1)
-        self.aggregate = Aggregate(self._forward_states, {"student": kept * records, "expert": rounds * records}, self.generator)
+        host = torch.Generator().manual_seed(self.generator.initial_seed())
+        self.aggregate = Aggregate(self._forward_states, {"student": kept * records, "expert": rounds * records}, host)
         self._rollouts: dict[str, Rollout] = {}
 
     def __iter__(self) -> Iterator[Round]:
@@ -142,6 +151,13 @@ class DAgger:
         Raises:
             NonFiniteLoss: names the update; the student is back at the end of the last good round.
         """
+        counter = self.student.register_forward_hook(self._count)
+        try:
+            yield from self._rounds()
+        finally:
+            counter.remove()
+
+    def _rounds(self) -> Iterator[Round]:
         started = time.perf_counter()
         for number in range(1, self.rounds + 1):
             progress = (number - 1) / self.rounds
@@ -150,7 +166,7 @@ class DAgger:
             losses = self.improve(shares)
             yield Round(
                 number=number,
-                updates=number * self.updates_per_round,
+                updates=self._updates,
                 beta=beta,
                 shares=shares,
                 losses=losses,
@@ -169,7 +185,7 @@ class DAgger:
                 self.aggregate.add(source, self.objective.annotate(self.expert, records), number)
 
     def improve(self, shares: Shares) -> dict[str, float]:
-        """Update the student (and before it the objective's critic) on batches of the mixture; return the mean losses."""
+        """Update the student (and first the objective's critic) on batches of the mixture; return the mean losses."""
         logs: list[dict[str, Tensor]] = []
         self.student.train()
         for _ in range(self.updates_per_round):
@@ -211,7 +227,8 @@ class DAgger:
             return {}
         charged, drawn = (self.nfe_student, self.expert.nfe), self.generator.get_state()
         self.generator.manual_seed(0)
-        measured = self.heldout(self.policy, self.expert, self.objective)
+        measured: dict[str, Any] = dict(self.heldout.imitation(self.policy, self.expert))
+        measured["heldout"] = self.heldout.objective(self.policy, self.expert, self.objective)
         self.generator.set_state(drawn)
         self.nfe_student, self.expert.nfe = charged
         if self.best is None or measured["heldout"] < self.best[1]:
@@ -221,7 +238,9 @@ class DAgger:
     def _rollout(self, source: str) -> Rollout:
         if source not in self._rollouts:
             env, per_chain = (self.env, self.per_chain) if source == "student" else (self.expert_env, False)
-            driver = MixturePolicy(self.policy, self.expert, env.transition, per_chain, self.generator, self.conditional)
+            driver = MixturePolicy(
+                self.policy, self.expert, env.transition, per_chain, self.generator, self.conditional
+            )
             self._rollouts[source] = Rollout(env, driver)
         return self._rollouts[source]
 

@@ -1,11 +1,12 @@
 """The expert: the many-step teacher, asked for advice at any state, wherever that state came from.
 
-It answers with a *guess* of x0, like every policy. Asked for ``target(x_t, t, s)`` it first walks its own path from t to s
-in k DDIM sub-steps and then names the guess with which ONE step lands at the same place: the progressive target of Salimans
-and Ho (2022, https://arxiv.org/abs/2202.00512), for any k. Every network evaluation is counted in ``nfe``.
+It answers with a *guess* of x0, like every policy. Asked for ``target(x_t, t, s)`` it first walks its own path from t
+to s in k DDIM sub-steps and then names the guess with which ONE step lands at the same place: the progressive target of
+Salimans and Ho (2022, https://arxiv.org/abs/2202.00512), for any k. Every network evaluation is counted in ``nfe``.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ class Expert:
         denoiser: the teacher, ``(x_t, t, condition) -> x0``.
         schedule: the noise schedule of its states.
         substeps: DDIM sub-steps k between the two ends of a question; 1 is the plain guess.
-        guidance: classifier-free weight w (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598), used where a condition
+        guidance: classifier-free weight w (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598), used where a
+            condition
             is given: x0_null + w (x0_condition - x0_null), two evaluations; 1 asks the conditional denoiser alone.
         threshold: the reflected operator, applied to every guess.
         null: makes the null condition from a condition.
@@ -71,14 +73,14 @@ class Expert:
         return x_t
 
     def walk(self, noise: States, times: Times, condition: Condition = None) -> list[States]:
-        """Walk its own chain down the grid, k sub-steps an interval; return the states at every time, ``noise`` first."""
+        """Walk its own chain down the grid, k sub-steps an interval; return the states at all its times."""
         states = [noise]
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             states.append(self.advance(states[-1], t.expand(len(noise)), s.expand(len(noise)), condition))
         return states
 
     def target(self, x_t: States, t: Times, s: Times, condition: Condition = None) -> States:
-        """Return the guess with which one DDIM step from ``(x_t, t)`` lands where k sub-steps lead, ``(B, *D)``; s < t."""
+        """Return the guess with which one DDIM step from t to s < t lands where k sub-steps lead, ``(B, *D)``."""
         if self.substeps == 1:
             return self(x_t, t, condition)
         x_s = self.advance(x_t, t, s, condition)

@@ -3,8 +3,6 @@
 The same noise and the same data rows serve every round, so that rounds compare.
 """
 
-from typing import Any
-
 import torch
 from tensordict import TensorDict
 
@@ -38,31 +36,34 @@ class HeldOut:
         self.x0, self.condition = draw(data, rows, generator, conditional)
         self.noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
 
-    def __call__(self, policy: StudentPolicy, expert: Expert, objective: Objective) -> dict[str, Any]:
-        """Return ``loss_forward`` and ``loss_own``, the imitation loss at each step, and ``heldout``, the objective's own
-        loss on the student's states."""
+    def imitation(self, policy: StudentPolicy, expert: Expert) -> dict[str, list[float]]:
+        """Return ``loss_forward`` and ``loss_own``, the imitation loss at each step."""
         generator = self._generator()
-        steps = list(chain(policy, self.transition, self.times, self.noise, self.condition, generator))
+        steps = self._chains(policy)
         return {
-            "loss_forward": [self._imitation(policy, expert, self._forward(step, generator), step) for step in steps],
-            "loss_own": [self._imitation(policy, expert, step.x_t, step) for step in steps],
-            "heldout": self._objective(policy, expert, objective, steps),
+            "loss_forward": [self._loss(policy, expert, self._forward(step, generator), step) for step in steps],
+            "loss_own": [self._loss(policy, expert, step.x_t, step) for step in steps],
         }
 
-    def _imitation(self, policy: StudentPolicy, expert: Expert, x_t: States, step: Step) -> float:
+    @torch.no_grad()
+    def objective(self, policy: StudentPolicy, expert: Expert, objective: Objective) -> float:
+        """Return the objective's own loss on the states that the student visits."""
+        condition = {} if self.condition is None else {"condition": self.condition}
+        steps = self._chains(policy)
+        records = [TensorDict({"x_t": at.x_t, "t": at.t, "s": at.s, **condition}, [len(at.x_t)]) for at in steps]
+        own = objective.annotate(expert, torch.cat(records))
+        policy.student.eval()
+        return float(objective.loss(policy.student, own).loss)
+
+    def _chains(self, policy: StudentPolicy) -> list[Step]:
+        return list(chain(policy, self.transition, self.times, self.noise, self.condition, self._generator()))
+
+    def _loss(self, policy: StudentPolicy, expert: Expert, x_t: States, step: Step) -> float:
         return imitation_loss(policy, expert, self.transition, x_t, step.t, step.s, self.condition)
 
     def _forward(self, step: Step, generator: torch.Generator) -> States:
         noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
         return perturb(self.x0, noise, step.t, self.transition.schedule)
-
-    @torch.no_grad()
-    def _objective(self, policy: StudentPolicy, expert: Expert, objective: Objective, steps: list[Step]) -> float:
-        condition = {} if self.condition is None else {"condition": self.condition}
-        records = [TensorDict({"x_t": at.x_t, "t": at.t, "s": at.s, **condition}, [len(at.x_t)]) for at in steps]
-        own = objective.annotate(expert, torch.cat(records))
-        policy.student.eval()
-        return float(objective.loss(policy.student, own).loss)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(self.times.device).manual_seed(self.seed)

@@ -1,7 +1,7 @@
 """Which states a batch is made of, and who drives a roll-in: shares, beta, and how both change over training.
 
-A *ramp* is any callable ``progress -> value`` with progress in [0, 1]: 0 in the first round, 1 at the end of training. The
-same ramps serve DAgger's beta (the part of the steps that the expert drives; Ross, Gordon and Bagnell 2011,
+A *ramp* is any callable ``progress -> value`` with progress in [0, 1]: 0 in the first round, 1 at the end of training.
+The same ramps serve DAgger's beta (the part of the steps that the expert drives; Ross, Gordon and Bagnell 2011,
 https://arxiv.org/abs/1011.0686) and the growth of the on-policy shares.
 """
 
@@ -22,11 +22,11 @@ SOURCES = ("forward", "student", "expert")
 
 
 class Shares(NamedTuple):
-    """The parts of a batch that are forward-diffused, from the student's chains, and from the expert's. They sum to 1."""
+    """The parts of a batch that are forward-diffused, from student chains, and from expert chains; they sum to 1."""
 
-    forward: float = 0.5
+    forward: float = 0.25
     student: float = 0.5
-    expert: float = 0.0
+    expert: float = 0.25
 
     def ramped(self, height: float) -> "Shares":
         """Scale the two on-policy shares by ``height`` in [0, 1]; forward states take the rest."""
@@ -34,7 +34,7 @@ class Shares(NamedTuple):
         return Shares(1.0 - student - expert, student, expert)
 
     def counts(self, rows: int, generator: torch.Generator | None = None) -> tuple[int, int, int]:
-        """Split ``rows`` exactly: each source gets the floor of its part, the few rows left over are drawn by the remainders."""
+        """Split ``rows`` exactly: each source gets the floor of its part, the rows left over fall by the remainders."""
         check_shares(self)
         parts = torch.tensor(self, dtype=torch.float64) * rows
         counts = (parts + 1e-6).floor().long()
@@ -108,7 +108,7 @@ class ExponentialRamp:
 
     def __call__(self, progress: float) -> float:
         """Return the value at ``progress``."""
-        return self.end + (self.start - self.end) * 0.5 ** (progress / self.half_life)
+        return self.end + (self.start - self.end) * math.exp2(-progress / self.half_life)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The policy: the few-step student as it is used, in roll-ins and at inference alike.
 
-Inside a loss the student's network is called bare. In its role as policy it runs in eval mode and without gradient (dropout
-in a roll-in would visit states that inference never meets), and its guess is thresholded if the run is reflected.
+Inside a loss the student's network is called bare. In its role as policy it runs in eval mode and without gradient
+(dropout in a roll-in would visit states that inference never meets), and its guess is thresholded if the run is
+reflected.
 """
 
 import torch

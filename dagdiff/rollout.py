@@ -1,8 +1,9 @@
 """Roll-ins: the states that the student, the expert, or a mixture of the two really visits.
 
-TorchRL's in-process ``Collector`` runs a policy through the denoising environment and returns B chains as B * K records. A
-record is one row ``x_t, t, s`` (plus ``condition``), with ``actor``: who took the step, 0 the student, 1 the expert, -1 nobody.
-Forward-diffused states, which need no environment, are made by :func:`forward_states` with the same columns.
+TorchRL's in-process ``Collector`` runs a policy through the denoising environment and returns B chains as B * K
+records. A record is one row ``x_t, t, s`` (plus ``condition``), with ``actor``: who took the step, 0 the student, 1 the
+expert, -1 nobody. Forward-diffused states, which need no environment, are made by :func:`forward_states` with the same
+columns.
 """
 
 from typing import Protocol, runtime_checkable
@@ -44,8 +45,9 @@ class LabelledData(Data, Protocol):
 class MixturePolicy(TensorDictModuleBase):
     """DAgger's behaviour policy: at each step (or once a chain) the expert acts in a random part beta of the chains.
 
-    The expert's action is its guess for the law of the environment: where its own sub-steps lead by ``transition.horizon``.
-    Only the rows that the expert drives are shown to it; with beta 0 or 1 just one network is asked.
+    The expert's action is its guess for the law of the environment: where its own sub-steps lead by
+    ``transition.horizon``. Only the rows that the expert drives are shown to it; with beta 0 or 1 just one network is
+    asked.
 
     Args:
         student: the policy, a denoiser.
@@ -130,17 +132,26 @@ def draw(
     if not conditional:
         return data.sample(n, generator), None
     if not isinstance(data, LabelledData):
-        raise Refusal(f"conditional chains need data with sample_labelled(n, generator); {type(data).__name__} has none.")
+        raise Refusal(
+            f"conditional chains need data with sample_labelled(n, generator); {type(data).__name__} has none."
+        )
     return data.sample_labelled(n, generator)
 
 
 def forward_states(
-    data: Data, schedule: Schedule, grid: Times, n: int, generator: torch.Generator | None = None, conditional: bool = False
+    data: Data,
+    schedule: Schedule,
+    grid: Times,
+    n: int,
+    generator: torch.Generator | None = None,
+    conditional: bool = False,
 ) -> TensorDict:
-    """Return ``n`` forward-diffused records: clean data perturbed to times drawn uniformly from ``grid`` but its end, 0."""
+    """Return ``n`` forward-diffused records: data perturbed to times drawn uniformly from ``grid`` but its end, 0."""
     x0, condition = draw(data, n, generator, conditional)
     place = torch.randint(len(grid) - 1, (n,), generator=generator, device=grid.device)
     t, s = grid[place], grid[place + 1]
     noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-    records = TensorDict({"x_t": perturb(x0, noise, t, schedule), "t": t, "s": s, "actor": torch.full_like(place, -1)}, [n])
+    records = TensorDict(
+        {"x_t": perturb(x0, noise, t, schedule), "t": t, "s": s, "actor": torch.full_like(place, -1)}, [n]
+    )
     return records if condition is None else records.set("condition", condition)

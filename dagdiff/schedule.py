@@ -28,9 +28,10 @@ def perturb(x0: States, noise: States, t: Times, schedule: Schedule) -> States:
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """alpha_t = cos(theta t), sigma_t = sin(theta t) (Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672, without offset).
+    """alpha_t = cos(theta t), sigma_t = sin(theta t), without the offset of Nichol and Dhariwal (2021).
 
-    theta stops short of pi/2 so that alpha_1 = ``terminal_alpha`` > 0: predicting epsilon stays possible at t = 1.
+    Source: https://arxiv.org/abs/2102.09672. Here theta stops short of pi/2, so that alpha_1 = ``terminal_alpha`` > 0:
+    predicting epsilon stays possible at t = 1.
     """
 
     terminal_alpha: float = 1e-3

@@ -1,7 +1,7 @@
 """The shapes dagdiff speaks in: aliases that say what a tensor is.
 
-Every state tensor is ``(B, *D)``: a batch of ``B`` points of any shape ``D`` (``(2,)`` on the toys, ``(C, H, W)`` on images).
-Times are ``(B,)`` floats from 1 (noise) to 0 (data).
+Every state tensor is ``(B, *D)``: a batch of ``B`` points of any shape ``D`` (``(2,)`` on the toys, ``(C, H, W)`` on
+images). Times are ``(B,)`` floats from 1 (noise) to 0 (data).
 """
 
 from typing import Protocol, runtime_checkable

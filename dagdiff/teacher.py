@@ -24,10 +24,10 @@ def train_teacher(
     conditional: bool = False,
     generator: torch.Generator | None = None,
 ) -> Iterator[float]:
-    """Train ``network`` (a denoiser) in place and yield the loss every 100 updates; at the end it holds the EMA weights.
+    """Train a denoising network in place and yield the loss every 100 updates; in the end it holds the EMA weights.
 
-    The learning rate falls to 0 along half a cosine. Conditional teachers see no label in a part ``unlabelled`` of the rows,
-    so that guidance can ask them without one (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
+    The learning rate falls to 0 along half a cosine. Conditional teachers see no label in a part ``unlabelled`` of the
+    rows, so that guidance can ask them without one (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
     """
     device = next(network.parameters()).device
     optimiser = torch.optim.Adam(network.parameters(), lr=lr)

@@ -1,7 +1,8 @@
 """The reflected formulation in practice: operators that bring a guess of x0 back into the set where data live.
 
 An operator is any callable ``x0 -> x0``. Where each objective applies it is said in :mod:`dagdiff.objectives`; the
-student's own output inside a loss is never thresholded, because a clipped output has no gradient where it needs one most.
+student's own output inside a loss is never thresholded, because a clipped output has no gradient where it needs one
+most.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class StaticThreshold:
 
 @dataclass(frozen=True)
 class DynamicThreshold:
-    """Clamp to the row's own quantile m of \\|x0\\| and scale back by bound / m where m exceeds ``bound``.
+    """Clamp to m, a quantile of the row's absolute values, and scale back by bound / m where m exceeds ``bound``.
 
     Source: Imagen (Saharia et al. 2022, https://arxiv.org/abs/2205.11487).
     """
@@ -69,14 +70,17 @@ class DynamicThreshold:
 
 @dataclass(frozen=True, eq=False)
 class QuantileBox:
-    """Clamp each channel to its own range [low_c, high_c]: latents have no natural box, so it is estimated from data."""
+    """Clamp each channel to its own range [low_c, high_c], estimated from data: latents have no natural box."""
 
     low: Tensor
     high: Tensor
 
     def __post_init__(self) -> None:
         if self.low.shape != self.high.shape or self.low.ndim != 1 or not (self.low < self.high).all():
-            raise Refusal(f"low must lie below high in every channel; got low={self.low.tolist()}, high={self.high.tolist()}. Use QuantileBox.estimate.")
+            raise Refusal(
+                f"low must lie below high in every channel; got low={self.low.tolist()}, high={self.high.tolist()}. "
+                "Use QuantileBox.estimate."
+            )
 
     @classmethod
     def estimate(cls, data: States, quantile: float = 0.999) -> "QuantileBox":
@@ -84,7 +88,9 @@ class QuantileBox:
         check_share("quantile", quantile)
         channels = check_finite("data", data).transpose(0, 1).flatten(1).double()
         tail = (1.0 - quantile) / 2.0
-        low, high = torch.quantile(channels, torch.tensor([tail, 1.0 - tail], dtype=torch.float64, device=data.device), dim=1)
+        low, high = torch.quantile(
+            channels, torch.tensor([tail, 1.0 - tail], dtype=torch.float64, device=data.device), dim=1
+        )
         return cls(low.to(data.dtype), high.to(data.dtype))
 
     def __call__(self, x0: States) -> States:

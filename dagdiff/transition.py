@@ -1,9 +1,9 @@
 """The law of the world: ONE reverse step x_t -> x_s, given a guess of x0.
 
-Environment, expert, objectives and :func:`sample` all step through these functions, so the chain a student is trained on is
-the chain it is used with. Two laws are here. :class:`Ddim` keeps the noise that x_t and the guess imply (Song et al. 2020,
-https://arxiv.org/abs/2010.02502); :class:`Renoise` draws fresh noise, as multistep consistency sampling does (Song et al.
-2023, https://arxiv.org/abs/2303.01469).
+Environment, expert, objectives and :func:`sample` all step through these functions, so the chain a student is trained
+on is the chain it is used with. Two laws are here. :class:`Ddim` keeps the noise that x_t and the guess imply (Song et
+al. 2020, https://arxiv.org/abs/2010.02502); :class:`Renoise` draws fresh noise, as multistep consistency sampling does
+(Song et al. 2023, https://arxiv.org/abs/2303.01469).
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from dagdiff.shapes import Condition, Denoiser, States, Times, column
 
 
 def ddim(x_t: States, x0: States, t: Times, s: Times, schedule: Schedule) -> States:
-    """Return x_s = alpha_s x0 + sigma_s eps, where eps is the noise that x_t holds if x0 is true. At t = 0, x_t stays."""
+    """Return x_s = alpha_s x0 + sigma_s eps, eps being the noise in x_t if x0 is true. At t = 0, x_t stays."""
     alpha_t, sigma_t = (column(values, x_t) for values in schedule(t))
     alpha_s, sigma_s = (column(values, x_t) for values in schedule(s))
     ratio = torch.where(sigma_t > 0, sigma_s / sigma_t, torch.ones_like(sigma_t))
@@ -28,7 +28,10 @@ def ddim(x_t: States, x0: States, t: Times, s: Times, schedule: Schedule) -> Sta
 class Transition(Protocol):
     """A law of motion. ``noise`` is a fresh standard normal like ``x_t``; deterministic laws ignore it."""
 
-    schedule: Schedule
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule of the states."""
+        ...
 
     def __call__(self, x_t: States, x0: States, t: Times, s: Times, noise: States) -> States:
         """Return x_s, ``(B, *D)``."""

@@ -1,16 +1,15 @@
 """The denoising chain as an environment: three skins of one law, :mod:`dagdiff.transition`.
 
 ==============  ======================================================================================================
-observation     ``x_t`` the state, ``t`` the time it is at, ``s`` the time the step lands, ``step``, perhaps ``condition``
-action          the clean guess x0, never the next state
-transition      ``x_s = transition(x_t, x0, t, s, noise)``
-reward          minus the mean squared distance to the expert's guess where an expert is given, else 0
-episode         K steps, from noise at ``times[0]`` to ``times[K] = 0``
+observation     ``x_t`` the state, ``t`` the time it is at, ``s`` the time the step lands, ``step``, perhaps
+``condition`` action          the clean guess x0, never the next state transition      ``x_s = transition(x_t, x0, t, s,
+noise)`` reward          minus the mean squared distance to the expert's guess where an expert is given, else 0 episode
+K steps, from noise at ``times[0]`` to ``times[K] = 0``
 ==============  ======================================================================================================
 
 :class:`DenoisingEnv` is native TorchRL, for training: batched, on any device, without host syncs.
-:class:`DenoisingVectorEnv` and :class:`DenoisingGymEnv` are Gymnasium's, for stepping by hand and for other RL libraries;
-they are registered as ``dagdiff/Denoising-v0``.
+:class:`DenoisingVectorEnv` and :class:`DenoisingGymEnv` are Gymnasium's, for stepping by hand and for other RL
+libraries; they are registered as ``dagdiff/Denoising-v0``.
 """
 
 from collections.abc import Callable
@@ -76,7 +75,8 @@ class DenoisingEnv(EnvBase):
         self.action_spec = states.clone()
         self.reward_spec = Unbounded((*rows, 1), device=self.device)
         self.full_done_spec = Composite(
-            {key: Binary(1, (*rows, 1), dtype=torch.bool, device=self.device) for key in ("done", "terminated")}, shape=rows
+            {key: Binary(1, (*rows, 1), dtype=torch.bool, device=self.device) for key in ("done", "terminated")},
+            shape=rows,
         )
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
@@ -98,7 +98,9 @@ class DenoisingEnv(EnvBase):
         x_s = self.transition(x_t, x0, t, s, self._noise())
         reward = _reward(self.expert, x_t, x0, t, condition).unsqueeze(-1)
         done = step + 1 >= len(self.times) - 1
-        return self._observe(x_s, step + 1, condition).update({"reward": reward, "done": done, "terminated": done.clone()})
+        return self._observe(x_s, step + 1, condition).update(
+            {"reward": reward, "done": done, "terminated": done.clone()}
+        )
 
     def _observe(self, x_t: States, step: Tensor, condition: Condition) -> TensorDict:
         t, s = _interval(self.times, step)
@@ -120,12 +122,12 @@ class DenoisingEnv(EnvBase):
 class DenoisingVectorEnv(VectorEnv):
     """A batch of chains that move together, Gymnasium's ``VectorEnv``: NumPy outside, the same law inside.
 
-    All chains end together at step K; the next ``step`` or ``reset`` starts new ones (``AutoresetMode.NEXT_STEP``), or give
-    ``autoreset_mode=AutoresetMode.DISABLED`` and reset by hand. Arguments as in :class:`DenoisingEnv`; ``num_envs`` is B.
-    ``steps`` builds a uniform grid where no ``times`` are given.
+    All chains end together at step K; the next ``step`` or ``reset`` starts new ones (``AutoresetMode.NEXT_STEP``), or
+    give ``autoreset_mode=AutoresetMode.DISABLED`` and reset by hand. Arguments as in :class:`DenoisingEnv`;
+    ``num_envs`` is B. ``steps`` builds a uniform grid where no ``times`` are given.
     """
 
-    metadata = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
 
     def __init__(
         self,
@@ -151,8 +153,10 @@ class DenoisingVectorEnv(VectorEnv):
         self._step = np.zeros(num_envs, dtype=np.int64)
         self._x: States | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start new chains, from noise or from ``options={"x_t": array}``; with ``options["reset_mask"]`` only those rows."""
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start new chains, from noise or ``options={"x_t": array}``; ``options["reset_mask"]`` names the rows."""
         super().reset(seed=seed)
         options = options or {}
         noise = torch.as_tensor(options["x_t"], dtype=torch.float32) if "x_t" in options else self._noise()
@@ -203,14 +207,16 @@ class DenoisingVectorEnv(VectorEnv):
 class DenoisingGymEnv(gymnasium.Env):
     """One chain, Gymnasium's ``Env``: a vector of one. Arguments as in :class:`DenoisingVectorEnv`."""
 
-    metadata = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
 
     def __init__(self, **arguments: Any) -> None:
         self._chains = DenoisingVectorEnv(num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **arguments)
         self.observation_space = self._chains.single_observation_space
         self.action_space = self._chains.single_action_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start a new chain, from noise or from ``options={"x_t": array}``."""
         super().reset(seed=seed)
         if options and "x_t" in options:

@@ -29,7 +29,11 @@ class GaussianMixtureExpert:
     """
 
     def __init__(self, means: Tensor, stds: Tensor, weights: Tensor, schedule: Schedule) -> None:
-        if not len(means) == len(stds) == len(weights) or abs(float(weights.sum()) - 1.0) > 1e-4 or bool((weights <= 0).any()):
+        if (
+            not len(means) == len(stds) == len(weights)
+            or abs(float(weights.sum()) - 1.0) > 1e-4
+            or bool((weights <= 0).any())
+        ):
             raise Refusal(
                 f"a mixture needs as many stds and weights (> 0, summing to 1) as means; got {len(means)} means, "
                 f"{len(stds)} stds, weights {weights.tolist()}. Normalise the weights."
@@ -38,7 +42,8 @@ class GaussianMixtureExpert:
 
     def to(self, device: torch.device | str) -> "GaussianMixtureExpert":
         """Return the expert with its mixture on ``device``."""
-        return GaussianMixtureExpert(*(part.to(device) for part in (self.means, self.stds, self.weights)), self.schedule)
+        means, stds, weights = (part.to(device) for part in (self.means, self.stds, self.weights))
+        return GaussianMixtureExpert(means, stds, weights, self.schedule)
 
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
         """Return E[x0 | x_t], ``(B, D)``."""
@@ -50,8 +55,10 @@ class GaussianMixtureExpert:
         return pull + (responsibility * gain).sum(1, keepdim=True) * x_t
 
     def _log_joint(self, x_t: States, alpha: Tensor, variance: Tensor, condition: Condition) -> Tensor:
-        """log p(x_t, k) up to a constant a row, ``(B, M)``; a condition leaves its own component alone."""
-        apart = x_t.square().sum(1, keepdim=True) - 2 * alpha * (x_t @ self.means.T) + alpha**2 * self.means.square().sum(1)
+        """Return log p(x_t, k) up to a constant a row, ``(B, M)``; a condition leaves its own component alone."""
+        apart = (
+            x_t.square().sum(1, keepdim=True) - 2 * alpha * (x_t @ self.means.T) + alpha**2 * self.means.square().sum(1)
+        )
         joint = self.weights.log() - 0.5 * x_t.shape[1] * variance.log() - 0.5 * apart / variance
         if condition is None:
             return joint

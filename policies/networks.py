@@ -22,6 +22,8 @@ class MLP(nn.Module):
         frequencies: of the time's embedding.
     """
 
+    octaves: Tensor
+
     def __init__(self, size: int = 2, width: int = 128, depth: int = 3, labels: int = 0, frequencies: int = 6) -> None:
         super().__init__()
         for name, value in {"size": size, "width": width, "depth": depth}.items():

@@ -1,20 +1,24 @@
 """The student's network, read as a denoiser: whatever it predicts, it answers with x0."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from dagdiff.prediction import V, Prediction
+from dagdiff.prediction import Prediction, V
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, States, Times
 
 
 class Student(nn.Module):
-    """A raw network adapted once, so that expert, env and objectives all speak x0. Teachers that are learned use it too.
+    """A raw network adapted once, so that expert, env and objectives all speak x0; learned teachers use it too.
 
     Args:
         network: ``(x_t, t, condition) -> output``.
         schedule: the noise schedule of its states.
         prediction: what the output means; v by default, which is well scaled at every noise level.
     """
+
+    network: Any  # a module, perhaps with ``features``
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction = V) -> None:
         super().__init__()

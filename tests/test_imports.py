@@ -16,26 +16,31 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "shapes",
     "checks",
+    "checkpoint",
     "schedule",
     "prediction",
     "threshold",
     "transition",
     "expert",
+    "policy",
     "metrics",
     "mixture",
     "objectives",
     "rollout",
     "aggregate",
+    "heldout",
     "dagger",
-    "checkpoint",
+    "halving",
+    "teacher",
     "plots",
     "report",
     "config",
+    "run",
     "cli",
 )
 WINGS = ("envs", "policies", "benchmarks")  # top-level folders, installed as dagdiff.<wing>
 OUTSIDE = ("tests", "notebooks")  # nothing imports these
-MAY_IMPORT_WINGS = ("config", "cli")
+MAY_IMPORT_WINGS = ("config", "run", "cli")
 WINGS_OF = {"envs": ("envs",), "policies": ("policies",), "benchmarks": WINGS}
 HEAVY = ("torch", "torchrl", "tensordict", "diffusers", "matplotlib")
 
@@ -64,7 +69,7 @@ def breach(room: str, path: str) -> str | None:
     if room in WINGS:
         return f"{room} imports {path}" if target in WINGS and target not in WINGS_OF[room] else None
     if target in WINGS:
-        return None if room in MAY_IMPORT_WINGS else f"{room or 'dagdiff'} imports {path}; only config and cli may"
+        return None if room in MAY_IMPORT_WINGS else f"{room or 'dagdiff'} imports {path}; only config, run and cli may"
     if room == "" or target == "__version__":
         return None
     if target not in ROOMS:

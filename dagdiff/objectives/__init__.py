@@ -10,8 +10,9 @@ DistributionMatching      nothing: it is asked at loss time      fake minus real
 (DMD2)
 ========================  =====================================  =========================  ==========================
 
-No loss looks at where a state came from: one loss, three state laws. States are constants; nothing differentiates through a
-chain. The operator of the reflected formulation is the expert's own (``expert.threshold``), so there is one place to set it.
+No loss looks at where a state came from: one loss, three state laws. States are constants; nothing differentiates
+through a chain. The operator of the reflected formulation is the expert's own (``expert.threshold``), so there is one
+place to set it.
 """
 
 from dagdiff.objectives.base import Loss, Objective

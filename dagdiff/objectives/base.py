@@ -1,7 +1,7 @@
 """What every objective has in common: annotate states once, then turn batches of them into a loss."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dagdiff.expert import Expert
 from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, Denoiser, States, Times, column
+from dagdiff.transition import Ddim
 
 
 class Loss(NamedTuple):
@@ -22,9 +23,18 @@ class Loss(NamedTuple):
 class Objective:
     """Base class: override ``annotate`` and ``loss``; the other hooks are for objectives that remember something.
 
-    A batch of states is a TensorDict of ``x_t`` ``(B, *D)``, ``t`` and ``s`` ``(B,)`` (where the step starts and lands),
-    perhaps ``condition``, ``source`` and ``round``, and whatever ``annotate`` added.
+    A batch of states is a TensorDict of ``x_t`` ``(B, *D)``, ``t`` and ``s`` ``(B,)`` (where the step starts and
+    lands), perhaps ``condition``, ``source`` and ``round``, and whatever ``annotate`` added.
     """
+
+    sampler: ClassVar[Any] = Ddim
+    """Makes the law by which the student is sampled, and so rolled in, from the noise schedule."""
+
+    backward_simulation: bool = False
+    """Whether the published method already trains on the student's own states, as DMD2 does."""
+
+    lr: float = 2e-3
+    """A learning rate of the student that suits the objective, for runs that name none."""
 
     critic_updates: int = 0
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""
@@ -33,15 +43,15 @@ class Objective:
         """Called once before training: keep what the losses need (copies of the student, the expert, real data)."""
 
     def grid(self, times: Times) -> Times:
-        """The grid whose times forward-diffused states take; the sampler's own ``times`` unless the objective has another."""
+        """The grid whose times forward-diffused states take; the sampler's own unless the objective has another."""
         return times
 
     def settle(self, records: TensorDict, generator: torch.Generator | None) -> TensorDict:
-        """Move roll-in records (which also hold ``action``, the guess made there) to where the objective trains; default: stay."""
+        """Move roll-in records (they also hold ``action``, the guess made there) to where the objective trains."""
         return records
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add the expert's advice to states that enter the aggregate, and return them. A label never ages: the expert is frozen."""
+        """Add the expert's advice to states that enter the aggregate. A label never ages: the expert is frozen."""
         return states
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
@@ -59,10 +69,10 @@ class Objective:
 def denoising_loss(
     denoiser: Denoiser, x0: States, noise: States, t: Times, schedule: Schedule, condition: Condition = None
 ) -> Tensor:
-    """Return the mean denoising loss in v-space: \\|v - v*\\|^2 = ((alpha^2 + sigma^2) / sigma)^2 \\|x0 - guess\\|^2.
+    """Return the mean squared error in v, which is ((alpha^2 + sigma^2) / sigma)^2 times that of the guess of x0.
 
-    It weighs a guess by how hard it is, stays finite for t > 0, and equals the flow-matching loss on rectified flow up to
-    the schedule's norm. Teachers and fake scores train with it.
+    It weighs a guess by how hard it is, stays finite for t > 0, and equals the flow-matching loss on rectified flow up
+    to the schedule's norm. Teachers and fake scores train with it.
     """
     alpha, sigma = (column(values, x0) for values in schedule(t))
     error = denoiser(perturb(x0, noise, t, schedule), t, condition) - x0

@@ -1,9 +1,9 @@
-"""Consistency distillation (LCM): answer alike along the expert's path (Luo et al. 2023, https://arxiv.org/abs/2310.04378).
+r"""Consistency distillation (LCM): answer alike along the expert's path (Luo et al. 2023, https://arxiv.org/abs/2310.04378).
 
-.. math:: L = \\mathbb{E}\\; d\\big( f(x_t, t),\\; f_{\\mathrm{ema}}(x_{t'}, t') \\big), \\qquad f(x, t) = c_{skip} x + c_{out} x_0^S(x, t)
+.. math:: L = \mathbb{E}\; d\big(f(x_t, t),\; f_{ema}(x_{t'}, t')\big), \qquad f(x, t) = c_{skip} x + c_{out} x_0^S
 
-where the expert steps once from (x_t, t) to (x_t', t') on a fine solver grid. f is the identity at t = 0, which ties the
-chain of equal answers to the data.
+where the expert steps once from (x_t, t) to (x_t', t') on a fine solver grid. f is the identity at t = 0, which ties
+the chain of equal answers to the data.
 """
 
 from typing import Any
@@ -18,11 +18,14 @@ from dagdiff.expert import Expert
 from dagdiff.objectives.base import Loss, Objective
 from dagdiff.schedule import perturb, step_grid
 from dagdiff.shapes import States, Times, column
-from dagdiff.transition import ddim
+from dagdiff.transition import Renoise, ddim
 
 
 def boundary(x_t: States, x0: States, t: Times, sigma_data: float = 0.5, steepness: float = 10_000.0) -> States:
-    """Return f = c_skip x_t + c_out x0 with c_skip = sd^2 / ((r t)^2 + sd^2), c_out = r t / sqrt((r t)^2 + sd^2): x_t at t = 0."""
+    """Return f = c_skip x_t + c_out x0, which is x_t at t = 0.
+
+    c_skip = sd^2 / ((r t)^2 + sd^2) and c_out = r t / sqrt((r t)^2 + sd^2), with sd ``sigma_data`` and r ``steepness``.
+    """
     scaled = column(steepness * t, x_t)
     square = scaled.square() + sigma_data**2
     return sigma_data**2 / square * x_t + scaled / square.sqrt() * x0
@@ -37,14 +40,19 @@ class Consistency(Objective):
     """LCM on states of any source.
 
     Args:
-        solver_steps: steps of the expert's grid; forward states take its times, and one solver step is 1 / solver_steps long.
+        solver_steps: steps of the expert's grid; forward states take its times, and one solver step is 1 / solver_steps
+            long.
         ema: decay of the target network, an update.
         huber_width: c of the pseudo-Huber distance.
         renoise: spread on-policy states over all the solver's times, by perturbing the guesses made in the roll-in. The
             student's own grid has few times, and the answer at each leans on the answers just below it.
     """
 
-    def __init__(self, solver_steps: int = 50, ema: float = 0.95, huber_width: float = 1e-3, renoise: bool = True) -> None:
+    sampler = Renoise
+
+    def __init__(
+        self, solver_steps: int = 50, ema: float = 0.95, huber_width: float = 1e-3, renoise: bool = True
+    ) -> None:
         check_at_least("solver_steps", solver_steps, 1)
         check_share("ema", ema)
         self.solver_steps, self.ema, self.huber_width, self.renoise = solver_steps, ema, huber_width, renoise
@@ -67,7 +75,9 @@ class Consistency(Objective):
         place = torch.randint(self.solver_steps, (len(guess),), generator=generator, device=guess.device)
         t = 1.0 - place / self.solver_steps
         noise = torch.randn(guess.shape, generator=generator, device=guess.device, dtype=guess.dtype)
-        return records.update({"x_t": perturb(guess, noise, t, self.schedule), "t": t, "s": t - 1.0 / self.solver_steps})
+        return records.update(
+            {"x_t": perturb(guess, noise, t, self.schedule), "t": t, "s": t - 1.0 / self.solver_steps}
+        )
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
         """Add ``t_next`` and ``x_next``: where one expert solver step leads."""
@@ -78,7 +88,7 @@ class Consistency(Objective):
         return states.set("t_next", t_next)
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
-        """Return the mean pseudo-Huber distance between the student's answer and the target network's, one solver step on."""
+        """Return the mean pseudo-Huber distance of the student's answer to the target network's, one solver step on."""
         condition = batch.get("condition")
         answer = boundary(batch["x_t"], student(batch["x_t"], batch["t"], condition), batch["t"])
         with torch.no_grad():

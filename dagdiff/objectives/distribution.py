@@ -1,10 +1,11 @@
-"""Distribution matching distillation (DMD2): move samples where the real score exceeds the fake one (Yin et al. 2024,
-https://arxiv.org/abs/2405.14867).
+r"""Distribution matching distillation (DMD2): move samples where the real score exceeds the fake one.
 
-The student's answer x = G(x_t, t) is perturbed to a random time tau and shown to two denoisers: the expert (the *real* score)
-and a network that learns online to denoise what the student makes (the *fake* score). The student descends
+Source: Yin et al. 2024, https://arxiv.org/abs/2405.14867.
 
-.. math:: L = \\tfrac12 \\lVert x - \\mathrm{sg}(x - g) \\rVert^2, \\qquad g = (\\mu_{fake} - \\mu_{real}) / \\mathrm{mean}|x - \\mu_{real}|
+The student's answer x = G(x_t, t) is perturbed to a random time tau and shown to two denoisers: the expert (the *real*
+score) and a network that learns online to denoise what the student makes (the *fake* score). The student descends
+
+.. math:: L = \tfrac12 \lVert x - sg(x - g) \rVert^2, \qquad g = (\mu_{fake} - \mu_{real}) / mean|x - \mu_{real}|
 
 whose gradient with respect to x is g. A GAN head on the fake score's features can be added; it compares with real data.
 The critic (fake score and head) learns on answers to the same mixture of states as the student, several updates to one.
@@ -24,10 +25,11 @@ from dagdiff.expert import Expert
 from dagdiff.objectives.base import Loss, Objective, denoising_loss
 from dagdiff.schedule import perturb
 from dagdiff.shapes import Condition, States, Times
+from dagdiff.transition import Renoise
 
 
 def score_difference(answer: States, real: States, fake: States) -> States:
-    """Return g = (fake - real) / mean\\|answer - real\\|, the mean taken a row; a row without scale gets no gradient."""
+    """Return g = (fake - real) / mean(abs(answer - real)), the mean a row's; a row without scale gets no gradient."""
     scale = (answer - real).abs().flatten(1).mean(1)
     difference = (fake - real) / scale.reshape(-1, *[1] * (answer.ndim - 1))
     return torch.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0)
@@ -44,6 +46,10 @@ class DistributionMatching(Objective):
         gan_critic_weight: weight of the head's own loss beside the fake score's.
         tau: the range of the random time at which the two scores are compared.
     """
+
+    sampler = Renoise
+    backward_simulation = True
+    lr = 2e-4
 
     def __init__(
         self,
@@ -63,7 +69,7 @@ class DistributionMatching(Objective):
     def begin(self, student: nn.Module, expert: Expert, data: Any, generator: torch.Generator | None) -> None:
         """Start the fake score from the student (which starts from the teacher)."""
         self.expert, self.data, self.generator = expert, data, generator
-        self.fake = copy.deepcopy(student)
+        self.fake: Any = copy.deepcopy(student)
         self.head = _head(self.fake) if self.gan_weight else None
         parameters = [*self.fake.parameters(), *(self.head.parameters() if self.head else [])]
         self.optimiser = torch.optim.AdamW(parameters, lr=self.critic_lr, betas=(0.0, 0.999), weight_decay=0.01)
@@ -124,8 +130,8 @@ def _head(network: nn.Module) -> nn.Module:
     size = getattr(network, "feature_size", None)
     if size is None:
         raise Refusal(
-            f"gan_weight > 0 needs a student with features(x_t, t, condition) and feature_size; {type(network).__name__} "
-            "has none. Set gan_weight=0 or add them."
+            f"gan_weight > 0 needs a student with features(x_t, t, condition) and feature_size; "
+            f"{type(network).__name__} has none. Set gan_weight=0 or add them."
         )
     device = next(network.parameters()).device
     return nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, 1)).to(device)

@@ -1,6 +1,8 @@
-"""Progressive distillation (PD): one student step does what k expert sub-steps do (Salimans and Ho 2022, arXiv 2202.00512).
+r"""Progressive distillation (PD): one student step does what k expert sub-steps do.
 
-.. math:: L = \\mathbb{E}\\; w(t)\\, \\lVert x_0^S(x_t, t) - x^*(x_t, t, s) \\rVert^2, \\qquad w = \\max(\\mathrm{SNR}_t, 1)
+Source: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512.
+
+.. math:: L = \mathbb{E}\; w(t)\, \lVert x_0^S(x_t, t) - x^*(x_t, t, s) \rVert^2, \qquad w = \max(SNR_t, 1)
 
 where x* is the guess with which one DDIM step from t to s lands where the expert's k sub-steps land.
 """
@@ -26,7 +28,7 @@ def truncated_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def v_space(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The weight that makes the loss \\|v - v*\\|^2; on variance-preserving schedules it is SNR + 1."""
+    """The weight that makes the loss a squared distance in v; on variance-preserving schedules it is SNR + 1."""
     return ((alpha**2 + sigma**2) / sigma).square()
 
 

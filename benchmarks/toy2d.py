@@ -1,0 +1,110 @@
+"""The toy-2D suite: the same student, updates and noise, trained on different states, in worlds whose truth is known.
+
+==============  ==============================================================================================
+variant         trained on
+==============  ==============================================================================================
+forward         forward-diffused states only, the usual off-policy training
+base            what the published method trains on: forward states for PD and LCM, its own states for DMD2
+student         the student's own states only
+expert          the expert's own chains only: behaviour cloning
+ddil            all three
+reflected-ddil  all three, with guesses thresholded to the world's box
+==============  ==============================================================================================
+
+Before the runs we expect: on ``matched`` no difference, because forward states are the states that a good student
+meets; on ``biased`` and ``scarce`` a loss on the student's own states that forward training does not see, and ddil
+repairs.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagdiff.benchmarks.suite import Cell, run_cells
+from dagdiff.benchmarks.tasks import task_names
+from dagdiff.checks import check_at_least, check_in
+from dagdiff.config import configure, resolve
+
+SHARES = {
+    "forward": (1.0, 0.0, 0.0),
+    "student": (0.0, 1.0, 0.0),
+    "expert": (0.0, 0.0, 1.0),
+    "ddil": (0.25, 0.5, 0.25),
+    "reflected-ddil": (0.25, 0.5, 0.25),
+}
+"""Shares (forward, student, expert) of each variant but ``base``, which depends on the objective."""
+
+
+@dataclass
+class Suite:
+    """What is run: every task with every objective, variant and number of steps, for every seed.
+
+    Args:
+        tasks: comma-separated; `dagdiff list tasks` names them.
+        objectives: comma-separated; names or import paths.
+        variants: comma-separated, of forward, base, student, expert, ddil, reflected-ddil.
+        steps: comma-separated numbers of student steps.
+        seeds: how many seeds, 0 to seeds - 1.
+        updates: of the student in each run.
+        settings: more settings of every run, e.g. {"lr": 1e-3, "expert": "learned"}.
+    """
+
+    tasks: list[str] = field(
+        default_factory=lambda: ["gaussians8-matched", "gaussians8-biased", "grid25-matched", "grid25-biased"]
+    )
+    objectives: list[str] = field(default_factory=lambda: ["progressive", "consistency", "distribution"])
+    variants: list[str] = field(default_factory=lambda: ["forward", "base", "student", "ddil", "reflected-ddil"])
+    steps: list[int] = field(default_factory=lambda: [4])
+    seeds: int = 5
+    updates: int = 1200
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+QUICK = Suite(
+    tasks=["gaussians8-matched", "gaussians8-biased"], variants=["forward", "base", "ddil"], seeds=3, updates=600
+)
+"""The main contrast in a few minutes: ``--quick``."""
+
+
+def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
+    """Run what ``out`` does not hold yet; return all results (see :func:`dagdiff.benchmarks.suite.run_cells`)."""
+    return run_cells("toy2d", list(cells(suite)), dataclasses.asdict(suite), out, workers)
+
+
+def cells(suite: Suite) -> Iterator[Cell]:
+    """Yield the suite's runs; refuse unknown names before the first."""
+    check_at_least("seeds", suite.seeds, 1)
+    for name, values, known in (("task", suite.tasks, task_names()), ("variant", suite.variants, ("base", *SHARES))):
+        for value in values:
+            check_in(name, value, known)
+    for task in suite.tasks:
+        for objective in suite.objectives:
+            for variant in suite.variants:
+                for steps in suite.steps:
+                    for seed in range(suite.seeds):
+                        chosen = {"task": task, "objective": objective, "steps": steps, "seed": seed}
+                        yield _cell(suite, objective, variant, chosen)
+
+
+def _cell(suite: Suite, objective: str, variant: str, chosen: dict[str, Any]) -> Cell:
+    source = variant
+    if variant == "base":
+        source = "student" if getattr(resolve("objective", objective), "backward_simulation", False) else "forward"
+    threshold = "box" if variant.startswith("reflected") else "none"
+    common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings}
+    return Cell(
+        objective, variant, configure({**chosen, **common, "shares": list(SHARES[source]), "threshold": threshold})
+    )
+
+
+def spelled(words: Sequence[str]) -> Iterator[str]:
+    """Spell ``--tasks a,b`` as the list it means."""
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option in ("--tasks", "--objectives", "--variants", "--steps"):
+            yield f"{option}=[{value if equals else next(rest, '')}]"
+        else:
+            yield word

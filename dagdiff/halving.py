@@ -1,0 +1,42 @@
+"""True progressive distillation: the student of one stage is the expert of the next, with ever fewer steps.
+
+Source: Salimans and Ho (2022, https://arxiv.org/abs/2202.00512), where the steps halve; any whole ratio serves.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+from dagdiff.checks import Refusal, check_at_least
+from dagdiff.dagger import DAgger, Round
+from dagdiff.expert import Expert
+from dagdiff.policy import StudentPolicy
+
+
+def check_stages(stages: Sequence[int]) -> None:
+    """Refuse stages that do not fall, each dividing the one before."""
+    for steps in stages:
+        check_at_least("a stage's steps", steps, 1)
+    if not stages or any(before % after or after >= before for before, after in pairwise(stages)):
+        raise Refusal(f"stages must fall, each dividing the one before; got {list(stages)}. Pass e.g. 16,8,4.")
+
+
+def halve(
+    stages: Sequence[int], expert: Expert, make: Callable[[Expert, int], DAgger]
+) -> Iterator[tuple[DAgger, Round]]:
+    """Run one loop a stage and yield its rounds, each with the loop it belongs to.
+
+    Args:
+        stages: the student's steps in each stage, falling.
+        expert: the first stage's expert.
+        make: ``(expert, steps) -> DAgger``, whose student starts where the last stage's ended.
+    """
+    check_stages(stages)
+    for steps, after in zip(stages, [*stages[1:], 0], strict=True):
+        loop = make(expert, steps)
+        for done in loop:
+            yield loop, done
+        if after:
+            frozen = copy.deepcopy(loop.student).requires_grad_(False).eval()
+            graduate = StudentPolicy(frozen, expert.threshold)
+            expert = Expert(graduate, expert.schedule, steps // after, threshold=expert.threshold, null=expert.null)

@@ -1,0 +1,307 @@
+"""Figures: what was made, how it came about, what it cost, and where it went astray.
+
+Functions take arrays or simple records and return a :class:`matplotlib.figure.Figure`. Nothing is shown, pyplot's
+global state is left alone, and the caller decides where a figure goes (:func:`save`, :func:`to_data_uri`). A colour
+means one thing throughout: :data:`VARIANTS` says what a student was trained on, :data:`ROLES` who made a point, in
+colours that colour-blind readers can tell apart (Okabe & Ito 2008, https://jfly.uni-koeln.de/color/). On every time axis
+the chain runs from noise (t = 1) on the left to data (t = 0) on the right.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+from dagdiff.checkpoint import write_atomically
+from dagdiff.checks import Refusal
+from dagdiff.metrics.shift import StepShift
+from dagdiff.metrics.statistics import Interval
+
+Points = NDArray[Any]
+"""Points of the plane, ``(n, 2)``; chains are ``(n, K + 1, 2)``, from noise to data."""
+
+VARIANTS = {
+    "forward": "#D55E00",
+    "base": "#E69F00",
+    "ddil": "#0072B2",
+    "reflected-ddil": "#56B4E9",
+    "student": "#CC79A7",
+    "expert": "#009E73",
+}
+"""What a student was trained on -> its colour; the order is the order of every table and legend."""
+
+ROLES = {"student": "#882255", "expert": "#222222", "data": "#999999"}
+"""Who made a point -> its colour."""
+
+
+def scatter_panels(
+    panels: Mapping[str, Points], columns: int = 4, colours: Mapping[str, str] | None = None, half: float | None = None
+) -> Figure:
+    """Draw each cloud ``(n, 2)`` in its own panel, all on the same square; points outside it are counted, not lost.
+
+    Args:
+        panels: title -> points.
+        columns: panels a row.
+        colours: title -> colour; others are grey.
+        half: half the side of the square around 0; None: :func:`half_width` of all panels.
+
+    Raises:
+        Refusal: if there is no panel, or a cloud is not ``(n, 2)``.
+    """
+    for title, points in panels.items():
+        if np.ndim(points) != 2 or np.shape(points)[1] != 2:
+            raise Refusal(f"panel {title!r} must be (n, 2) points; got shape {np.shape(points)}. Pick two coordinates.")
+    half = half or half_width(panels.values())
+    figure, grid = _grid(len(panels), min(columns, len(panels)), 2.3, 2.5)
+    for axes, (title, points) in zip(grid, panels.items(), strict=True):
+        _dots(axes, points, 3, (colours or {}).get(title, "#555555"), 0.4)
+        _square(axes, title, half)
+        outside = int((~(np.abs(points) <= half).all(axis=1)).sum())
+        if outside:
+            axes.annotate(f"{outside} outside", (0.98, 0.02), xycoords="axes fraction", ha="right", fontsize=8)
+    return figure
+
+
+def chain_figure(student_chains: Points, expert_chains: Points, truth: Points, name: str = "student") -> Figure:
+    """Draw a student's chains beside the expert's from the same noise; see :func:`chain_panels`."""
+    return chain_panels({name: student_chains, "expert": expert_chains}, truth)
+
+
+def chain_panels(chains: Mapping[str, Points], truth: Points) -> Figure:
+    """Draw chains ``(n, K + 1, 2)``, a panel for each name, over points of the true law in grey.
+
+    A ring marks the noise a chain starts from, a dot where it ends. Names of :data:`ROLES` and :data:`VARIANTS` have
+    their colour; "expert" is the role.
+    """
+    figure, grid = _grid(len(chains), len(chains), 3.1, 3.3)
+    half = half_width([truth, *(paths.reshape(-1, 2) for paths in chains.values())])
+    for axes, (name, paths) in zip(grid, chains.items(), strict=True):
+        colour = (VARIANTS | ROLES).get(name, "#555555")
+        _dots(axes, truth, 3, ROLES["data"], 0.25)
+        axes.add_collection(LineCollection(list(paths), colors=colour, linewidths=0.7, alpha=0.5))
+        axes.scatter(paths[:, 0, 0], paths[:, 0, 1], s=12, facecolors="none", edgecolors=colour, linewidths=0.6)
+        _dots(axes, paths[:, -1], 9, colour, 1.0)
+        _square(axes, name, half)
+    return figure
+
+
+class StepLosses(NamedTuple):
+    """Imitation losses at the K steps of a grid ``t`` ``(K,)``: on forward and on own states, ``(seeds, K)`` each."""
+
+    t: ArrayLike
+    forward: ArrayLike
+    own: ArrayLike
+
+
+def loss_by_step(panels: Mapping[str, Mapping[str, StepLosses]]) -> Figure:
+    """Draw imitation loss by step, a panel for each objective and a colour for each variant in it.
+
+    Solid is the loss on the student's own states, dashed on forward states; lines are means over seeds, bands run from
+    the least to the greatest seed.
+    """
+    figure, grid = _grid(len(panels), len(panels), 3.2, 3.0, sharey=True)
+    for axes, (title, variants) in zip(grid, panels.items(), strict=True):
+        for variant, losses in variants.items():
+            colour = VARIANTS.get(variant, "#555555")
+            _band(axes, losses.t, losses.forward, colour, f"{variant}: forward states", "--")
+            _band(axes, losses.t, losses.own, colour, f"{variant}: own states", "-")
+        _time_axis(axes, title)
+    grid[0].set_ylabel("imitation loss")
+    _legend_below(figure, grid[:1])
+    return figure
+
+
+def quality_by_nfe(
+    panels: Mapping[str, Mapping[str, Mapping[int, Interval]]],
+    expert: Mapping[int, float],
+    floor: float | None = None,
+    ylabel: str = "energy distance",
+) -> Figure:
+    """Draw quality against network evaluations a sample: the expert's curve, and each student at its number of steps.
+
+    Args:
+        panels: objective -> variant -> steps -> interval.
+        expert: steps -> quality.
+        floor: quality of real samples, drawn as a line; smaller is better.
+        ylabel: what quality is, with its unit.
+    """
+    figure, grid = _grid(len(panels), len(panels), 3.2, 3.2, sharey=True)
+    for axes, (title, variants) in zip(grid, panels.items(), strict=True):
+        axes.plot(list(expert), list(expert.values()), "o-", ms=4, color=ROLES["expert"], label="expert")
+        if floor is not None:
+            axes.axhline(floor, color=ROLES["data"], linestyle=":", label="floor")
+        for place, (variant, points) in enumerate(variants.items()):
+            dodge = 1.09 ** (place - (len(variants) - 1) / 2)
+            _points(axes, [steps * dodge for steps in points], list(points.values()), variant)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("symlog", linthresh=max(abs(floor or 0.0), 1e-4))
+        _dress(axes, title, "network evaluations a sample")
+        _plain_ticks(axes, sorted({*expert, *(steps for points in variants.values() for steps in points)}))
+    grid[0].set_ylabel(ylabel)
+    _legend_below(figure, grid)
+    return figure
+
+
+def shift_figure(rows: Sequence[StepShift]) -> Figure:
+    """Draw a student's covariate shift by step: its losses on three laws of states, and how far the laws lie apart."""
+    figure, (loss, energy, sliced) = _grid(3, 3, 3.2, 3.0)
+    t = [row.t for row in rows]
+    for law, role in (("forward", "data"), ("expert", "expert"), ("own", "student")):
+        values = [getattr(row, f"loss_{law}") for row in rows]
+        loss.plot(t, values, "o-", ms=4, color=ROLES[role], label=f"on {law} states")
+    for axes, name in ((energy, "energy"), (sliced, "sliced_w2")):
+        for law, role in (("forward", "data"), ("expert", "expert")):
+            values = [getattr(row, f"{name}_{law}") for row in rows]
+            axes.plot(t, values, "o-", ms=4, color=ROLES[role], label=f"own to {law} states")
+    titles = ("imitation loss", "energy distance (units of x)", "sliced W2 (units of x)")
+    for axes, title in zip((loss, energy, sliced), titles, strict=True):
+        _time_axis(axes, title, log=axes is loss)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw a run, round by round: the loss at each step on forward and own states, and the held-out loss.
+
+    Each round maps ``loss_forward`` and ``loss_own`` (lists over steps, perhaps empty), ``heldout`` and ``beta``. Rounds
+    are counted as they come: their ``number`` starts anew with every stage of progressive distillation.
+    """
+    figure, (forward, own, heldout) = _grid(3, 3, 3.2, 3.0)
+    x = np.arange(1, len(rounds) + 1)
+    for axes, name in ((forward, "loss_forward"), (own, "loss_own")):
+        for step, values in enumerate(_by_step([done[name] for done in rounds])):
+            axes.plot(x, values, ".-", color=_shade(step, rounds, name), label=f"step {step + 1}")
+        axes.set_yscale("log")
+        _dress(axes, f"imitation loss on {name.removeprefix('loss_')} states", "round")
+    own.sharey(forward)
+    heldout.plot(x, _numbers([done["heldout"] for done in rounds]), ".-", color=ROLES["student"], label="held-out loss")
+    _dress(heldout, "objective's loss, held-out states", "round")
+    if any(done["beta"] for done in rounds):
+        share = heldout.twinx()
+        share.fill_between(x, _numbers([done["beta"] for done in rounds]), color=ROLES["data"], alpha=0.25, linewidth=0)
+        share.set(ylim=(0, 1), ylabel="beta: share driven by the expert (grey)")
+    if forward.lines:
+        forward.legend(frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
+def half_width(clouds: Any, share: float = 0.99) -> float:
+    """Half the side of a square around 0 that holds ``share`` of each cloud ``(n, 2)``, and a margin."""
+    reach = [np.quantile(reached, share) for cloud in clouds if (reached := _reach(cloud)).size]
+    if not reach:
+        raise Refusal("there are no finite points to draw. Pass at least one panel with finite points.")
+    return 1.12 * float(max(reach)) or 1.0
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format of the path's suffix (PNG without one), atomically."""
+    kind = path.suffix.removeprefix(".") or "png"
+    write_atomically(path, lambda partial: figure.savefig(partial, format=kind, dpi=150))
+
+
+def to_data_uri(figure: Figure, dpi: int = 130) -> str:
+    """Return the figure as a PNG in a ``data:`` address, which a page can hold inline."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return "data:image/png;base64," + base64.b64encode(image.getvalue()).decode("ascii")
+
+
+def _grid(count: int, columns: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """Make ``count`` axes in rows of ``columns``, each of that size in inches."""
+    if count == 0:
+        raise Refusal("there is nothing to draw. Pass at least one panel.")
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    for axes in grid[1:] if sharey else []:
+        axes.sharey(grid[0])
+        axes.tick_params(labelleft=False)
+    return figure, grid
+
+
+def _dots(axes: Axes, points: Points, size: float, colour: str, alpha: float) -> None:
+    axes.scatter(points[:, 0], points[:, 1], s=size, linewidths=0, color=colour, alpha=alpha)
+
+
+def _square(axes: Axes, title: str, half: float) -> None:
+    axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xticks=[], yticks=[])
+    axes.set_title(title, fontsize=10)
+    axes.spines[:].set_color("#CCCCCC")
+
+
+def _dress(axes: Axes, title: str, xlabel: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(xlabel)
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#EEEEEE")
+    axes.set_axisbelow(True)
+
+
+def _time_axis(axes: Axes, title: str, log: bool = True) -> None:
+    _dress(axes, title, "time t (noise 1 → data 0)")
+    low, high = sorted(axes.get_xlim())
+    axes.set_xlim(high, low)
+    if log:
+        axes.set_yscale("log")
+
+
+def _band(axes: Axes, t: ArrayLike, values: ArrayLike, colour: str, label: str, style: str) -> None:
+    """Draw the mean over seeds, and the seeds' range behind it; steps that no seed measured are left out."""
+    table = np.ma.masked_invalid(np.atleast_2d(_numbers(values)))
+    t = _numbers(t)
+    axes.plot(t, table.mean(axis=0), style, marker="o", ms=4, color=colour, label=label)
+    axes.fill_between(t, table.min(axis=0), table.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+
+
+def _points(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], variant: str) -> None:
+    mean = [interval.mean for interval in intervals]
+    reach = [[at.mean - at.low for at in intervals], [at.high - at.mean for at in intervals]]
+    colour = VARIANTS.get(variant, "#555555")
+    axes.errorbar(x, mean, yerr=reach, fmt="D", ms=5, capsize=3, color=colour, label=variant)
+
+
+def _plain_ticks(axes: Axes, ticks: Sequence[int]) -> None:
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _legend_below(figure: Figure, grid: Sequence[Axes]) -> None:
+    """One legend under all panels, each label once."""
+    known = {label: mark for axes in grid for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+
+
+def _shade(step: int, rounds: Sequence[Mapping[str, Any]], name: str) -> tuple[float, ...]:
+    """Colour of a step: dark at noise, light at data."""
+    most = max(len(done[name]) for done in rounds)
+    return tuple(colormaps["viridis"](0.9 * step / max(most - 1, 1)))
+
+
+def _by_step(rounds: Sequence[Sequence[float]]) -> Points:
+    """Lists over steps, one a round and perhaps of unequal lengths -> ``(most steps, rounds)``, NaN where none is."""
+    most = max((len(values) for values in rounds), default=0)
+    return _numbers([[*values, *[math.nan] * (most - len(values))] for values in rounds]).reshape(len(rounds), most).T
+
+
+def _numbers(values: Any) -> Points:
+    """As floats; None, which JSON writes for NaN, becomes NaN."""
+    return np.asarray(values, dtype=float)
+
+
+def _reach(cloud: Points) -> Points:
+    """How far each finite point is from 0 along its farther axis."""
+    reach: Points = np.abs(cloud).max(axis=-1)
+    finite: Points = reach[np.isfinite(reach)]
+    return finite
