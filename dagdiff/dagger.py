@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,7 +69,6 @@ class DAgger:
         objective: what the student is asked to match.
         env: the denoising environment, B chains of the student's own sampler.
         data: clean points for forward states (and for a GAN head), on the CPU or on the env's device.
-        expert_env: the environment of the expert's own chains (DDIM); ``env`` if not given.
         shares: parts of a batch that are forward-diffused, from student chains, from expert chains.
         shares_ramp: scales the on-policy shares by progress; forward states take the rest.
         beta: by progress, the part of the student's chains' steps that the expert drives.
@@ -93,7 +93,6 @@ class DAgger:
         env: EnvBase,
         data: Data,
         *,
-        expert_env: EnvBase | None = None,
         shares: Shares = Shares(),  # noqa: B008  (a tuple)
         shares_ramp: Ramp = Constant(1.0),  # noqa: B008  (frozen)
         beta: Ramp = Constant(0.0),  # noqa: B008
@@ -115,12 +114,7 @@ class DAgger:
         for name, value in {"rounds": rounds, "updates_per_round": updates_per_round, "batch_size": batch_size}.items():
             check_at_least(name, value, 1)
         self.student, self.expert, self.objective = student, expert, objective
-        self.env, self.expert_env, self.data, self.conditional = (
-            env,
-            expert_env or env,
-            data,
-            env.conditions is not None,
-        )
+        self.env, self.data, self.conditional = env, data, env.conditions is not None
         self.shares, self.shares_ramp, self.beta, self.per_chain = Shares(*shares), shares_ramp, beta, per_chain
         self.rounds, self.updates_per_round, self.batch_size = rounds, updates_per_round, batch_size
         self.clip, self.nfe_student, self._updates = clip, 0, 0
@@ -143,7 +137,6 @@ class DAgger:
         records = env.batch_size.numel() * (len(env.times) - 1)
         host = torch.Generator().manual_seed(self.generator.initial_seed())
         self.aggregate = Aggregate(self._forward_states, {"student": kept * records, "expert": rounds * records}, host)
-        self._rollouts: dict[str, Rollout] = {}
 
     def __iter__(self) -> Iterator[Round]:
         """Run the rounds.
@@ -181,7 +174,7 @@ class DAgger:
         """Roll in, let the expert annotate every new record once, and aggregate."""
         for source, share, driver in (("student", shares.student, beta), ("expert", shares.expert, 1.0)):
             if share > 0.0:
-                records = self.objective.settle(self._rollout(source)(driver), self.generator).exclude("action")
+                records = self.objective.settle(self.rollout(driver), self.generator).exclude("action")
                 self.aggregate.add(source, self.objective.annotate(self.expert, records), number)
 
     def improve(self, shares: Shares) -> dict[str, float]:
@@ -235,14 +228,12 @@ class DAgger:
             self.best = number, measured["heldout"], self._last_good
         return measured
 
-    def _rollout(self, source: str) -> Rollout:
-        if source not in self._rollouts:
-            env, per_chain = (self.env, self.per_chain) if source == "student" else (self.expert_env, False)
-            driver = MixturePolicy(
-                self.policy, self.expert, env.transition, per_chain, self.generator, self.conditional
-            )
-            self._rollouts[source] = Rollout(env, driver)
-        return self._rollouts[source]
+    @cached_property
+    def rollout(self) -> Rollout:
+        """Chains of the student's own sampler, driven by the student, the expert, or both."""
+        transition, per_chain = self.env.transition, self.per_chain
+        policy = MixturePolicy(self.policy, self.expert, transition, per_chain, self.generator, self.conditional)
+        return Rollout(self.env, policy)
 
     def _forward_states(self, rows: int) -> TensorDict:
         schedule = self.env.transition.schedule

@@ -3,8 +3,8 @@
 Functions take arrays or simple records and return a :class:`matplotlib.figure.Figure`. Nothing is shown, pyplot's
 global state is left alone, and the caller decides where a figure goes (:func:`save`, :func:`to_data_uri`). A colour
 means one thing throughout: :data:`VARIANTS` says what a student was trained on, :data:`ROLES` who made a point, in
-colours that colour-blind readers can tell apart (Okabe & Ito 2008, https://jfly.uni-koeln.de/color/). On every time axis
-the chain runs from noise (t = 1) on the left to data (t = 0) on the right.
+colours that colour-blind readers can tell apart (Okabe & Ito 2008, https://jfly.uni-koeln.de/color/). On time axes the
+chain runs from noise (t = 1) on the left to data (t = 0) on the right.
 """
 
 import base64
@@ -173,15 +173,15 @@ def shift_figure(rows: Sequence[StepShift]) -> Figure:
 def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw a run, round by round: the loss at each step on forward and own states, and the held-out loss.
 
-    Each round maps ``loss_forward`` and ``loss_own`` (lists over steps, perhaps empty), ``heldout`` and ``beta``. Rounds
-    are counted as they come: their ``number`` starts anew with every stage of progressive distillation.
+    Each round maps ``loss_forward`` and ``loss_own`` (lists over steps, perhaps empty), ``heldout`` and ``beta``.
+    Rounds are counted as they come: their ``number`` starts anew with every stage of progressive distillation.
     """
     figure, (forward, own, heldout) = _grid(3, 3, 3.2, 3.0)
     x = np.arange(1, len(rounds) + 1)
     for axes, name in ((forward, "loss_forward"), (own, "loss_own")):
         for step, values in enumerate(_by_step([done[name] for done in rounds])):
             axes.plot(x, values, ".-", color=_shade(step, rounds, name), label=f"step {step + 1}")
-        axes.set_yscale("log")
+        _log(axes)
         _dress(axes, f"imitation loss on {name.removeprefix('loss_')} states", "round")
     own.sharey(forward)
     heldout.plot(x, _numbers([done["heldout"] for done in rounds]), ".-", color=ROLES["student"], label="held-out loss")
@@ -253,6 +253,12 @@ def _time_axis(axes: Axes, title: str, log: bool = True) -> None:
     low, high = sorted(axes.get_xlim())
     axes.set_xlim(high, low)
     if log:
+        _log(axes)
+
+
+def _log(axes: Axes) -> None:
+    """Make the height logarithmic, if there is anything above 0 to show."""
+    if math.isfinite(axes.dataLim.minposy):
         axes.set_yscale("log")
 
 

@@ -36,7 +36,7 @@ from dagdiff.policy import StudentPolicy
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.threshold import Threshold
-from dagdiff.transition import Ddim, Transition, chain, sample
+from dagdiff.transition import Transition, chain, sample
 
 
 @dataclass
@@ -102,21 +102,21 @@ class Experiment:
 
     def _loop(self, expert: Expert, steps: int) -> DAgger:
         chosen, times = self.settings, step_grid(steps).to(self.device)
-        law = {
-            "shape": self.task.shape,
-            "times": times,
-            "batch_size": chosen.chains,
-            "conditions": self.task.conditions,
-        }
+        env = DenoisingEnv(
+            self.task.shape,
+            self.transition,
+            times,
+            batch_size=chosen.chains,
+            conditions=self.task.conditions,
+            generator=self.generator(1),
+            device=self.device,
+        )
         return DAgger(
             self.student,
             expert,
             copy.deepcopy(self.objective),
-            DenoisingEnv(transition=self.transition, generator=self.generator(1), device=self.device, **law),
+            env,
             self.task.data,
-            expert_env=DenoisingEnv(
-                transition=Ddim(self.task.schedule), generator=self.generator(2), device=self.device, **law
-            ),
             shares=Shares(*chosen.shares),
             shares_ramp=_make("shares_ramp", chosen.shares_ramp),
             beta=_make("beta", chosen.beta),

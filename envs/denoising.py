@@ -80,14 +80,15 @@ class DenoisingEnv(EnvBase):
         )
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
-        """Give birth to B chains: noise at the first time. A given ``x_t`` (and ``step``) is taken as it is."""
-        given = tensordict if tensordict is not None else TensorDict({}, self.batch_size)
-        x_t, step, condition = given.get("x_t", None), given.get("step", None), given.get("condition", None)
-        if "_reset" in given or x_t is None:
-            x_t, step = self._noise(), None
+        """Give birth to B chains: noise at the first time. A given ``x_t``, ``step`` or ``condition`` is kept."""
+        given = TensorDict({}, self.batch_size) if tensordict is None or "_reset" in tensordict else tensordict
+        x_t, step, condition = (given.get(key, None) for key in ("x_t", "step", "condition"))
+        if x_t is None:
+            x_t = self._noise()
         if step is None:
             step = torch.zeros((*self.batch_size, 1), dtype=torch.int64, device=self.device)
-            condition = None if self.conditions is None else self.conditions(len(x_t), self.generator)
+        if condition is None and self.conditions is not None:
+            condition = self.conditions(len(x_t), self.generator)
         return self._observe(x_t, step, condition)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -99,16 +99,18 @@ def test_step_grid_is_uniform_from_one_to_zero(steps: int) -> None:
 
 
 @given(
-    st.lists(st.floats(0.001, 1.0, width=32), min_size=1, max_size=8, unique=True),
+    st.lists(st.integers(1, 4096), min_size=1, max_size=8, unique=True),
     st.integers(1, 7),
 )
-def test_refine_keeps_every_old_time_and_splits_evenly(inner: list[float], substeps: int) -> None:
-    times = torch.tensor([*sorted(inner, reverse=True), 0.0])
+def test_refine_keeps_every_old_time_and_splits_evenly(inner: list[int], substeps: int) -> None:
+    times = torch.tensor([*sorted(inner, reverse=True), 0]) / 4096
     fine = refine(times, substeps)
     assert len(fine) == (len(times) - 1) * substeps + 1
     assert torch.equal(fine[::substeps], times)
     parts = fine[:-1].reshape(-1, substeps) - fine[1:].reshape(-1, substeps)
-    torch.testing.assert_close(parts, ((times[:-1] - times[1:]) / substeps)[:, None].expand_as(parts), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        parts, ((times[:-1] - times[1:]) / substeps)[:, None].expand_as(parts), atol=1e-6, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,3 +152,10 @@ def test_the_table_is_kept_once_a_device() -> None:
     first, second = Tensor.data_ptr(schedule._angles(torch.zeros(1))), Tensor.data_ptr(schedule._angles(torch.zeros(9)))
     assert first == second
     assert schedule(torch.zeros(3, device="meta"))[0].is_meta
+
+
+@every_schedule
+def test_times_of_double_precision_are_welcome(schedule: Callable) -> None:
+    t = torch.linspace(0, 1, 9)
+    for single, double in zip(schedule(t), schedule(t.double()), strict=True):
+        torch.testing.assert_close(double.float(), single)

@@ -113,7 +113,9 @@ def test_all_keep_dtype_and_run_on_meta(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("kind", [StaticThreshold, Fold])
 @pytest.mark.parametrize(("low", "high"), [(1.0, -1.0), (0.5, 0.5), (float("nan"), 1.0)])
 def test_a_box_inside_out_is_refused(kind: type, low: float, high: float) -> None:
-    with pytest.raises(Refusal, match=rf"low must lie below high; got low={low}, high={high}\. Pass e\.g\. low=-1, high=1"):
+    with pytest.raises(
+        Refusal, match=rf"low must lie below high; got low={low}, high={high}\. Pass e\.g\. low=-1, high=1"
+    ):
         kind(low, high)
 
 

@@ -1,0 +1,294 @@
+"""The report: words that follow from the numbers, numbers that are numpy's, and a page that needs nothing beside it."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dagdiff.checks import Refusal
+from dagdiff.metrics.statistics import Interval
+from dagdiff.report import (
+    METRICS,
+    Results,
+    caveat,
+    distinct,
+    number,
+    spell,
+    summarise,
+    table,
+    verdicts,
+    write_report,
+    write_summary,
+)
+
+TASK = "gaussians8-biased"
+Energies = Mapping[str, Sequence[float | None]]
+
+
+def entry(variant: str, seed: int, energy: float | None, **changes: Any) -> dict[str, Any]:
+    metrics = dict.fromkeys(METRICS, 0.5) | {"energy": energy, "w2": 0.1 + seed / 100, "coverage": 0.9 - seed / 100}
+    metrics |= {"loss_forward": 0.2, "loss_own": 0.8 if variant == "forward" else 0.22}
+    config = f"{changes.get('objective', 'consistency')}-{variant}-{seed}-{changes.get('steps', 4)}"
+    return {
+        "task": TASK,
+        "world": "gaussians8",
+        "data": "biased",
+        "objective": "consistency",
+        "variant": variant,
+        "shares": [0.25, 0.5, 0.25],
+        "seed": seed,
+        "steps": 4,
+        "updates": 600,
+        "nfe_student": 1000 + seed,
+        "nfe_expert": 4000,
+        "seconds": 2.0 + seed,
+        "config": config,
+        "samples": "samples/run.npz",
+        "metrics": metrics,
+        "by_step": {
+            "t": [1.0, 0.75, 0.5, 0.25],
+            "loss_forward": [0.1, 0.2, 0.2, None],
+            "loss_own": [0.1, 0.4, 0.8, 2.0],
+        },
+        **changes,
+    }
+
+
+def content(energies: Energies, **changes: Any) -> dict[str, Any]:
+    """Records of one task and objective: variant -> energy distances of seeds 0, 1, ..."""
+    runs = [entry(name, seed, value, **changes) for name, of in energies.items() for seed, value in enumerate(of)]
+    yardstick = dict.fromkeys(METRICS, 0.9) | {"energy": 0.0005, "mode_kl": None}
+    reference = {
+        "floor": yardstick | {"energy": 0.0001},
+        "expert": yardstick,
+        "expert_by_nfe": {str(steps): yardstick | {"energy": 0.5 / steps} for steps in (1, 2, 4, 8)},
+        "samples": f"samples/{TASK}.npz",
+    }
+    settings = {"seeds": 3, "out": "/home/somebody/secret/runs", "tasks": [TASK]}
+    versioned = {"suite": "toy2d", "dagdiff": "0.0.9", "settings": settings}
+    return {**versioned, "records": runs, "references": {TASK: reference}}
+
+
+def folder(path: Path, found: dict[str, Any]) -> Path:
+    """Write a folder of results with samples of known clouds."""
+    rng = np.random.default_rng(0)
+    (path / "samples").mkdir(parents=True, exist_ok=True)
+    clouds = {name: rng.normal(size=(200, 2)) for name in ("data", "truth", "x")}
+    np.savez(path / "samples" / f"{TASK}.npz", **clouds, chains=rng.normal(size=(64, 5, 2)))
+    np.savez(path / "samples" / "run.npz", x=rng.normal(size=(200, 2)), chains=rng.normal(size=(64, 5, 2)))
+    (path / "results.json").write_text(json.dumps(found))
+    return path
+
+
+def loaded(path: Path, energies: Energies, **changes: Any) -> Results:
+    return Results.load(folder(path, content(energies, **changes)))
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {**parts[0], "records": [record for part in parts for record in part["records"]]}
+
+
+GAIN = {"forward": [0.0071, 0.0069, 0.0070], "ddil": [0.0021, 0.0026, 0.0022]}
+
+
+def test_a_clear_gain_is_claimed_with_its_size_and_levels(tmp_path: Path) -> None:
+    (words,) = verdicts(loaded(tmp_path, GAIN))
+    assert words.startswith(f"{TASK}, consistency: ddil lowers the energy distance by 0.0047 [0.0043, 0.0050] against")
+    assert "forward-only (0.0023 for 0.0070, 3 seeds); the interval is clear of zero" in words
+    assert words.endswith("4.0x that on forward states under forward-only training, 1.1x under ddil.")
+
+
+def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
+    (words,) = verdicts(loaded(tmp_path, {"forward": GAIN["ddil"], "ddil": GAIN["forward"]}))
+    assert "ddil is worse than forward-only: it raises the energy distance by 0.0047 [0.0043, 0.0050]" in words
+    assert "clear of zero" in words and "lowers" not in words
+
+
+def test_nothing_is_claimed_where_the_interval_includes_zero(tmp_path: Path) -> None:
+    found = content({"forward": [0.001, 0.003, 0.002], "ddil": [0.002, 0.001, 0.002]})
+    (words,) = verdicts(Results.load(folder(tmp_path, found)))
+    assert "no difference to forward-only can be claimed" in words and "the interval includes zero" in words
+    assert "lowers" not in words and "worse" not in words and "shift to repair" not in words
+    for record in found["records"]:
+        record["metrics"]["loss_own"] = 0.2
+    (words,) = verdicts(Results.load(folder(tmp_path, found)))
+    assert words.endswith("1.0x under ddil: there is hardly a shift to repair here.")
+
+
+def test_one_seed_gives_no_interval_and_no_claim(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {"forward": [0.007], "ddil": [0.002]})
+    (words,) = verdicts(results)
+    assert "nothing can be claimed" in words and "no interval exists" in words and "lowers" not in words
+    assert "[" not in words and "one seed" in caveat(summarise(results))
+
+
+def test_the_caveat_counts_the_coin_and_goes_away_with_seeds(tmp_path: Path) -> None:
+    assert "once in 4 comparisons" in caveat(summarise(loaded(tmp_path, GAIN)))
+    many = {name: np.random.default_rng(0).normal(size=6).tolist() for name in GAIN}
+    assert caveat(summarise(loaded(tmp_path, many))) == ""
+
+
+def test_base_is_spoken_of_only_where_it_is_another_run(tmp_path: Path) -> None:
+    found = content({"forward": GAIN["forward"], "base": [0.004, 0.004, 0.0041], "ddil": GAIN["ddil"]})
+    first, second = verdicts(Results.load(folder(tmp_path, found)))
+    assert "against forward-only" in first and "against the base method" in second
+    for record in found["records"]:
+        record["config"] = record["config"].replace("base", "forward")
+    results = Results.load(folder(tmp_path, found))
+    assert len(verdicts(results)) == 1
+    assert [label for label, _ in distinct(summarise(results))] == ["forward = base", "ddil"]
+    assert "base" not in summarise(results)[0].against
+
+
+def test_several_numbers_of_steps_are_told_apart(tmp_path: Path) -> None:
+    found = merged(content(GAIN, steps=2), content({**GAIN, "ddil": GAIN["forward"]}, steps=4))
+    two, four = verdicts(Results.load(folder(tmp_path, found)))
+    assert "consistency, 2 steps: ddil lowers" in two and "consistency, 4 steps: no difference" in four
+    page = write_report(tmp_path).read_text()
+    assert "ddil, 2 steps" in page and "ddil, 4 steps" in page
+
+
+def test_without_a_common_seed_nothing_is_compared(tmp_path: Path) -> None:
+    for energies in ({"ddil": [0.1, 0.2]}, {"forward": [0.1, None], "ddil": [None, 0.1]}):
+        (words,) = verdicts(loaded(tmp_path, energies))
+        assert "nothing can be compared" in words
+
+
+def test_pairs_are_common_seeds_only(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {"forward": [0.5, 0.1, 0.2], "ddil": [None, 0.05, 0.1, 9.0]})
+    found = next(row for row in summarise(results) if row.variant == "ddil").against["forward"]["energy"]
+    assert found.seeds == 2 and found.interval.mean == pytest.approx(-0.075)
+    assert (found.ours, found.theirs) == pytest.approx((0.075, 0.15))
+    assert found.improvement == 0.875  # of (0.05, 0.1) x (0.1, 0.2) three pairs are won, one is tied
+
+
+def test_larger_coverage_is_an_improvement(tmp_path: Path) -> None:
+    found = content(GAIN)
+    for record in found["records"]:
+        record["metrics"]["coverage"] = 0.9 if record["variant"] == "ddil" else 0.8
+    row = summarise(Results.load(folder(tmp_path, found)))[1]
+    assert row.against["forward"]["coverage"].improvement == 1.0
+    assert row.against["forward"]["energy"].improvement == 1.0
+
+
+def test_summary_holds_numpys_numbers(tmp_path: Path) -> None:
+    results = loaded(tmp_path, GAIN)
+    write_summary(results, tmp_path / "summary.csv")
+    forward, ddil = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
+    a, b = np.array(GAIN["ddil"]), np.array(GAIN["forward"])
+    assert float(ddil["energy_mean"]) == pytest.approx(a.mean()) and float(forward["energy_mean"]) == pytest.approx(
+        b.mean()
+    )
+    assert float(ddil["energy_low"]) == pytest.approx(a.min()) and float(ddil["energy_high"]) == pytest.approx(a.max())
+    assert float(ddil["energy_minus_forward_mean"]) == pytest.approx((a - b).mean())
+    assert float(ddil["energy_minus_forward_low"]) == pytest.approx((a - b).min())
+    assert float(ddil["excess_energy"]) == pytest.approx(a.mean() - 0.0005)
+    assert float(ddil["w2_mean"]) == pytest.approx(0.11) and float(ddil["seconds"]) == 3.0
+    assert ddil["energy_beats_forward"] == "1.0" and ddil["energy_pairs_forward"] == "3" and ddil["seeds"] == "3"
+    assert forward["energy_minus_forward_mean"] == ""
+
+
+def test_numbers_are_spelled_for_readers() -> None:
+    values = {
+        0.0070001: "0.00700",
+        12.0: "12.0",
+        123.4: "123",
+        1234567.0: "1,234,567",
+        -4e-5: "-0.0000400",
+        4e-9: "4e-09",
+    }
+    assert {value: number(value) for value in values} == values
+    assert number(float("nan")) == spell(None) == "–" and number(0.0) == "0.00"
+
+
+def test_intervals_have_equal_decimals_and_show_which_side_of_zero() -> None:
+    assert spell(Interval(0.00014, -0.000024, 0.000338), 2) == "0.00014 [-0.00002, 0.00034]"
+    assert spell(Interval(0.0015, 0.00001, 0.0025), 2) == "0.00150 [0.00001, 0.00250]"
+    assert spell(Interval(0.5, 0.0, 1.0), 2) == "0.5 [0.0, 1.0]"
+    assert spell(Interval(0.5, 0.5, 0.5), 2) == "0.50"
+
+
+def test_table_names_every_run_once_with_its_yardsticks(tmp_path: Path) -> None:
+    results = loaded(tmp_path, GAIN)
+    text = table(results)
+    head, rule, floor, expert, forward, ddil, *_ = text.splitlines()
+    assert set(rule) == {"-"} and head.split()[:3] == ["task", "objective", "variant"]
+    assert "(floor)" in floor and "0.000100" in floor and "(expert)" in expert and "0.000500" in expert
+    assert "0.00230 [0.00210, 0.00260]" in ddil and "-0.00470 [-0.00500, -0.00430]" in ddil
+    assert forward.index("0.00700 [") == ddil.index("0.00230 [") == head.index("energy distance")
+    assert all(words in text for words in verdicts(results))
+
+
+def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
+    found = content({**GAIN, "student": GAIN["ddil"]})
+    found["records"] += content({"forward": [None], "ddil": [None]}, objective="progressive")["records"]
+    path = write_report(folder(tmp_path, found))
+    page = path.read_text()
+    results = Results.load(tmp_path)
+    assert path == tmp_path / "report.html" and len(page) < 3e6
+    assert not re.search(r"https?://|src=\"(?!data:)|href=\"(?!#)|@import|url\(", page)
+    assert not re.search(r"/home/|/tmp/|/work/", page) and str(tmp_path) not in page
+    assert all(words in unescape(page) for words in verdicts(results))
+    assert page.count("<table") == 3 and page.count("<img") == 6  # yardsticks, 2 objectives, chains, losses, quality
+    assert all(f"<b>{metric}</b>" in page for metric in METRICS)
+    for row in summarise(results):
+        assert spell(row.metrics["energy"]) in page
+    assert "dagdiff 0.0.9" in page and not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    page = write_report(folder(tmp_path, content(GAIN, objective="<script>alert(1)</script>"))).read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+
+
+def test_nothing_measured_still_makes_a_page(tmp_path: Path) -> None:
+    found = content({"forward": [None, None], "ddil": [None, None]})
+    for record in found["records"]:
+        record["metrics"] = dict.fromkeys(METRICS)
+        record["by_step"] = {"t": [1.0, 0.5], "loss_forward": [None, None], "loss_own": [None, None]}
+    page = write_report(folder(tmp_path, found)).read_text()
+    assert "nothing can be compared" in page and page.count("<img") == 5
+    write_summary(Results.load(tmp_path), tmp_path / "summary.csv")
+    assert [line["energy_mean"] for line in csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())] == [
+        "",
+        "",
+    ]
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"holds no results.json. Name the --out folder"):
+        Results.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("spoil", ["records", "references", "suite", "settings", "metrics", "by_step", "expert"])
+def test_results_that_lack_a_part_are_refused(tmp_path: Path, spoil: str) -> None:
+    found = content(GAIN)
+    for holder in (found, found["records"][0], found["references"][TASK]):
+        holder.pop(spoil, None)
+    with pytest.raises(Refusal, match=f"does not hold results .*{spoil}.*into a new folder"):
+        Results.load(folder(tmp_path, found))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"records": 3}', "null"])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(Refusal, match="does not hold results"):
+        Results.load(tmp_path)
+
+
+def test_no_run_and_missing_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="no finished run"):
+        Results.load(folder(tmp_path, content({})))
+    folder(tmp_path, content(GAIN))
+    (tmp_path / "samples" / "run.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(Refusal, match=r"run.npz is missing or broken"):
+        write_report(tmp_path)
+    (tmp_path / "samples" / "run.npz").unlink()
+    with pytest.raises(Refusal, match=r"run.npz is missing or broken"):
+        write_report(tmp_path)
