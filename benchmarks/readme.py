@@ -1,7 +1,9 @@
-"""Make README's table and figure from the results of the demo: ``python -m dagdiff.benchmarks.readme runs/demo``.
+"""Make README's table and figure: ``python -m dagdiff.benchmarks.readme runs/demo runs/figure``.
 
-The results (without the samples) are kept in ``benchmarks/results/toy2d-quick``; README's table is written from them.
-
+The first folder is what ``make demo`` leaves; the second comes from ``dagdiff bench toy2d --tasks gaussians8-biased
+--variants forward,ddil --seeds 1 --updates 3000 --out runs/figure``. The demo's results (without the samples) are kept in
+``benchmarks/results/toy2d-quick``.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from matplotlib.figure import Figure
 
 from dagdiff import plots
 from dagdiff.checkpoint import save_text
-from dagdiff.report import Results, Row, summarise, write_summary
+from dagdiff.results import Results, Row, summarise, write_summary
 
 KEPT = Path("benchmarks/results/toy2d-quick")
 FIGURE = Path("docs/biased.png")
@@ -20,14 +22,14 @@ START, END = "<!-- table: made from benchmarks/results/toy2d-quick -->", "<!-- e
 NAMES = {"progressive": "PD", "consistency": "LCM", "distribution": "DMD2"}
 
 
-def main(folder: Path) -> None:
-    """Keep the demo's results and write README's table and figure from them."""
-    results = Results.load(folder)
-    save_text(KEPT / "results.json", (folder / "results.json").read_text(encoding="utf-8"))
+def main(demo: Path, longer: Path) -> None:
+    """Keep the demo's results and write README's table from them; draw its figure from a longer run's students."""
+    results = Results.load(demo)
+    save_text(KEPT / "results.json", (demo / "results.json").read_text(encoding="utf-8"))
     write_summary(results, KEPT / "summary.csv")
     readme = Path("README.md").read_text(encoding="utf-8")
     save_text(Path("README.md"), with_table(readme, table(summarise(results))))
-    plots.save(figure(results), FIGURE)
+    plots.save(figure(Results.load(longer)), FIGURE)
 
 
 def with_table(text: str, lines: str) -> str:
@@ -50,14 +52,15 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def figure(results: Results) -> Figure:
-    """Draw what the student was shown, the expert, and students of two objectives with and without the mixture."""
+    """Draw the data and the expert, and beneath each other each objective's student without and with the mixture."""
     reference = results.arrays(results.references[TASK]["samples"])
-    panels = {"shown to the student": reference["data"], "the expert, 32 steps": reference["x"]}
-    for objective in ("distribution", "consistency"):
-        for variant, name in (("forward", "forward states"), ("ddil", "dagdiff")):
+    panels = {"shown to the student": reference["data"]}
+    for variant, states in (("forward", "forward states"), ("ddil", "dagdiff")):
+        for objective, name in NAMES.items():
             wanted = (TASK, objective, variant, 0)
             record = next(r for r in results.records if (r.task, r.objective, r.variant, r.seed) == wanted)
-            panels[f"{NAMES[objective]}, 4 steps, {name}"] = results.arrays(record.samples)["x"]
+            panels[f"{name}, 4 steps: {states}"] = results.arrays(record.samples)["x"]
+        panels.setdefault("the expert, 32 steps", reference["x"])
     return plots.scatter_panels(panels)
 
 
@@ -72,4 +75,4 @@ def _interval(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

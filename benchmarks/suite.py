@@ -20,9 +20,9 @@ from dagdiff import __version__
 from dagdiff.checkpoint import save_arrays, save_json
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.config import Config
+from dagdiff.experiment import Experiment
 from dagdiff.expert import Expert
 from dagdiff.metrics.samples import score
-from dagdiff.run import Experiment
 from dagdiff.schedule import step_grid
 from dagdiff.transition import Ddim, sample
 

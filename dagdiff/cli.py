@@ -68,6 +68,7 @@ def distill(words: Sequence[str]) -> None:
     import yaml
 
     from dagdiff import config, run
+    from dagdiff.experiment import Experiment
 
     words = list(config.spelled(words))
     parser = config.build_parser(words, "dagdiff distill")
@@ -83,7 +84,7 @@ def distill(words: Sequence[str]) -> None:
     if printing:
         print(yaml.safe_dump(chosen, sort_keys=False), end="")
         return
-    found = run.distil(run.Experiment.build(chosen), _given(out, "--out"), logger=logger)["metrics"]
+    found = run.distil(Experiment.build(chosen), _given(out, "--out"), logger=logger)["metrics"]
     print(f"energy distance {found['energy']:.4g}, W2 {found['w2']:.3g}")
     print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
     print(f"the run is kept in {out}")
@@ -139,8 +140,10 @@ def bench(words: Sequence[str]) -> None:
 
     Runs that results.json already holds with the same configuration are not run again.
     """
-    from dagdiff import config, report
+    from dagdiff import config, verdict
     from dagdiff.benchmarks import toy2d
+    from dagdiff.report import write_report
+    from dagdiff.results import Results, write_summary
 
     parser = _parser("bench", bench)
     parser.add_argument("suite", choices=["toy2d"], help="the suite")
@@ -157,10 +160,10 @@ def bench(words: Sequence[str]) -> None:
     given = vars(config.read(parser, list(toy2d.spelled(words))))
     workers, out = given.pop("workers"), _given(given.pop("out"), "--out")
     toy2d.run(toy2d.Suite(**{option: given[option] for option in dataclasses.asdict(toy2d.QUICK)}), out, workers)
-    results = report.Results.load(out)
-    report.write_summary(results, out / "summary.csv")
-    print(report.table(results))
-    print(f"\nreport: {report.write_report(out)}")
+    results = Results.load(out)
+    write_summary(results, out / "summary.csv")
+    print(verdict.table(results))
+    print(f"report: {write_report(out)}")
 
 
 def teacher(words: Sequence[str]) -> None:

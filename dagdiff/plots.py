@@ -19,7 +19,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from dagdiff.checkpoint import write_atomically
@@ -137,7 +136,7 @@ def quality_by_nfe(
     """
     figure, grid = _grid(len(panels), len(panels), 3.2, 3.2, sharey=True)
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):
-        axes.plot(list(expert), list(expert.values()), "o-", ms=4, color=ROLES["expert"], label="expert")
+        axes.plot(list(expert), list(expert.values()), "o-", ms=4, color=ROLES["expert"], label="the expert")
         if floor is not None:
             axes.axhline(floor, color=ROLES["data"], linestyle=":", label="floor")
         for place, (variant, points) in enumerate(variants.items()):
@@ -146,7 +145,9 @@ def quality_by_nfe(
         axes.set_xscale("log", base=2)
         axes.set_yscale("symlog", linthresh=max(abs(floor or 0.0), 1e-4))
         _dress(axes, title, "network evaluations a sample")
-        _plain_ticks(axes, sorted({*expert, *(steps for points in variants.values() for steps in points)}))
+        ticks = sorted({*expert, *(steps for points in variants.values() for steps in points)})
+        axes.set_xticks(ticks, [str(steps) for steps in ticks])
+        axes.minorticks_off()
     grid[0].set_ylabel(ylabel)
     _legend_below(figure, grid)
     return figure
@@ -177,19 +178,21 @@ def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     Rounds are counted as they come: their ``number`` starts anew with every stage of progressive distillation.
     """
     figure, (forward, own, heldout) = _grid(3, 3, 3.2, 3.0)
+    own.sharey(forward)
     x = np.arange(1, len(rounds) + 1)
     for axes, name in ((forward, "loss_forward"), (own, "loss_own")):
-        for step, values in enumerate(_by_step([done[name] for done in rounds])):
-            axes.plot(x, values, ".-", color=_shade(step, rounds, name), label=f"step {step + 1}")
+        steps = _by_step([done[name] for done in rounds])
+        shades = colormaps["viridis"](np.linspace(0.0, 0.9, len(steps)))  # dark at noise, light at data
+        for step, (values, shade) in enumerate(zip(steps, shades, strict=True), start=1):
+            axes.plot(x, values, ".-", color=shade, label=f"step {step}")
         _log(axes)
         _dress(axes, f"imitation loss on {name.removeprefix('loss_')} states", "round")
-    own.sharey(forward)
     heldout.plot(x, _numbers([done["heldout"] for done in rounds]), ".-", color=ROLES["student"], label="held-out loss")
     _dress(heldout, "objective's loss, held-out states", "round")
     if any(done["beta"] for done in rounds):
         share = heldout.twinx()
         share.fill_between(x, _numbers([done["beta"] for done in rounds]), color=ROLES["data"], alpha=0.25, linewidth=0)
-        share.set(ylim=(0, 1), ylabel="beta: share driven by the expert (grey)")
+        share.set(ylim=(0, 1), ylabel="beta, the expert's share (grey)")
     if forward.lines:
         forward.legend(frameon=False, fontsize=8, ncols=2)
     return figure
@@ -197,10 +200,11 @@ def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
 
 def half_width(clouds: Any, share: float = 0.99) -> float:
     """Half the side of a square around 0 that holds ``share`` of each cloud ``(n, 2)``, and a margin."""
-    reach = [np.quantile(reached, share) for cloud in clouds if (reached := _reach(cloud)).size]
-    if not reach:
+    reach = [np.abs(cloud).max(axis=-1) for cloud in clouds]
+    far = [np.quantile(finite, share) for at in reach if (finite := at[np.isfinite(at)]).size]
+    if not far:
         raise Refusal("there are no finite points to draw. Pass at least one panel with finite points.")
-    return 1.12 * float(max(reach)) or 1.0
+    return 1.12 * float(max(far)) or 1.0
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -271,28 +275,17 @@ def _band(axes: Axes, t: ArrayLike, values: ArrayLike, colour: str, label: str, 
 
 
 def _points(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], variant: str) -> None:
-    mean = [interval.mean for interval in intervals]
-    reach = [[at.mean - at.low for at in intervals], [at.high - at.mean for at in intervals]]
-    colour = VARIANTS.get(variant, "#555555")
-    axes.errorbar(x, mean, yerr=reach, fmt="D", ms=5, capsize=3, color=colour, label=variant)
-
-
-def _plain_ticks(axes: Axes, ticks: Sequence[int]) -> None:
-    axes.set_xticks(ticks)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    mean, low, high = zip(*intervals, strict=True)
+    reach = np.subtract(mean, low), np.subtract(high, mean)
+    axes.errorbar(x, mean, yerr=reach, fmt="D", ms=5, capsize=3, color=VARIANTS.get(variant, "#555555"), label=variant)
 
 
 def _legend_below(figure: Figure, grid: Sequence[Axes]) -> None:
     """One legend under all panels, each label once."""
     known = {label: mark for axes in grid for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-
-
-def _shade(step: int, rounds: Sequence[Mapping[str, Any]], name: str) -> tuple[float, ...]:
-    """Colour of a step: dark at noise, light at data."""
-    most = max(len(done[name]) for done in rounds)
-    return tuple(colormaps["viridis"](0.9 * step / max(most - 1, 1)))
+    labels = sorted(known, key=[*(label for label in known if label not in VARIANTS), *VARIANTS].index)
+    marks = [known[label] for label in labels]
+    figure.legend(marks, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
 
 
 def _by_step(rounds: Sequence[Sequence[float]]) -> Points:
@@ -304,10 +297,3 @@ def _by_step(rounds: Sequence[Sequence[float]]) -> Points:
 def _numbers(values: Any) -> Points:
     """As floats; None, which JSON writes for NaN, becomes NaN."""
     return np.asarray(values, dtype=float)
-
-
-def _reach(cloud: Points) -> Points:
-    """How far each finite point is from 0 along its farther axis."""
-    reach: Points = np.abs(cloud).max(axis=-1)
-    finite: Points = reach[np.isfinite(reach)]
-    return finite

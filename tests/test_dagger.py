@@ -111,11 +111,14 @@ def test_the_ledger_is_the_counted_calls(make: Callable, more: dict, heldout: in
 
 
 def test_the_price_of_a_round_of_pd() -> None:
-    """16 chains of 4 steps, 2 sub-steps, 4 updates of 24 rows: roll-in, labels of D, labels of fresh forward states."""
+    """16 chains of 4 steps, 2 sub-steps, 4 updates of 24 rows: roll-in, labels of D, labels of fresh forward states.
+
+    The collector tries its policy once when it is built: one more batch of 16, honestly charged to the student.
+    """
     run = loop(shares=(0.5, 0.5, 0.0))
     rounds = list(run)
     for done in rounds:
-        assert done.nfe_student == done.number * (16 * 4 + 4 * 24)
+        assert done.nfe_student == 16 + done.number * (16 * 4 + 4 * 24)
         assert done.nfe_expert == done.number * (16 * 4 * 2 + 4 * 12 * 2)
 
 
@@ -247,18 +250,20 @@ def test_batches_have_their_shares_and_the_experts_labels() -> None:
     assert 0.3 < float((actors == 1).double().mean()) < 0.7, "the expert drove half of the student's chains"
 
 
-@pytest.mark.parametrize("share", [(0, 1, 0), (0, 0, 1)])
-def test_one_step_chains_make_all_sources_alike(share: tuple[int, int, int]) -> None:
-    objective = Watching()
-    for _ in loop(objective, shares=share, steps=1):
-        pass
-    forward = Watching()
-    for _ in loop(forward, shares=(1, 0, 0), steps=1):
-        pass
-    for batch in [*objective.batches, *forward.batches]:
+def test_one_step_chains_make_all_sources_alike() -> None:
+    """K = 1: every state of every source stands at t = 1, noise up to the terminal alpha, and labels agree."""
+    seen = []
+    for share in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        objective = Watching()
+        run = loop(objective, shares=share, steps=1, rounds=30, updates_per_round=1, batch_size=64)
+        for _ in run:
+            pass
+        batch = torch.cat([batch.select("x_t", "t", "s", "target") for batch in objective.batches])
         assert (batch["t"] == 1).all() and (batch["s"] == 0).all()
-        # At t = 1 the target depends on x_t alone, and x_t is noise up to the terminal alpha, 1e-3.
-        assert abs(float(batch["x_t"].std()) - 1) < 0.4
+        seen.append((batch["x_t"].std(), batch["target"].mean(0), batch["target"].std()))
+    for on_policy in seen[1:]:
+        for found, expected in zip(on_policy, seen[0], strict=True):
+            torch.testing.assert_close(found, expected, atol=0.2, rtol=0)
 
 
 def test_training_brings_the_student_to_the_expert() -> None:

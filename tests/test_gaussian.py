@@ -1,4 +1,4 @@
-"""The exact expert: its posterior mean against brute force, Tweedie's formula, and chains of known mean and covariance."""
+"""The exact expert: its posterior mean by brute force, Tweedie's formula, and chains of known mean and covariance."""
 
 import math
 from collections.abc import Callable

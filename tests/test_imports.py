@@ -33,14 +33,17 @@ ROOMS = (
     "halving",
     "teacher",
     "plots",
+    "results",
+    "verdict",
     "report",
     "config",
+    "experiment",
     "run",
     "cli",
 )
 WINGS = ("envs", "policies", "benchmarks")  # top-level folders, installed as dagdiff.<wing>
 OUTSIDE = ("tests", "notebooks")  # nothing imports these
-MAY_IMPORT_WINGS = ("config", "run", "cli")
+MAY_IMPORT_WINGS = ("config", "experiment", "run", "cli")
 WINGS_OF = {"envs": ("envs",), "policies": ("policies",), "benchmarks": WINGS}
 HEAVY = ("torch", "torchrl", "tensordict", "diffusers", "matplotlib")
 
@@ -69,7 +72,7 @@ def breach(room: str, path: str) -> str | None:
     if room in WINGS:
         return f"{room} imports {path}" if target in WINGS and target not in WINGS_OF[room] else None
     if target in WINGS:
-        return None if room in MAY_IMPORT_WINGS else f"{room or 'dagdiff'} imports {path}; only config, run and cli may"
+        return None if room in MAY_IMPORT_WINGS else f"{room or 'dagdiff'} imports {path}; only config, experiment, run and cli may"
     if room == "" or target == "__version__":
         return None
     if target not in ROOMS:

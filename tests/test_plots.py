@@ -105,7 +105,7 @@ def test_quality_stands_at_the_number_of_evaluations() -> None:
     }
     figure = plots.quality_by_nfe({"consistency": students}, expert={1: 0.5, 2: 0.2, 4: -0.001}, floor=0.0003)
     (axes,) = figure.axes
-    curve = lines(axes)["expert"]
+    curve = lines(axes)["the expert"]
     assert curve.get_xdata().tolist() == [1, 2, 4] and curve.get_ydata().tolist() == [0.5, 0.2, -0.001]
     forward, ddil = axes.containers
     assert (forward.get_label(), ddil.get_label()) == ("forward", "ddil")
@@ -113,7 +113,7 @@ def test_quality_stands_at_the_number_of_evaluations() -> None:
     assert ddil[0].get_xdata().tolist() == pytest.approx([2, 4], rel=0.1)
     assert forward[0].get_xdata()[0] < ddil[0].get_xdata()[1]
     assert [float(y) for _, y in forward[2][0].get_segments()[0]] == pytest.approx([0.01, 0.04])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["expert", "floor", "forward", "ddil"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["the expert", "floor", "forward", "ddil"]
 
 
 def test_shift_shows_three_losses_and_two_distances() -> None:
@@ -133,7 +133,7 @@ def test_rounds_are_counted_through_stages_of_unequal_steps() -> None:
     assert len(forward.lines) == len(own.lines) == 4
     assert own.lines[0].get_xdata().tolist() == [1, 2, 3] and own.lines[0].get_ydata().tolist() == [0.2, 0.4, 0.2]
     np.testing.assert_array_equal(own.lines[3].get_ydata(), [0.2, 0.4, math.nan])
-    assert forward.get_ylim() == own.get_ylim()
+    assert forward.get_ylim() == own.get_ylim() and own.get_ylim()[0] < 0.1 < 0.4 < own.get_ylim()[1]
     assert heldout.lines[0].get_ydata().tolist() == [1.0, 0.5, 1.0]
 
 

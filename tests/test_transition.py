@@ -1,5 +1,6 @@
-"""The law of the world: identities, diffusers' schedulers step by step, marginals of exact chains, and the sampler's loop."""
+"""The law of the world: identities, diffusers' schedulers step by step, exact marginals, the sampler's loop."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -58,7 +59,7 @@ def test_any_number_of_steps_with_the_true_x0_equals_one(shape: list[int], stops
     schedule, path = SCHEDULES[law], [torch.full((2,), stop) for stop in sorted(stops, reverse=True)]
     x0, x = normal(2, *shape), normal(2, *shape, seed=1)
     one = ddim(x, x0, path[0], path[-1], schedule)
-    for t, s in zip(path[:-1], path[1:], strict=True):
+    for t, s in itertools.pairwise(path):
         x = ddim(x, x0, t, s, schedule)
     torch.testing.assert_close(x, one, atol=1e-4, rtol=1e-4)
 
@@ -129,7 +130,7 @@ def test_renoise_equals_ddpm_add_noise(shape: tuple[int, ...], at: int) -> None:
 @pytest.mark.parametrize("law", ["cosine", "flow", "vp"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_fine_chain_of_the_exact_expert_keeps_the_marginals(law: str, eta: float) -> None:
-    """The chain of a single Gaussian is affine in state and noise: probe both slopes and carry mean and variance along."""
+    """A single Gaussian's chain is affine in state and noise: probe both slopes, carry mean and variance along."""
     schedule, mean, std = SCHEDULES[law], 0.5, 0.6
     expert = GaussianMixtureExpert(torch.tensor([[mean]]), torch.tensor([std]), torch.ones(1), schedule)
     step, grid = Ddim(schedule, eta), step_grid(1000)
@@ -203,7 +204,7 @@ def test_chain_tells_every_step_and_sample_carries_no_gradient() -> None:
         (0.6667, 0.3333),
         (0.3333, 0),
     ]
-    for before, after in zip(steps[:-1], steps[1:], strict=True):
+    for before, after in itertools.pairwise(steps):
         assert after.x_t is before.x_s
     assert steps[-1].x_s.requires_grad
     assert not sample(lambda x, t, c: layer(x), Ddim(schedule), step_grid(3), normal(4, 2)).requires_grad

@@ -27,8 +27,8 @@ from dagdiff.transition import Transition, chain
 class StepShift:
     """The shift at one step: the student's imitation loss on each law of states, and distances between the laws.
 
-    Distances compare the student's states with forward and with expert states: energy distance (squared units of x) and
-    sliced 2-Wasserstein (units of x).
+    Distances compare the student's states with forward and with expert states: energy distance and sliced
+    2-Wasserstein, both in units of x.
     """
 
     step: int

@@ -34,7 +34,8 @@ class Objective:
     """Whether the published method already trains on the student's own states, as DMD2 does."""
 
     lr: float = 2e-3
-    """A learning rate of the student that suits the objective, for runs that name none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's learning rate and moments that suit the objective, for runs that name none."""
 
     critic_updates: int = 0
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""

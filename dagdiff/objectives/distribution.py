@@ -49,7 +49,7 @@ class DistributionMatching(Objective):
 
     sampler = Renoise
     backward_simulation = True
-    lr = 2e-4
+    lr, betas = 5e-4, (0.0, 0.999)
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class DistributionMatching(Objective):
         self.fake: Any = copy.deepcopy(student)
         self.head = _head(self.fake) if self.gan_weight else None
         parameters = [*self.fake.parameters(), *(self.head.parameters() if self.head else [])]
-        self.optimiser = torch.optim.AdamW(parameters, lr=self.critic_lr, betas=(0.0, 0.999), weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(parameters, lr=self.critic_lr, betas=self.betas, weight_decay=0.01)
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the distribution-matching loss (plus the GAN's); only the student's answer carries gradient."""

@@ -1,0 +1,259 @@
+"""Results of a suite: read from their folder, and summarised over seeds.
+
+Runs that differ only in the states they were trained on share their seeds, so they are compared *seed by seed*: a
+difference is the mean over common seeds, with a bootstrap interval. Beside every student stand its two yardsticks: the
+*expert* it imitates, and the *floor*, real points scored as if they were samples.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from dagdiff.checkpoint import save_text
+from dagdiff.checks import Refusal
+from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
+
+METRICS = {
+    "energy": "Energy distance to the true law, in units of x: 0 for equal laws, by chance perhaps just below.",
+    "w2": "Wasserstein distance: how far samples must be moved (root mean square) to become real ones; never quite 0.",
+    "sliced_w2": "The same along random lines through the plane, averaged.",
+    "mmd": "Maximum mean discrepancy, squared: how far averages of smooth bumps differ; 0 for equal laws.",
+    "precision": "Share of samples that lie among real points.",
+    "recall": "Share of real points that lie among samples.",
+    "density": "How crowded with real points the places of the samples are; 1 for equal laws.",
+    "coverage": "Share of real points that have a sample near by; about 0.97 for equal laws.",
+    "on_mode": "Share of samples within 3 standard deviations of a mode of the true law; 0.989 for equal laws.",
+    "mode_kl": "How far the shares of the modes are from the true ones, in nats: 0 when each gets its own.",
+    "spread": "Width of the modes over their true width: 1 is right, 0 is collapse.",
+    "loss_forward": "Imitation loss on forward states, noised data: the student's guess against the expert's, squared.",
+    "loss_own": "Imitation loss on own states: the same, where the student's own chains have led it.",
+    "loss_gap": "Loss on own states minus on forward states: what training on noised data alone does not see.",
+}
+"""Metric -> what it means, in a sentence."""
+
+COMPARED = ("energy", "w2", "loss_gap", "coverage")
+
+LARGER_IS_BETTER = ("coverage",)
+
+BASELINES = {"forward": "forward-only", "base": "the base method"}
+"""What every variant is compared with -> its name in a sentence."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, as ``results.json`` holds it; metrics that are null there are NaN here."""
+
+    task: str
+    objective: str
+    variant: str
+    steps: int
+    seed: int
+    shares: list[float]
+    updates: int
+    nfe_student: int
+    nfe_expert: int
+    seconds: float
+    config: str
+    samples: str
+    metrics: dict[str, float]
+    by_step: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder of results: its records, and for each task the ``floor`` and the ``expert``."""
+
+    folder: Path
+    suite: str
+    version: str
+    settings: dict[str, Any]
+    records: list[Record]
+    references: dict[str, dict[str, Any]]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Results":
+        """Read ``results.json``; refuse a folder without it, or one that holds something else or no finished run."""
+        file = folder / "results.json"
+        if not file.exists():
+            raise Refusal(f"{folder} holds no results.json. Name the --out folder of `dagdiff bench`.")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            records = [_record(entry) for entry in content["records"]]
+            references = {record.task: _reference(content["references"][record.task]) for record in records}
+            found = cls(folder, content["suite"], content["dagdiff"], dict(content["settings"]), records, references)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Refusal(f"{file} does not hold results ({error!r}). Run `dagdiff bench` into a new folder.") from None
+        if not records:
+            raise Refusal(f"{file} holds no finished run. Wait for `dagdiff bench`, or run it again.")
+        return found
+
+    def arrays(self, path: str) -> dict[str, Any]:
+        """Read the arrays of a record's or a reference's ``samples`` file; refuse a missing or broken one."""
+        try:
+            with (self.folder / path).open("rb") as file, np.load(file) as kept:
+                return dict(kept)
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise Refusal(f"{self.folder / path} is missing or broken ({error}). Run `dagdiff bench` again.") from None
+
+
+class Difference(NamedTuple):
+    """One metric of a variant minus that of another over ``seeds`` common seeds: the interval, and both means.
+
+    ``improvement`` is the probability that a run of the one beats a run of the other.
+    """
+
+    interval: Interval
+    ours: float
+    theirs: float
+    seeds: int
+    improvement: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the summary: the runs of a variant, one a seed.
+
+    ``metrics`` hold the mean over seeds and its interval (None: never measured), ``excess`` the mean energy distance
+    minus the expert's, ``against`` the paired differences, baseline -> metric -> difference, without baselines that are
+    the same runs.
+    """
+
+    task: str
+    objective: str
+    variant: str
+    steps: int
+    records: tuple[Record, ...]
+    metrics: dict[str, Interval | None]
+    excess: float
+    against: dict[str, dict[str, Difference]]
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        """Task, objective and steps: rows of one group differ in their variant alone."""
+        return self.task, self.objective, self.steps
+
+    @property
+    def runs(self) -> frozenset[str]:
+        """The configurations it stands for; two variants with equal ones are the same runs."""
+        return _runs(self.records)
+
+    @property
+    def seconds(self) -> float:
+        """Mean training time of a run."""
+        return sum(record.seconds for record in self.records) / len(self.records)
+
+    @property
+    def ratio(self) -> float:
+        """Loss on own states over loss on forward states, each a mean over seeds; NaN if unknown."""
+        own, forward = self.metrics["loss_own"], self.metrics["loss_forward"]
+        return own.mean / forward.mean if own and forward and forward.mean > 0 else math.nan
+
+
+def summarise(results: Results) -> list[Row]:
+    """One row for each task, objective, number of steps and variant, in the order of the records."""
+    groups: dict[Hashable, dict[str, list[Record]]] = {}
+    for record in results.records:
+        group = groups.setdefault((record.task, record.objective, record.steps), {})
+        group.setdefault(record.variant, []).append(record)
+    return [_row(results, group, variant) for group in groups.values() for variant in group]
+
+
+def write_summary(results: Results, path: Path) -> None:
+    """Write the summary as CSV, a line a row: costs, then mean, low and high of each metric and paired difference."""
+    lines = [_flat(row) for row in summarise(results)]
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for line in lines for name in line)), restval="")
+    table.writeheader()
+    table.writerows(lines)
+    save_text(path, text.getvalue())
+
+
+def distinct(rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """Each set of runs once, under all its names: ``forward = base``. With several numbers of steps, they are told."""
+    twins: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        twins.setdefault((row.group, row.runs), []).append(row)
+    several = len({row.steps for row in rows}) > 1
+    names = [" = ".join(row.variant for row in same) for same in twins.values()]
+    firsts = [same[0] for same in twins.values()]
+    return [(f"{name}, {row.steps} steps" if several else name, row) for name, row in zip(names, firsts, strict=True)]
+
+
+def _row(results: Results, group: Mapping[str, list[Record]], variant: str) -> Row:
+    records = tuple(sorted(group[variant], key=lambda record: record.seed))
+    first = records[0]
+    metrics = {name: _mean([record.metrics[name] for record in records]) for name in METRICS}
+    energy, expert = metrics["energy"], results.references[first.task]["expert"]["energy"]
+    others = {name: group[name] for name in BASELINES if name in group}
+    against = {
+        name: _differences(records, theirs) for name, theirs in others.items() if _runs(theirs) != _runs(records)
+    }
+    excess = energy.mean - expert if energy else math.nan
+    return Row(first.task, first.objective, variant, first.steps, records, metrics, excess, against)
+
+
+def _differences(ours: Iterable[Record], theirs: Iterable[Record]) -> dict[str, Difference]:
+    """Compare seed by seed, over the seeds at which both have a number."""
+    found = {}
+    for metric in COMPARED:
+        mine, other = (
+            {record.seed: record.metrics[metric] for record in records if math.isfinite(record.metrics[metric])}
+            for records in (ours, theirs)
+        )
+        if common := sorted(mine.keys() & other.keys()):
+            a, b = [mine[seed] for seed in common], [other[seed] for seed in common]
+            chance = probability_of_improvement(*((b, a) if metric in LARGER_IS_BETTER else (a, b)))
+            means = sum(a) / len(a), sum(b) / len(b)
+            found[metric] = Difference(paired_difference(a, b), *means, len(common), chance)
+    return found
+
+
+def _mean(values: Iterable[float]) -> Interval | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return bootstrap_mean(finite) if finite else None
+
+
+def _runs(records: Iterable[Record]) -> frozenset[str]:
+    return frozenset(record.config for record in records)
+
+
+def _record(entry: Mapping[str, Any]) -> Record:
+    plain = {field.name: entry[field.name] for field in fields(Record)}
+    by_step = {name: list(entry["by_step"][name]) for name in ("t", "loss_forward", "loss_own")}
+    return Record(**{**plain, "metrics": _scores(entry["metrics"]), "by_step": by_step})
+
+
+def _reference(entry: Mapping[str, Any]) -> dict[str, Any]:
+    by_nfe = {int(steps): _scores(found) for steps, found in entry["expert_by_nfe"].items()}
+    scores = {name: _scores(entry[name]) for name in ("floor", "expert")}
+    return {**scores, "expert_by_nfe": by_nfe, "samples": entry["samples"]}
+
+
+def _scores(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Every metric as a float: NaN where it is null or missing."""
+    found = {name: metrics.get(name) for name in METRICS}
+    return {name: math.nan if value is None else float(value) for name, value in found.items()}
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A row of the summary as one line of CSV; what is unknown stays empty."""
+    line: dict[str, Any] = {name: getattr(row, name) for name in ("task", "objective", "variant", "steps")}
+    line["seeds"] = len(row.records)
+    for name in ("updates", "nfe_student", "nfe_expert", "seconds"):
+        line[name] = sum(getattr(record, name) for record in row.records) / len(row.records)
+    line["excess_energy"] = row.excess if math.isfinite(row.excess) else ""
+    for name, interval in row.metrics.items():
+        line |= {f"{name}_{part}": getattr(interval, part, "") for part in Interval._fields}
+    for baseline, found in row.against.items():
+        for name, difference in found.items():
+            line |= {f"{name}_minus_{baseline}_{part}": getattr(difference.interval, part) for part in Interval._fields}
+            line |= {f"{name}_pairs_{baseline}": difference.seeds, f"{name}_beats_{baseline}": difference.improvement}
+    return line

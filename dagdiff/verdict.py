@@ -1,0 +1,139 @@
+"""What results say, in words and in a text table.
+
+The words follow from the intervals alone. If one is clear of zero, something is claimed; if it is not, nothing is; with
+a single seed there is no interval at all.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dagdiff.metrics.statistics import Interval
+from dagdiff.results import BASELINES, Difference, Results, Row, distinct, summarise
+
+
+class Verdict(NamedTuple):
+    """A sentence, and which way it goes: better, worse, or open."""
+
+    way: str
+    text: str
+
+
+def verdicts(results: Results) -> list[str]:
+    """What may be claimed of ddil, in words: for each task and objective against forward-only, and another base."""
+    return [verdict.text for verdict in judge(summarise(results))]
+
+
+def judge(rows: Sequence[Row]) -> list[Verdict]:
+    """The verdicts on rows of :func:`summarise`, each with its way."""
+    found = []
+    for row in (row for row in rows if row.variant == "ddil"):
+        peers = {other.variant: other for other in rows if other.group == row.group}
+        for baseline, name in BASELINES.items():
+            difference = row.against.get(baseline, {}).get("energy")
+            told = baseline == "base" and "forward" in peers and peers["forward"].runs == peers.get("base", row).runs
+            if difference and not told:
+                verdict = _compare(difference, name)
+                more = _shift(row, peers["forward"], verdict.way) if baseline == "forward" else ""
+                found.append(Verdict(verdict.way, f"{row.task}, {title(row, rows)}: {verdict.text}.{more}"))
+    return found or [Verdict("open", "ddil and a baseline were not run on a common seed: nothing can be compared.")]
+
+
+def caveat(rows: Sequence[Row]) -> str:
+    """How far the intervals can be trusted; empty from six common seeds on."""
+    seeds = [found["energy"].seeds for row in rows for found in row.against.values() if "energy" in found]
+    if not seeds or min(seeds) > 5:
+        return ""
+    if min(seeds) == 1:
+        return "With one seed there is no interval. Run at least five."
+    chance = 2 ** (min(seeds) - 1)
+    return (
+        f"With {min(seeds)} seeds an interval is clear of zero as soon as all differences have one sign, or nearly so, "
+        f"which chance alone brings about once in {chance} comparisons. Read such intervals as hints; run more seeds."
+    )
+
+
+def table(results: Results) -> str:
+    """A text table of all students with the floor and the expert of each task, and the verdicts below it."""
+    rows = summarise(results)
+    lines = [
+        ["task", "objective", "variant", "energy distance", "minus forward", "coverage", "loss own/forward", "seconds"]
+    ]
+    for task, reference in results.references.items():
+        for name in ("floor", "expert"):
+            energy, coverage = (number(reference[name][metric]) for metric in ("energy", "coverage"))
+            lines.append([task, f"({name})", "", energy, "", coverage, "", ""])
+        lines += [[task, *_cells(label, row)] for label, row in distinct(rows) if row.task == task]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    words = [verdict.text for verdict in judge(rows)] + [caveat(rows)]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *words]).rstrip() + "\n"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number to so many significant digits, where that is readable; a dash for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.0e}" if 0.0 < abs(value) < 1e-6 else f"{value:,.{_decimals(value, digits)}f}"
+
+
+def spell(interval: Interval | None, digits: int = 3) -> str:
+    """``mean [low, high]`` with equal decimals, or the mean alone where one seed gives no interval; a dash for None.
+
+    The mean, or half the width if that is more, gets so many significant digits; no bound is rounded down to 0.
+    """
+    if interval is None or interval.low == interval.high:
+        return number(interval.mean if interval else math.nan, digits)
+    decimals = _decimals(max(abs(interval.mean), (interval.high - interval.low) / 2), digits)
+    decimals = max(decimals, *(_decimals(bound, 1) for bound in interval[1:] if bound))
+    mean, low, high = (f"{value:,.{decimals}f}" for value in interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimals that show so many significant digits; 9 at most."""
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    return min(9, max(0, digits - 1 - exponent))
+
+
+def _compare(found: Difference, name: str) -> Verdict:
+    """Put a difference in energy distance into words: a claim only where the interval is clear of zero."""
+    levels = f"({number(found.ours, 2)} for {number(found.theirs, 2)}"
+    if found.seeds < 2:
+        return Verdict(
+            "open", f"nothing can be claimed against {name} {levels}): with one common seed no interval exists"
+        )
+    levels += f", {found.seeds} seeds)"
+    if not found.interval.clear_of_zero:
+        change = spell(found.interval, 2)
+        text = f"no difference to {name} can be claimed: the energy distance changes by {change} {levels}"
+        return Verdict("open", f"{text}; the interval includes zero")
+    if found.interval.mean < 0:
+        mean, low, high = found.interval
+        text = f"ddil lowers the energy distance by {spell(Interval(-mean, -high, -low), 2)} against {name} {levels}"
+        return Verdict("better", f"{text}; the interval is clear of zero")
+    text = f"ddil is worse than {name}: it raises the energy distance by {spell(found.interval, 2)} {levels}"
+    return Verdict("worse", f"{text}; the interval is clear of zero")
+
+
+def _shift(row: Row, forward: Row, way: str) -> str:
+    """Say how much worse each student imitates on its own states, and whether there was anything to repair."""
+    if not math.isfinite(row.ratio + forward.ratio):
+        return ""
+    before, after = number(forward.ratio, 2), number(row.ratio, 2)
+    text = f" Loss on own states is {before}x that on forward states under forward-only training, {after}x under ddil"
+    return f"{text}: there is hardly a shift to repair here." if way == "open" and forward.ratio < 1.1 else f"{text}."
+
+
+def title(row: Row, rows: Iterable[Row]) -> str:
+    """Objective, and the number of steps where several were run."""
+    return f"{row.objective}, {row.steps} steps" if len({other.steps for other in rows}) > 1 else row.objective
+
+
+def _cells(label: str, row: Row) -> list[str]:
+    """A row of the text table, from the objective on."""
+    forward = row.against.get("forward", {}).get("energy")
+    energy, coverage = spell(row.metrics["energy"]), row.metrics["coverage"]
+    covered = number(coverage.mean) if coverage else "–"
+    difference = spell(forward.interval) if forward else ""
+    return [row.objective, label, energy, difference, covered, number(row.ratio), number(row.seconds)]

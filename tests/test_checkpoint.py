@@ -1,0 +1,121 @@
+"""Files are whole or absent, and weights come back bit for bit."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dagdiff.checkpoint import load_weights, save_arrays, save_json, save_text, save_weights, write_atomically
+from dagdiff.checks import Refusal
+
+
+def test_a_write_makes_the_folder_and_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "note.txt"
+    save_text(path, "αβ\n")
+    assert path.read_bytes() == "αβ\n".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_failing_writer_leaves_neither_file_nor_temporary(before: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    if before:
+        path.write_text(before)
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before else [])
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    seen = []
+
+    def write(partial: Path) -> None:
+        partial.write_text("new")
+        seen.append((path.read_text(), partial.parent == path.parent))
+
+    write_atomically(path, write)
+    assert seen == [("old", True)]
+    assert path.read_text() == "new"
+
+
+def test_a_failing_move_leaves_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(PermissionError):
+        save_json(tmp_path / "a.json", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    content = {"a": math.nan, "b": [1.5, math.inf, {"c": (-math.inf, 2)}], "d": "nan", "e": None, "f": True}
+    save_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text and text.endswith("}\n")
+    assert json.loads(text) == {"a": None, "b": [1.5, None, {"c": [None, 2]}], "d": "nan", "e": None, "f": True}
+
+
+def test_json_that_cannot_be_written_leaves_the_old(tmp_path: Path) -> None:
+    save_json(tmp_path / "a.json", {"kept": 1})
+    with pytest.raises(TypeError):
+        save_json(tmp_path / "a.json", {"tensor": torch.zeros(1)})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"kept": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_arrays(tmp_path: Path) -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    save_arrays(tmp_path / "a.npz", x=x, label=torch.arange(3))
+    kept = np.load(tmp_path / "a.npz")
+    assert set(kept) == {"x", "label"}
+    assert np.array_equal(kept["x"], x.detach().numpy()) and kept["label"].dtype == np.int64
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+    first, second = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    first(torch.randn(8, 2))
+    save_weights(tmp_path / "w.safetensors", first)
+    load_weights(tmp_path / "w.safetensors", second)
+    assert first.state_dict().keys() == second.state_dict().keys()
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
+    def tied() -> nn.Sequential:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        net[1].weight = net[0].weight
+        return net
+
+    first, second = tied(), tied()
+    save_weights(tmp_path / "w.safetensors", first)
+    load_weights(tmp_path / "w.safetensors", second)
+    assert torch.equal(second[1].weight, first[0].weight)
+
+
+def test_weights_that_are_missing_broken_or_another_s(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(Refusal, match="no weights at"):
+        load_weights(path, nn.Linear(2, 3))
+    path.write_text("{")
+    with pytest.raises(Refusal, match="does not hold the weights of this network"):
+        load_weights(path, nn.Linear(2, 3))
+    for other in (nn.Linear(2, 4), nn.Linear(2, 3, bias=False), nn.Sequential(nn.Linear(2, 3))):
+        save_weights(path, other)
+        with pytest.raises(Refusal, match="does not hold the weights of this network") as refusal:
+            load_weights(path, nn.Linear(2, 3))
+        assert "\n" not in str(refusal.value)

@@ -1,0 +1,134 @@
+"""The shift, measured: nothing for a perfect student, the right step for a broken one, and at nobody's cost."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dagdiff.expert import Expert
+from dagdiff.metrics.shift import StepShift, format_table, imitation_loss, measure_shift, write_table
+from dagdiff.policies.gaussian import GaussianMixtureExpert
+from dagdiff.policies.networks import MLP
+from dagdiff.policies.student import Student
+from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule, step_grid
+from dagdiff.transition import Ddim, Renoise, Transition
+
+SCHEDULES = {"cosine": CosineSchedule(), "flow": FlowSchedule(), "vp": VPSchedule.linear()}
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+MEANS, STD = torch.tensor([[1.0, 0.3], [-1.0, -0.3]]), 0.25
+
+
+def exact(schedule: Callable) -> GaussianMixtureExpert:
+    return GaussianMixtureExpert(MEANS, torch.full((2,), STD), torch.full((2,), 0.5), schedule)
+
+
+def data(rows: int = 400, modes: tuple[int, ...] = (0, 1)) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mode = torch.tensor(modes)[torch.randint(len(modes), (rows,), generator=generator)]
+    return MEANS[mode] + STD * torch.randn(rows, 2, generator=generator)
+
+
+def measured(
+    policy: Callable, expert: Expert, x0: Tensor, steps: int = 4, law: Transition | None = None
+) -> list[StepShift]:
+    law = law or Ddim(expert.schedule)
+    return measure_shift(policy, expert, law, step_grid(steps), x0, generator=torch.Generator().manual_seed(1))
+
+
+@every_schedule
+def test_a_student_equal_to_the_expert_has_no_loss_and_the_experts_own_chain(schedule: Callable) -> None:
+    for row in measured(exact(schedule), Expert(exact(schedule), schedule), data()):
+        assert row.loss_forward == row.loss_own == row.loss_expert == row.loss_gap == 0.0
+        assert row.sliced_w2_expert == pytest.approx(0.0, abs=1e-6)
+        assert -0.02 < row.energy_expert <= 0.0, "a cloud against itself is just below zero"
+
+
+@every_schedule
+def test_a_fine_chain_of_the_exact_expert_stays_at_the_floor_of_forward_states(schedule: Callable) -> None:
+    expert, x0 = Expert(exact(schedule), schedule), data(500)
+    rows = measured(exact(schedule), expert, x0, steps=12)
+    assert [row.step for row in rows] == list(range(12))
+    assert [row.t for row in rows] == pytest.approx(step_grid(12)[:-1].tolist())
+    # The floor: two samples of the data, 0.1 in sliced W2 and well below 0.02 in energy.
+    assert max(row.energy_forward for row in rows) < 0.03
+    assert max(row.sliced_w2_forward for row in rows) < 0.2
+
+
+@every_schedule
+def test_a_student_blind_in_one_half_plane_shows_the_gap_where_its_chains_go_there(schedule: Callable) -> None:
+    """The student errs by 1 where x < 0 and t <= 0.5; its data lie at x > 0, so off-policy states hardly show it."""
+    teacher = exact(schedule)
+
+    def blind(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        wrong = (x_t[:, :1] < 0) & (t[:, None] <= 0.5)
+        return teacher(x_t, t, condition) + wrong.float()
+
+    rows = measured(blind, Expert(teacher, schedule), data(modes=(0,)), steps=8)
+    early = [row for row in rows if row.t > 0.5]
+    late = [row for row in rows if row.t <= 0.5]
+    assert len(early) == len(late) == 4
+    assert all(row.loss_own == row.loss_forward == row.loss_gap == 0.0 for row in early)
+    assert late[0].loss_gap > 0.02 and late[-1].loss_gap > 0.1
+    assert late[-1].loss_forward < 0.05
+    assert late[0].loss_own == pytest.approx(0.5, abs=0.1), "half of the chains are in the half-plane, each errs by 1"
+    assert all(row.sliced_w2_expert == pytest.approx(0.0, abs=1e-6) for row in rows[:5]), "the error shows one step on"
+    assert rows[5].sliced_w2_expert > 0.03
+
+
+def test_no_evaluation_is_charged() -> None:
+    schedule = CosineSchedule()
+    expert, law = Expert(exact(schedule), schedule, substeps=3), Ddim(schedule)
+    expert.nfe = 11
+    measured(exact(schedule), expert, data(50))
+    x_t, t = torch.randn(9, 2), torch.full((9,), 0.5)
+    imitation_loss(exact(schedule), expert, law, x_t, t, t - 0.25)
+    assert expert.nfe == 11
+
+
+@pytest.mark.parametrize("law", [Ddim, Renoise])
+def test_the_imitation_loss_asks_for_the_guess_that_serves_the_law(law: Callable) -> None:
+    schedule = CosineSchedule()
+    expert, x_t = Expert(exact(schedule), schedule, substeps=4), torch.randn(30, 2)
+    t, s = torch.full((30,), 0.8), torch.full((30,), 0.4)
+    goal = expert.target(x_t, t, s if law is Ddim else torch.zeros(30))
+    other = expert.target(x_t, t, torch.zeros(30) if law is Ddim else s)
+    for found, shift in ((goal, 0.0), (goal, 0.5)):
+        loss = imitation_loss(lambda x, t, c=None, g=found + shift: g, expert, law(schedule), x_t, t, s)
+        assert loss == pytest.approx(shift**2, abs=1e-9)
+    assert imitation_loss(lambda x, t, c=None: other, expert, law(schedule), x_t, t, s) > 1e-4
+
+
+def test_a_bare_network_may_be_measured() -> None:
+    """A student that is no StudentPolicy carries gradient; a measurement must not."""
+    schedule = CosineSchedule()
+    student: nn.Module = Student(MLP(width=8), schedule)
+    rows = measured(student, Expert(exact(schedule), schedule), data(50))
+    assert all(row.loss_own > 0 for row in rows)
+
+
+def test_labels_go_with_their_rows() -> None:
+    schedule = CosineSchedule()
+    expert, labels = Expert(exact(schedule), schedule), torch.arange(100) % 2
+    seen = []
+
+    def policy(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        seen.append(condition)
+        return exact(schedule)(x_t, t, condition)
+
+    rows = measure_shift(policy, expert, Ddim(schedule), step_grid(3), MEANS[labels], labels)
+    assert all(condition is labels for condition in seen)
+    assert all(row.loss_own == 0.0 for row in rows)
+
+
+def test_tables(tmp_path: Path) -> None:
+    rows = measured(
+        lambda x, t, c=None: torch.zeros_like(x), Expert(exact(CosineSchedule()), CosineSchedule()), data(50)
+    )
+    lines = format_table(rows).splitlines()
+    assert len(lines) == 5 and "own/forward" in lines[0]
+    write_table(rows, tmp_path / "shift.csv")
+    header, *body = (tmp_path / "shift.csv").read_text(encoding="utf-8").splitlines()
+    assert header.split(",")[-1] == "loss_gap" and len(body) == 4
+    assert float(body[1].split(",")[-1]) == pytest.approx(rows[1].loss_own - rows[1].loss_forward)
