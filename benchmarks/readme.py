@@ -1,8 +1,8 @@
 """Make README's table and figure: ``python -m dagdiff.benchmarks.readme runs/demo runs/figure``.
 
 The first folder is what ``make demo`` leaves; the second comes from ``dagdiff bench toy2d --tasks gaussians8-biased
---variants forward,ddil --seeds 1 --updates 3000 --out runs/figure``. The demo's results (without the samples) are kept in
-``benchmarks/results/toy2d-quick``.
+--variants forward,ddil --seeds 1 --updates 3000 --out runs/figure``. The demo's results (without the samples) are kept
+in ``benchmarks/results/toy2d-quick``.
 """
 
 import sys

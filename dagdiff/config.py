@@ -191,7 +191,7 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
 
 def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
     """Return parsed settings as nested dicts of plain values, as ``config.yaml`` holds them."""
-    config: Config = yaml.safe_load(parser.dump(namespace, skip_validation=True, skip_none=False))
+    config: Config = yaml.safe_load(parser.dump(namespace, skip_validation=True, skip_unset=False))
     return config
 
 

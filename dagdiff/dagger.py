@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +25,8 @@ from dagdiff.heldout import HeldOut
 from dagdiff.mixture import Constant, Ramp, Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.policy import StudentPolicy
-from dagdiff.rollout import Data, MixturePolicy, Rollout, forward_states
+from dagdiff.rollout import Data, MixturePolicy, Rollout, draw, forward_states
+from dagdiff.shapes import Condition, States
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class DAgger:
         expert: the teacher in its role.
         objective: what the student is asked to match.
         env: the denoising environment, B chains of the student's own sampler.
-        data: clean points for forward states (and for a GAN head), on the CPU or on the env's device.
+        data: clean points for forward states (and for a GAN head); ``sample`` is called with the generator below, and
+            must answer on its device.
         shares: parts of a batch that are forward-diffused, from student chains, from expert chains.
         shares_ramp: scales the on-policy shares by progress; forward states take the rest.
         beta: by progress, the part of the student's chains' steps that the expert drives.
@@ -117,13 +118,13 @@ class DAgger:
         self.env, self.data, self.conditional = env, data, env.conditions is not None
         self.shares, self.shares_ramp, self.beta, self.per_chain = Shares(*shares), shares_ramp, beta, per_chain
         self.rounds, self.updates_per_round, self.batch_size = rounds, updates_per_round, batch_size
-        self.clip, self.nfe_student, self._updates = clip, 0, 0
+        self.clip, self.nfe_student, self._nfe_before, self._updates = clip, 0, 0, 0
         self.generator = generator or torch.Generator(env.device).manual_seed(0)
         self.policy = StudentPolicy(student, expert.threshold)
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
 
-        objective.begin(student, expert, data, self.generator)
+        objective.begin(student, expert, self._clean, self.generator)
         self.grid = objective.grid(env.times)
         self.optimiser = optimiser(student.parameters())
         updates = rounds * updates_per_round
@@ -137,6 +138,8 @@ class DAgger:
         records = env.batch_size.numel() * (len(env.times) - 1)
         host = torch.Generator().manual_seed(self.generator.initial_seed())
         self.aggregate = Aggregate(self._forward_states, {"student": kept * records, "expert": rounds * records}, host)
+        driver = MixturePolicy(self.policy, expert, env.transition, per_chain, self.generator, self.conditional)
+        self.rollout = Rollout(env, driver)
 
     def __iter__(self) -> Iterator[Round]:
         """Run the rounds.
@@ -151,7 +154,7 @@ class DAgger:
             counter.remove()
 
     def _rounds(self) -> Iterator[Round]:
-        started = time.perf_counter()
+        started, self._nfe_before = time.perf_counter(), self.expert.nfe
         for number in range(1, self.rounds + 1):
             progress = (number - 1) / self.rounds
             beta, shares = self.beta(progress), self.shares.ramped(self.shares_ramp(progress))
@@ -165,7 +168,7 @@ class DAgger:
                 losses=losses,
                 size=len(self.aggregate),
                 nfe_student=self.nfe_student,
-                nfe_expert=self.expert.nfe,
+                nfe_expert=self.expert.nfe - self._nfe_before,
                 seconds=time.perf_counter() - started,
                 **self._measure(number),
             )
@@ -186,19 +189,21 @@ class DAgger:
             for _ in range(self.objective.critic_updates):
                 parts.update(self.objective.improve_critic(self.student, self.aggregate.draw(self.batch_size, shares)))
             loss = self.objective.loss(self.student, self.aggregate.draw(self.batch_size, shares))
-            self._step(loss.loss)
-            logs.append({**parts, **loss.parts, "loss": loss.loss.detach()})
+            norm = self._step(loss.loss)
+            logs.append({**parts, **loss.parts, "loss": loss.loss.detach(), "gradient_norm": norm})
         return self._checked({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
 
-    def _step(self, loss: Tensor) -> None:
+    def _step(self, loss: Tensor) -> Tensor:
+        """Take one step of the optimiser; return the gradient's norm before clipping."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
         self.optimiser.step()
         self._lr.step()
         self.objective.follow(self.student)
         if self.averaged is not None:
             self.averaged.update_parameters(self.student)
+        return norm
 
     def _checked(self, losses: dict[str, Tensor]) -> dict[str, float]:
         """Return the means of the round's losses, ``(updates_per_round,)`` each; one look at the device a round."""
@@ -207,8 +212,8 @@ class DAgger:
             first = self._updates + int((~finite).nonzero()[0]) + 1
             self.student.load_state_dict(self._last_good)
             raise NonFiniteLoss(
-                f"the loss is not finite at update {first}; the student is back at update {self._updates}. "
-                "Lower the learning rate, clip harder, or set a threshold."
+                f"the loss or its gradient is not finite at update {first}; the student is back at update "
+                f"{self._updates}. Lower the learning rate, clip harder, or set a threshold."
             )
         self._updates += self.updates_per_round
         self._last_good = copy.deepcopy(self.student.state_dict())
@@ -224,16 +229,12 @@ class DAgger:
         measured["heldout"] = self.heldout.objective(self.policy, self.expert, self.objective)
         self.generator.set_state(drawn)
         self.nfe_student, self.expert.nfe = charged
-        if self.best is None or measured["heldout"] < self.best[1]:
+        if self.best is None or not measured["heldout"] >= self.best[1]:
             self.best = number, measured["heldout"], self._last_good
         return measured
 
-    @cached_property
-    def rollout(self) -> Rollout:
-        """Chains of the student's own sampler, driven by the student, the expert, or both."""
-        transition, per_chain = self.env.transition, self.per_chain
-        policy = MixturePolicy(self.policy, self.expert, transition, per_chain, self.generator, self.conditional)
-        return Rollout(self.env, policy)
+    def _clean(self, rows: int) -> tuple[States, Condition]:
+        return draw(self.data, rows, self.generator, self.conditional)
 
     def _forward_states(self, rows: int) -> TensorDict:
         schedule = self.env.transition.schedule

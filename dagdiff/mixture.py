@@ -31,18 +31,15 @@ class Shares(NamedTuple):
     def ramped(self, height: float) -> "Shares":
         """Scale the two on-policy shares by ``height`` in [0, 1]; forward states take the rest."""
         student, expert = self.student * height, self.expert * height
-        return Shares(1.0 - student - expert, student, expert)
+        return Shares(max(0.0, 1.0 - student - expert), student, expert)
 
     def counts(self, rows: int, generator: torch.Generator | None = None) -> tuple[int, int, int]:
-        """Split ``rows`` exactly: each source gets the floor of its part, the rows left over fall by the remainders."""
+        """Split ``rows`` exactly: each source gets its part, rounded up or down so that the mean is right."""
         check_shares(self)
-        parts = torch.tensor(self, dtype=torch.float64) * rows
-        counts = (parts + 1e-6).floor().long()
-        left = rows - int(counts.sum())
-        if left:
-            remainder = (parts - counts).clamp(min=0)
-            counts[torch.multinomial(remainder, left, generator=generator)] += 1
-        forward, student, expert = counts.tolist()
+        ends = torch.tensor(self, dtype=torch.float64).cumsum(0) * rows
+        start = torch.rand(1, generator=generator, dtype=torch.float64)
+        ends = ((ends + 1e-9).clamp(max=rows) + start).floor().clamp(max=rows)
+        forward, student, expert = torch.diff(ends, prepend=ends.new_zeros(1)).long().tolist()
         return forward, student, expert
 
 

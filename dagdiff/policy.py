@@ -26,11 +26,12 @@ class StudentPolicy:
 
     @torch.no_grad()
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the thresholded guess of x0, ``(B, *D)``; the network's train / eval mode is left as it was."""
-        training = self.student.training
-        if training:
-            self.student.eval()
-        guess = self.student(x_t, t, condition)
-        if training:
-            self.student.train()
+        """Return the thresholded guess of x0, ``(B, *D)``; every module's train / eval mode is left as it was."""
+        training = [module for module in self.student.modules() if module.training]
+        self.student.eval()
+        try:
+            guess = self.student(x_t, t, condition)
+        finally:
+            for module in training:
+                module.training = True
         return self.threshold(check_same_shape("the student", guess, x_t))

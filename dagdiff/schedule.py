@@ -83,8 +83,8 @@ class VPSchedule:
         place = (t * steps).clamp(0, steps)
         below = place.floor().clamp(max=steps - 1)
         low, high = angles[below.long()], angles[below.long() + 1]
-        angle = torch.lerp(low, high, place - below)
-        return torch.cos(angle), torch.sin(angle)
+        angle = torch.lerp(low, high, (place - below).to(low.dtype))
+        return torch.cos(angle).clamp(min=0), torch.sin(angle)
 
     def _angles(self, like: Tensor) -> Tensor:
         """The angle at t = 0, 1/T, ..., 1, kept once per device so that a call copies nothing between devices."""

@@ -61,10 +61,11 @@ class Ddim:
             return ddim(x_t, x0, t, s, self.schedule)
         alpha_t, sigma_t = (column(values, x_t) for values in self.schedule(t))
         alpha_s, sigma_s = (column(values, x_t) for values in self.schedule(s))
-        kept = torch.where(sigma_t > 0, (x_t - alpha_t * x0) / sigma_t, torch.zeros_like(x_t))
-        added = (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp(min=0).sqrt()
-        fresh = self.eta * torch.where(sigma_t > 0, sigma_s / sigma_t * added, torch.zeros_like(sigma_t))
-        return alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * kept + fresh * noise
+        alpha_ratio = torch.where(alpha_s > 0, alpha_t / alpha_s, torch.ones_like(alpha_t))
+        sigma_ratio = torch.where(sigma_t > 0, sigma_s / sigma_t, torch.ones_like(sigma_t))
+        fresh = self.eta * sigma_ratio * (sigma_t**2 - (alpha_ratio * sigma_s) ** 2).clamp(min=0).sqrt()
+        kept = torch.where(sigma_t > 0, (sigma_s**2 - fresh**2).clamp(min=0).sqrt() / sigma_t, torch.ones_like(sigma_t))
+        return alpha_s * x0 + kept * (x_t - alpha_t * x0) + fresh * noise
 
     def horizon(self, s: Times) -> Times:
         """The landing time itself."""

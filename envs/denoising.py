@@ -62,7 +62,11 @@ class DenoisingEnv(EnvBase):
     ) -> None:
         check_at_least("batch_size", batch_size, 1)
         super().__init__(device=torch.device(device), batch_size=torch.Size([batch_size]))
-        self.shape_of_state, self.transition, self.times = tuple(shape), transition, check_times(times).to(device)
+        self.shape_of_state, self.transition, self.times = (
+            tuple(shape),
+            transition,
+            check_times(times).to(device, torch.float32),
+        )
         self.conditions, self.expert, self.generator = conditions, expert, generator
         rows = self.batch_size
         states = Unbounded((*rows, *shape), device=self.device)
@@ -93,7 +97,8 @@ class DenoisingEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Move every chain by one step of the law."""
-        x_t, x0, step = tensordict["x_t"], tensordict["action"], tensordict["step"]
+        x_t, step = tensordict["x_t"], tensordict["step"]
+        x0 = check_same_shape("the action", tensordict["action"], x_t)
         t, s = tensordict["t"].squeeze(-1), tensordict["s"].squeeze(-1)
         condition = tensordict.get("condition", None)
         x_s = self.transition(x_t, x0, t, s, self._noise())
@@ -163,9 +168,9 @@ class DenoisingVectorEnv(VectorEnv):
         noise = torch.as_tensor(options["x_t"], dtype=torch.float32) if "x_t" in options else self._noise()
         fresh = torch.as_tensor(options.get("reset_mask", np.ones(self.num_envs, bool)))
         labels = torch.from_numpy(self.np_random.integers(max(self.labels, 1), size=self.num_envs))
+        check_same_shape("options['x_t']", noise, torch.empty((self.num_envs, *self.shape_of_state), device="meta"))
         if self._x is None:
             self._x, self._condition = noise, labels
-        check_same_shape("options['x_t']", noise, self._x)
         self._x = torch.where(fresh.reshape(-1, *[1] * len(self.shape_of_state)), noise, self._x)
         self._condition = torch.where(fresh, labels, self._condition)
         self._step = np.where(fresh.numpy(), 0, self._step)

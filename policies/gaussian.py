@@ -8,6 +8,8 @@ v_k = alpha^2 s_k^2 + sigma^2, and
 A student taught by it has no teacher error: every gap is the distillation's own.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -29,21 +31,19 @@ class GaussianMixtureExpert:
     """
 
     def __init__(self, means: Tensor, stds: Tensor, weights: Tensor, schedule: Schedule) -> None:
-        if (
-            not len(means) == len(stds) == len(weights)
-            or abs(float(weights.sum()) - 1.0) > 1e-4
-            or bool((weights <= 0).any())
-        ):
+        positive = bool((stds > 0).all()) and bool((weights > 0).all())
+        if not (len(means) == len(stds) == len(weights) and positive and abs(float(weights.sum()) - 1.0) < 1e-4):
             raise Refusal(
-                f"a mixture needs as many stds and weights (> 0, summing to 1) as means; got {len(means)} means, "
-                f"{len(stds)} stds, weights {weights.tolist()}. Normalise the weights."
+                f"a mixture needs as many stds and weights (all > 0, weights summing to 1) as means; got {len(means)} "
+                f"means, stds {stds.tolist()}, weights {weights.tolist()}. Normalise the weights."
             )
         self.means, self.stds, self.weights, self.schedule = means.float(), stds.float(), weights.float(), schedule
 
     def to(self, device: torch.device | str) -> "GaussianMixtureExpert":
         """Return the expert with its mixture on ``device``."""
-        means, stds, weights = (part.to(device) for part in (self.means, self.stds, self.weights))
-        return GaussianMixtureExpert(means, stds, weights, self.schedule)
+        twin = copy.copy(self)
+        twin.means, twin.stds, twin.weights = (part.to(device) for part in (self.means, self.stds, self.weights))
+        return twin
 
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
         """Return E[x0 | x_t], ``(B, D)``."""

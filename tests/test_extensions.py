@@ -1,4 +1,4 @@
-"""Parts of one's own, from a file outside the package: an expert, a policy, an objective; from Python and the command line."""
+"""An expert, a policy, an objective of one's own, from a file outside the package, in Python and as options."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from dagdiff import Refusal, run
 from dagdiff.cli import main
 from dagdiff.config import configure
 from dagdiff.envs.toy2d import Points
-from dagdiff.run import Experiment
+from dagdiff.experiment import Experiment
 
 TINY = "--updates 4 --rounds 2 --chains 8 --batch_size 16 --heldout 8 --samples 50 "
 FRESH = "--policy fresh --policy.width 16 "
@@ -293,7 +293,7 @@ def test_data_of_one_s_own_that_holds_nan_are_refused(shares: list[float]) -> No
     policy = {"class": "fresh", "width": 16}
     experiment = Experiment.build(configure({"policy": policy, "device": "cpu", "shares": shares, **SMALL}))
     experiment.task = dataclasses.replace(experiment.task, data=Spoilt())
-    with pytest.raises(Refusal, match="data.*NaN"):
+    with pytest.raises(Refusal, match=r"data.*NaN"):
         list(experiment.rounds())
 
 

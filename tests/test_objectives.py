@@ -22,6 +22,7 @@ from dagdiff.objectives.progressive import Progressive, truncated_snr, v_space
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
+from dagdiff.rollout import draw
 from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule, perturb, step_grid
 from dagdiff.shapes import column
 from dagdiff.threshold import StaticThreshold
@@ -64,9 +65,11 @@ def states(n: int = 32, grid: Tensor | None = None, labels: int = 0) -> TensorDi
     return TensorDict(columns, [n])
 
 
-def begun(objective: Any, student: nn.Module, expert: Expert, data: Any = DATA, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    objective.begin(student, expert, data, seeded(seed))
+def begun(
+    objective: Any, student: nn.Module, expert: Expert, data: Any = DATA, seed: int = 0, conditional: bool = False
+) -> Any:
+    generator = seeded(seed)
+    objective.begin(student, expert, lambda n: draw(data, n, generator, conditional), generator)
     return objective
 
 
@@ -454,7 +457,7 @@ def test_the_heads_first_weights_come_from_the_generator() -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         student, objective = mlp(0), DistributionMatching(gan_weight=0.1)
-        objective.begin(student, Expert(exact(student.schedule), student.schedule), DATA, seeded(0))
+        begun(objective, student, Expert(exact(student.schedule), student.schedule))
         heads.append(weights(objective.head))
     assert same(*heads)
 
@@ -475,7 +478,7 @@ def test_the_head_sees_real_points_with_their_own_labels() -> None:
 
     student = mlp(0, labels=5)
     expert = Expert(mlp(7, labels=5), student.schedule)
-    objective = begun(DistributionMatching(gan_weight=0.1), student, expert, Telling())
+    objective = begun(DistributionMatching(gan_weight=0.1), student, expert, Telling(), conditional=True)
     judge = objective._judge
 
     def watched(x0: Tensor, condition: Tensor) -> Tensor:
@@ -597,7 +600,7 @@ def test_annotate_settle_loss_and_follow_run_on_meta(make: Any, labels: int, sch
     student, teacher = mlp(0, schedule, labels).to("meta"), mlp(1, schedule, labels).to("meta")
     expert = Expert(teacher, schedule, substeps=2, guidance=2.0, threshold=StaticThreshold())
     objective = make()
-    objective.begin(student, expert, None, None)
+    objective.begin(student, expert, lambda n: (torch.empty(n, 2, device="meta"), None), None)
     batch = states(labels=labels).to("meta").set("action", torch.empty(32, 2, device="meta"))
     batch = objective.annotate(expert, objective.settle(batch, None).exclude("action"))
     assert all(value.is_meta for value in batch.values())
@@ -610,12 +613,9 @@ def test_annotate_settle_loss_and_follow_run_on_meta(make: Any, labels: int, sch
 
 @pytest.mark.parametrize("gan", [0.0, 0.1])
 def test_the_critic_runs_on_meta(gan: float) -> None:
-    class Nowhere:
-        def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-            return torch.zeros(n, 2)
-
     student = mlp(0).to("meta")
     objective = DistributionMatching(gan_weight=gan)
-    objective.begin(student, Expert(mlp(1).to("meta"), student.schedule), Nowhere(), None)
+    expert = Expert(mlp(1).to("meta"), student.schedule)
+    objective.begin(student, expert, lambda n: (torch.empty(n, 2, device="meta"), None), None)
     parts = objective.improve_critic(student, states().to("meta"))
     assert all(part.is_meta for part in parts.values())

@@ -132,3 +132,20 @@ def test_tables(tmp_path: Path) -> None:
     header, *body = (tmp_path / "shift.csv").read_text(encoding="utf-8").splitlines()
     assert header.split(",")[-1] == "loss_gap" and len(body) == 4
     assert float(body[1].split(",")[-1]) == pytest.approx(rows[1].loss_own - rows[1].loss_forward)
+
+
+@every_schedule
+def test_forward_states_stand_at_the_steps_own_time(schedule: Callable) -> None:
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def policy(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        asked.append((x_t, t))
+        return torch.zeros_like(x_t)
+
+    rows = measured(policy, Expert(exact(schedule), schedule), torch.full((800, 2), 3.0))
+    for step, row in enumerate(rows):
+        x_t, t = asked[4 + 3 * step]  # four steps of the chain, then forward, own and expert states of each step
+        alpha, sigma = (float(part[0]) for part in schedule(t))
+        assert float(t[0]) == pytest.approx(row.t)
+        assert float(x_t.mean()) == pytest.approx(3.0 * alpha, abs=0.1)
+        assert float(x_t.std()) == pytest.approx(sigma, rel=0.1)

@@ -1,6 +1,6 @@
 """What every objective has in common: annotate states once, then turn batches of them into a loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,6 +11,9 @@ from dagdiff.expert import Expert
 from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, Denoiser, States, Times, column
 from dagdiff.transition import Ddim
+
+Clean = Callable[[int], tuple[States, Condition]]
+"""``n ->`` n clean points of the distillation set and their conditions."""
 
 
 class Loss(NamedTuple):
@@ -40,8 +43,8 @@ class Objective:
     critic_updates: int = 0
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""
 
-    def begin(self, student: nn.Module, expert: Expert, data: Any, generator: torch.Generator | None) -> None:
-        """Called once before training: keep what the losses need (copies of the student, the expert, real data)."""
+    def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
+        """Called once before training: keep what the losses need (copies of the student, the expert, clean data)."""
 
     def grid(self, times: Times) -> Times:
         """The grid whose times forward-diffused states take; the sampler's own unless the objective has another."""

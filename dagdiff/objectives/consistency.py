@@ -6,8 +6,6 @@ where the expert steps once from (x_t, t) to (x_t', t') on a fine solver grid. f
 the chain of equal answers to the data.
 """
 
-from typing import Any
-
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dagdiff.checks import check_at_least, check_share
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Loss, Objective
+from dagdiff.objectives.base import Clean, Loss, Objective
 from dagdiff.schedule import perturb, step_grid
 from dagdiff.shapes import States, Times, column
 from dagdiff.transition import Renoise, ddim
@@ -57,7 +55,7 @@ class Consistency(Objective):
         check_share("ema", ema)
         self.solver_steps, self.ema, self.huber_width, self.renoise = solver_steps, ema, huber_width, renoise
 
-    def begin(self, student: nn.Module, expert: Expert, data: Any, generator: torch.Generator | None) -> None:
+    def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Start the target network from the student."""
         self.target = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True).eval()
         self.target.update_parameters(student)

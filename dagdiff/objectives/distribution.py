@@ -22,7 +22,7 @@ from torch.nn.functional import softplus
 
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Loss, Objective, denoising_loss
+from dagdiff.objectives.base import Clean, Loss, Objective, denoising_loss
 from dagdiff.schedule import perturb
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.transition import Renoise
@@ -66,13 +66,15 @@ class DistributionMatching(Objective):
         self.critic_updates, self.critic_lr, self.tau = critic_updates, critic_lr, tau
         self.gan_weight, self.gan_critic_weight = gan_weight, gan_critic_weight
 
-    def begin(self, student: nn.Module, expert: Expert, data: Any, generator: torch.Generator | None) -> None:
+    def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Start the fake score from the student (which starts from the teacher)."""
-        self.expert, self.data, self.generator = expert, data, generator
+        self.expert, self.clean, self.generator = expert, clean, generator
         self.fake: Any = copy.deepcopy(student)
-        self.head = _head(self.fake) if self.gan_weight else None
-        parameters = [*self.fake.parameters(), *(self.head.parameters() if self.head else [])]
-        self.optimiser = torch.optim.AdamW(parameters, lr=self.critic_lr, betas=self.betas, weight_decay=0.01)
+        self.head = _head(self.fake, generator) if self.gan_weight else None
+        self.critic = nn.ModuleList([self.fake, self.head] if self.head else [self.fake])
+        self.optimiser = torch.optim.AdamW(
+            self.critic.parameters(), lr=self.critic_lr, betas=self.betas, weight_decay=0.01
+        )
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the distribution-matching loss (plus the GAN's); only the student's answer carries gradient."""
@@ -86,7 +88,9 @@ class DistributionMatching(Objective):
         matching = 0.5 * (answer - goal).square().mean()
         if self.head is None:
             return Loss(matching, {"matching": matching.detach()})
+        self.critic.requires_grad_(False)  # the student's loss leaves no gradient on its judge
         gan = softplus(-self._judge(answer, condition)).mean()
+        self.critic.requires_grad_(True)
         return Loss(matching + self.gan_weight * gan, {"matching": matching.detach(), "gan": gan.detach()})
 
     def improve_critic(self, student: nn.Module, batch: TensorDict) -> Mapping[str, Tensor]:
@@ -98,12 +102,12 @@ class DistributionMatching(Objective):
         loss = denoising_loss(self.fake, answer, self._noise(answer), tau, self.expert.schedule, condition)
         parts = {"fake": loss.detach()}
         if self.head is not None:
-            real = self.data.sample(len(answer), self.generator).to(answer)
-            verdict = softplus(self._judge(answer, condition)).mean() + softplus(-self._judge(real, condition)).mean()
+            real, label = self.clean(len(answer))
+            verdict = softplus(self._judge(answer, condition)).mean() + softplus(-self._judge(real, label)).mean()
             loss, parts["head"] = loss + self.gan_critic_weight * verdict, verdict.detach()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], 10.0)
+        nn.utils.clip_grad_norm_(self.critic.parameters(), 10.0)
         self.optimiser.step()
         return parts
 
@@ -126,7 +130,8 @@ class DistributionMatching(Objective):
         return torch.randn(x0.shape, generator=self.generator, device=x0.device, dtype=x0.dtype)
 
 
-def _head(network: nn.Module) -> nn.Module:
+def _head(network: nn.Module, generator: torch.Generator | None) -> nn.Module:
+    """A small judge on the network's features, its weights drawn from ``generator``."""
     size = getattr(network, "feature_size", None)
     if size is None:
         raise Refusal(
@@ -134,4 +139,8 @@ def _head(network: nn.Module) -> nn.Module:
             f"{type(network).__name__} has none. Set gan_weight=0 or add them."
         )
     device = next(network.parameters()).device
-    return nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, 1)).to(device)
+    hidden, last = nn.Linear(size, size, device=device), nn.Linear(size, 1, device=device)
+    for layer in (hidden, last):
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(hidden, nn.SiLU(), last)

@@ -8,14 +8,13 @@ where x* is the guess with which one DDIM step from t to s lands where the exper
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Loss, Objective
+from dagdiff.objectives.base import Clean, Loss, Objective
 from dagdiff.shapes import column
 
 Weight = Callable[[Tensor, Tensor], Tensor]
@@ -42,7 +41,7 @@ class Progressive(Objective):
     def __init__(self, weight: Weight = truncated_snr) -> None:
         self.weight = weight
 
-    def begin(self, student: nn.Module, expert: Expert, data: Any, generator: torch.Generator | None) -> None:
+    def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Keep the schedule that weighs the error."""
         self.schedule = expert.schedule
 
