@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dagdiff.checkpoint import load_weights, save_weights
-from dagdiff.checks import Refusal, check_in
+from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.envs.toy2d import SETS, WORLDS, Matched, World, world
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
@@ -101,6 +101,7 @@ class Teacher:
         self, task: Task, width: int = 128, depth: int = 3, updates: int = 4000, seed: int = 0, prediction: str = "v"
     ) -> None:
         check_in("prediction", prediction, PREDICTIONS)
+        check_at_least("updates", updates, 1)
         self.task, self.width, self.depth, self.updates, self.seed = task, width, depth, updates, seed
         self.prediction = prediction
 
@@ -109,7 +110,8 @@ class Teacher:
         """Where the trained weights are, or will be, cached."""
         kind = "labelled" if self.task.conditional else "plain"
         name = self.task.world.name
-        key: dict[str, Any] = {"world": name, "kind": kind, "schedule": repr(self.task.schedule), "version": 1}
+        noise = torch.stack(self.task.schedule(torch.linspace(0.0, 1.0, 4001))).numpy().tobytes()
+        key: dict[str, Any] = {"world": name, "kind": kind, "schedule": hashlib.sha256(noise).hexdigest(), "version": 1}
         key |= {field: getattr(self, field) for field in ("width", "depth", "updates", "seed", "prediction")}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         return cache_folder() / "teachers" / f"{name}-{kind}-{digest}.safetensors"

@@ -70,7 +70,7 @@ def distill(words: Sequence[str]) -> None:
     from dagdiff import config, run
     from dagdiff.experiment import Experiment
 
-    words = list(config.spelled(words))
+    words = config.spelled(words)
     parser = config.build_parser(words, "dagdiff distill")
     parser.description = distill.__doc__
     parser.add_argument("--out", type=Path | None, default=None, help="the folder to fill; it must be new or empty")
@@ -221,7 +221,9 @@ COMMANDS = {
 def _parser(command: str, function: object) -> "ArgumentParser":
     from jsonargparse import ArgumentParser
 
-    return ArgumentParser(prog=f"dagdiff {command}", description=function.__doc__, exit_on_error=False)
+    return ArgumentParser(
+        prog=f"dagdiff {command}", description=function.__doc__, exit_on_error=False, allow_abbrev=False
+    )
 
 
 def _given(value: Path | None, option: str) -> Path:

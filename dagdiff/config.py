@@ -9,6 +9,8 @@ own arguments are options too: ``--expert mypkg.mine.MyExpert --expert.strength 
 import importlib
 import inspect
 import json
+import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +143,7 @@ def parse(arguments: Sequence[str], prog: str = "dagdiff distill") -> Namespace:
     Raises:
         Refusal: an unknown option, part or file, or a value of the wrong type; one line.
     """
-    words = list(spelled(arguments))
+    words = spelled(arguments)
     return read(build_parser(words, prog), words)
 
 
@@ -150,13 +152,15 @@ def read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args([word for word in words if word])
     except Exception as error:  # jsonargparse raises several kinds; all mean that the words are wrong
-        reason = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        raise Refusal(f"{'; '.join(reason)}. See `{parser.prog} --help`.") from None
+        text = re.sub(r'Parser key "(.*?)":?', r"--\1:", str(error))
+        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+        reason = " ".join(line.strip(" -") for line in text.splitlines() if line.strip())
+        raise Refusal(f"{reason}. See `{parser.prog} --help`.") from None
 
 
 def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
     """Return the parser of a run whose parts are named in spelled ``words``; their own arguments are options too."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Settings, None)
     for part in PARTS:
         default = dict(_DEFAULTS.get(part, {}))
@@ -175,13 +179,12 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
 def resolve(part: str, name: str) -> Callable[..., Any]:
     """Return the class or function that a part's short name or import path names; refuse with the near miss."""
     path = PARTS[part].get(name, name)
-    if "." not in path:
+    if "." not in path.strip("."):
         check_in(part, name, PARTS[part])
     found, rest = _longest_module(part, path)
     for attribute in rest:
         if not hasattr(found, attribute):
-            public = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-            check_in(f"{part} in {getattr(found, '__name__', path)}", attribute, public)
+            check_in(f"{part} in {getattr(found, '__name__', path)}", attribute, _public(found))
         found = getattr(found, attribute)
     if not callable(found):
         raise Refusal(f"{part} {path!r} is not a class or a function. Name one, such as mypkg.mine.MyClass.")
@@ -206,22 +209,39 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"--{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def spelled(arguments: Sequence[str]) -> Iterator[str]:
-    """Spell words out: ``--expert X`` as ``--expert.class=X``, ``--shares a,b,c`` as a list, a file as its settings."""
-    words = iter(arguments)
+def spelled(arguments: Sequence[str]) -> list[str]:
+    """Spell words out: ``--expert X`` as ``--expert.class=X``, ``--shares a,b,c`` as a list, a file as its settings.
+
+    Where a part is named again, what a file says of the part that it replaces is dropped.
+    """
+    told = list(_told(arguments))
+    last = {part: _last([word for _, word in told], f"--{part}.class") for part in PARTS}
+
+    def stale(source: int, word: str) -> bool:
+        part = word.removeprefix("--").partition(".")[0]
+        named = _last([other for origin, other in told if origin == source], f"--{part}.class")
+        return source > 0 and word.startswith(f"--{part}.") and named is not None and named != last.get(part)
+
+    return [word for source, word in told if not stale(source, word)]
+
+
+def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]]:
+    """Yield each word in its full spelling, with where it comes from: 0 the command line, 1 and up a file."""
+    words, files = iter(arguments), 0
     for word in words:
         option, equals, value = word.partition("=")
-        name = option.removeprefix("--")
-        if name not in (*PARTS, "config", "shares", "stages"):
-            yield word
+        name = option.removeprefix("--").removesuffix(".class")
+        if not option.startswith("--") or name not in (*PARTS, "config", "shares", "stages"):
+            yield source, word
             continue
         value = value if equals else next(words, "")
         if name == "config":
-            yield from flatten(_read(Path(value)))
+            files += 1
+            yield from _told(list(flatten(_read(Path(value)))), files)
         elif name in PARTS:
-            yield f"--{name}.class={value}"
+            yield source, f"--{name}.class={value}"
         else:
-            yield f"{option}=[{value.strip('[]() ')}]" if value not in ("", "null") else f"{option}=null"
+            yield source, f"{option}=null" if value in ("", "null") else f"{option}=[{value.strip('[]() ')}]"
 
 
 def _read(path: Path) -> Config:
@@ -240,6 +260,12 @@ def _last(words: Sequence[str], option: str) -> str | None:
     """The value that the last ``option=value`` among the words gives; "null" is no value."""
     values = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
     return values[-1] if values and values[-1] != "null" else None
+
+
+def _public(owner: Any) -> list[str]:
+    """The names of what an import path may lead to next: classes, functions, and a package's modules."""
+    named = [key for key, value in vars(owner).items() if callable(value) and not key.startswith("_")]
+    return named + [module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", []))]
 
 
 def _longest_module(part: str, path: str) -> tuple[Any, list[str]]:

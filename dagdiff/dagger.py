@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -138,8 +139,6 @@ class DAgger:
         records = env.batch_size.numel() * (len(env.times) - 1)
         host = torch.Generator().manual_seed(self.generator.initial_seed())
         self.aggregate = Aggregate(self._forward_states, {"student": kept * records, "expert": rounds * records}, host)
-        driver = MixturePolicy(self.policy, expert, env.transition, per_chain, self.generator, self.conditional)
-        self.rollout = Rollout(env, driver)
 
     def __iter__(self) -> Iterator[Round]:
         """Run the rounds.
@@ -232,6 +231,13 @@ class DAgger:
         if self.best is None or not measured["heldout"] >= self.best[1]:
             self.best = number, measured["heldout"], self._last_good
         return measured
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        """Chains of the student's own sampler, driven by the student, the expert, or both; built when first needed."""
+        transition, per_chain = self.env.transition, self.per_chain
+        driver = MixturePolicy(self.policy, self.expert, transition, per_chain, self.generator, self.conditional)
+        return Rollout(self.env, driver)
 
     def _clean(self, rows: int) -> tuple[States, Condition]:
         return draw(self.data, rows, self.generator, self.conditional)

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,7 +36,6 @@ class Experiment:
     config: Config
     settings: Namespace
     task: Task
-    expert: Expert
     student: nn.Module
     objective: Objective
     threshold: Threshold
@@ -44,38 +44,45 @@ class Experiment:
     device: torch.device
 
     @classmethod
-    def build(cls, config: Config) -> "Experiment":
-        """Build from a configuration (see :mod:`dagdiff.config`).
+    def build(cls, config: Config, training: bool = True) -> "Experiment":
+        """Build from a configuration (see :mod:`dagdiff.config`); a run that is not to be trained needs no teacher yet.
 
         Raises:
             Refusal: for anything in it that can't be; nothing has been written by then.
         """
-        settings = parse(list(flatten(config)))
+        settings = parse(list(flatten(config if training else _without_teacher(config))))
         check_shares(tuple(settings.shares))
         check_at_least("steps", settings.steps, 1)
+        check_at_least("rounds", settings.rounds, 1)
         check_at_least("updates", settings.updates, settings.rounds)
         check_at_least("samples", settings.samples, 10)
+        check_at_least("chains", settings.chains, 1)
         if settings.stages is not None:
             check_stages(settings.stages)
         device = find_device(settings.device)
         task = make_task(settings.task, _make("schedule", settings.schedule))
-        threshold = _make("threshold", settings.threshold, task)
-        denoiser = _to(_make("expert", settings.expert, task), device)
-        expert = Expert(denoiser, task.schedule, settings.substeps, settings.guidance, threshold)
         objective = _make("objective", settings.objective, task)
         steps = settings.stages[-1] if settings.stages else settings.steps
-        return cls(
+        made = cls(
             config=config,
             settings=settings,
             task=task,
-            expert=expert,
             student=_to(_make("policy", settings.policy, task), device),
             objective=objective,
-            threshold=threshold,
+            threshold=_make("threshold", settings.threshold, task),
             transition=objective.sampler(task.schedule),
             times=step_grid(steps).to(device),
             device=device,
         )
+        if training:
+            made.expert  # noqa: B018  (what is wrong with it is told now)
+        return made
+
+    @cached_property
+    def expert(self) -> Expert:
+        """The teacher in its role, built when first asked for."""
+        denoiser = _to(_make("expert", self.settings.expert, self.task), self.device)
+        return Expert(denoiser, self.task.schedule, self.settings.substeps, self.settings.guidance, self.threshold)
 
     @property
     def policy(self) -> StudentPolicy:
@@ -170,6 +177,14 @@ def find_device(name: str) -> torch.device:
             f"device {name!r} is not there ({str(error).splitlines()[0]}). Pass --device cpu or auto."
         ) from None
     return device
+
+
+def _without_teacher(config: Config) -> Config:
+    """The same configuration with a student of the same build that does not start from a teacher."""
+    policy = dict(config["policy"])
+    if policy.get("class") != "teacher":
+        return config
+    return {**config, "policy": {"class": "fresh", "width": policy["width"], "depth": policy["depth"]}}
 
 
 def _make(part: str, chosen: Namespace, task: Task | None = None) -> Any:

@@ -5,6 +5,7 @@ Source: Salimans and Ho (2022, https://arxiv.org/abs/2202.00512), where the step
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from dagdiff.checks import Refusal, check_at_least
@@ -32,11 +33,22 @@ def halve(
         make: ``(expert, steps) -> DAgger``, whose student starts where the last stage's ended.
     """
     check_stages(stages)
+    before: Round | None = None
     for steps, after in zip(stages, [*stages[1:], 0], strict=True):
         loop = make(expert, steps)
         for done in loop:
-            yield loop, done
+            last = _after(before, done)
+            yield loop, last
+        before = last
         if after:
             frozen = copy.deepcopy(loop.student).requires_grad_(False).eval()
             graduate = StudentPolicy(frozen, expert.threshold)
             expert = Expert(graduate, expert.schedule, steps // after, threshold=expert.threshold, null=expert.null)
+
+
+def _after(before: Round | None, done: Round) -> Round:
+    """Return a round whose counts run on from the last round of the stage before."""
+    if before is None:
+        return done
+    counts = ("updates", "nfe_student", "nfe_expert", "seconds")
+    return replace(done, **{name: getattr(before, name) + getattr(done, name) for name in counts})

@@ -37,8 +37,10 @@ class Shares(NamedTuple):
         """Split ``rows`` exactly: each source gets its part, rounded up or down so that the mean is right."""
         check_shares(self)
         ends = torch.tensor(self, dtype=torch.float64).cumsum(0) * rows
-        start = torch.rand(1, generator=generator, dtype=torch.float64)
-        ends = ((ends + 1e-9).clamp(max=rows) + start).floor().clamp(max=rows)
+        if (ends - ends.round()).abs().max() > 1e-9:  # only then is there something to draw
+            ends = (ends + torch.rand(1, generator=generator, dtype=torch.float64)).floor()
+        ends = ends.round().clamp(max=rows)
+        ends[-1] = rows
         forward, student, expert = torch.diff(ends, prepend=ends.new_zeros(1)).long().tolist()
         return forward, student, expert
 

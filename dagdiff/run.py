@@ -69,7 +69,7 @@ def load(folder: Path, device: str = "auto", weights: str = "student") -> Experi
     if not (folder / "config.yaml").exists():
         raise Refusal(f"{folder} holds no run: config.yaml is missing. Name the --out folder of `dagdiff distill`.")
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    experiment = Experiment.build({**config, "device": device})
+    experiment = Experiment.build({**config, "device": device}, training=False)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
     kept = json.loads((folder / "student.json").read_text(encoding="utf-8"))
     experiment.times = torch.tensor(kept["times"], device=experiment.device)

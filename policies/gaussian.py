@@ -35,7 +35,7 @@ class GaussianMixtureExpert:
         if not (len(means) == len(stds) == len(weights) and positive and abs(float(weights.sum()) - 1.0) < 1e-4):
             raise Refusal(
                 f"a mixture needs as many stds and weights (all > 0, weights summing to 1) as means; got {len(means)} "
-                f"means, stds {stds.tolist()}, weights {weights.tolist()}. Normalise the weights."
+                f"means, {len(stds)} stds {stds.tolist()}, weights {weights.tolist()}. Normalise the weights."
             )
         self.means, self.stds, self.weights, self.schedule = means.float(), stds.float(), weights.float(), schedule
 

@@ -462,7 +462,7 @@ def test_the_folder_is_checked_before_a_teacher_is_trained(out: str, cache: Path
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_student(rounds: int, place: Path) -> None:
     words = f"distill {FRESH}{TINY} --updates 40 --rounds {rounds} --lr 1e30 --out out"
-    refused(words, r"the loss is not finite at update \d+; the student is back at update 0\. ")
+    refused(words, r"the loss.* is not finite at update \d+; the student is back at update 0\. ")
     weights = load_file(place / "out/student.safetensors")
     assert all(values.isfinite().all() for values in weights.values())
     assert {"config.yaml", "student.json", "rounds.csv"} <= {path.name for path in (place / "out").iterdir()}
@@ -474,7 +474,7 @@ def test_later_good_rounds_are_kept_when_the_loss_blows_up(place: Path) -> None:
     """The learning rate ramps up from nothing: the first round is good, and it is what remains."""
     ramp = "--lr_ramp indicator --lr_ramp.first 0 --lr_ramp.then 1 --lr 1e30"
     words = f"distill {FRESH}{TINY} --updates 40 --rounds 40 {ramp} --out out"
-    refused(words, r"the loss is not finite at update \d+; the student is back at update [1-9]")
+    refused(words, r"the loss.* is not finite at update \d+; the student is back at update [1-9]")
     rows = list(csv.DictReader((place / "out/rounds.csv").open()))
     kept = max(int(row["updates"]) for row in rows)
     assert kept >= 1

@@ -194,7 +194,7 @@ def test_a_round_says_what_it_did() -> None:
     assert third.shares == pytest.approx((0.4, 0.4, 0.2))
     assert [done.size for done in (first, second, third)] == [0, 128, 256]
     assert 0 < first.seconds < second.seconds < third.seconds
-    assert set(first.losses) == {"distance", "loss"}
+    assert set(first.losses) == {"distance", "loss", "gradient_norm"}
 
 
 @pytest.mark.parametrize(
