@@ -17,9 +17,10 @@ import torch
 from tqdm import tqdm
 
 from dagdiff import __version__
-from dagdiff.checkpoint import save_arrays, save_json
+from dagdiff.checkpoint import load_json, save_arrays, save_json
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.config import Config
+from dagdiff.dagger import NonFiniteLoss
 from dagdiff.experiment import Experiment
 from dagdiff.expert import Expert
 from dagdiff.metrics.samples import score
@@ -29,7 +30,14 @@ from dagdiff.transition import Ddim, sample
 NFES = (1, 2, 4, 8, 16, 32)
 """The numbers of steps at which the expert's own chain is scored."""
 
+_COMPARED = ("seed", "shares", "threshold")
+_YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data")
+
 Key = TypeVar("Key", bound=Hashable)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,13 @@ class Cell:
     variant: str
     config: Config
 
+    def __str__(self) -> str:
+        return f"{self.config['task']} {self.objective} {self.variant} seed {self.config['seed']}"
+
     @property
     def key(self) -> str:
         """Content hash of the configuration; equal keys are the same run."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(self.config)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -57,8 +68,19 @@ class Cell:
             "data": data,
             "objective": self.objective,
             "variant": self.variant,
+            "setup": self.setup,
             **copied,
         }
+
+    @property
+    def setup(self) -> str:
+        """Hash of all that the cells of one comparison share: the configuration but for seed, shares and threshold."""
+        return _digest({name: value for name, value in self.config.items() if name not in _COMPARED})
+
+    @property
+    def yardstick(self) -> str:
+        """Hash of what the floor and the expert's own score depend on."""
+        return _digest({name: self.config[name] for name in _YARDSTICK})
 
 
 def run_cells(
@@ -72,12 +94,15 @@ def run_cells(
     check_at_least("workers", workers, 1)
     results = open_results(out, name)
     found = {record["config"]: record for record in results["records"]}
-    others = [record for record in results["records"] if record["config"] not in {cell.key for cell in cells}]
+    asked = {(cell.key, cell.variant) for cell in cells}
+    others = [record for record in results["records"] if (record["config"], record["variant"]) not in asked]
     firsts = {cell.config["task"]: cell for cell in reversed(cells)}
+    save_json(out / "results.json", results)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        worlds = {(cell.labels["world"], "labelled" in task): (cell.config,) for task, cell in firsts.items()}
+        worlds = {(cell.labels["world"], "labelled" in task): (cell,) for task, cell in firsts.items()}
         list(_each(pool, "teachers", learn, worlds))  # before two runs can train the same one
-        missing = {task: (cell.config, out) for task, cell in firsts.items() if task not in results["references"]}
+        known = {task: reference["yardstick"] for task, reference in results["references"].items()}
+        missing = {task: (cell, out) for task, cell in firsts.items() if known.get(task) != cell.yardstick}
         results["references"].update(_each(pool, "references", refer, missing))
         runs = {cell.key: (cell, out) for cell in cells if cell.key not in found}
         results["settings"] = dict(settings)
@@ -97,12 +122,12 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
         if out.is_file() or (out.exists() and any(out.iterdir())):
             raise Refusal(f"--out {out} holds something else than results. Name a new folder, or one to continue.")
         return {"suite": suite, "dagdiff": __version__, "settings": {}, "records": [], "references": {}}
-    try:
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(f"{file} is not JSON ({error}). Delete it, or name a new folder.") from None
+    results = load_json(file)
     if results.get("suite") != suite:
         raise Refusal(f"{file} holds results of the suite {results.get('suite')!r}, not {suite!r}. Name a new folder.")
+    whole = all({"config", "variant"} <= set(record) for record in results.get("records", [{}]))
+    if not whole or not isinstance(results.get("references"), dict):
+        raise Refusal(f"{file} is not what a suite writes. Delete it, or name a new folder.")
     return results
 
 
@@ -119,10 +144,10 @@ def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     return {**cell.labels, **cost, "config": cell.key, "samples": file, "metrics": metrics, "by_step": by_step}
 
 
-def refer(config: Config, out: Path) -> dict[str, Any]:
+def refer(cell: Cell, out: Path) -> dict[str, Any]:
     """Score real data (the floor) and the expert as students are; keep their samples, and chains from one noise."""
     torch.set_num_threads(1)
-    it = Experiment.build({**config, "seed": 0})
+    it = Experiment.build({**cell.config, "seed": 0, "threshold": {"class": "none"}})
     n, world, schedule = it.settings.samples, it.task.world, it.task.schedule
     reference = world.reference(n, it.generator(4))
 
@@ -138,13 +163,14 @@ def refer(config: Config, out: Path) -> dict[str, Any]:
     file = f"samples/{it.task.name}.npz"
     data, truth, real = (law.sample(n, it.generator(6 + i)) for i, law in enumerate((it.task.data, world, world)))
     save_arrays(out / file, data=data, truth=truth, x=walked, chains=chains)
-    return {"floor": judged(real), "expert": judged(walked), "expert_by_nfe": by_nfe, "samples": file}
+    scores = {"floor": judged(real), "expert": judged(walked), "expert_by_nfe": by_nfe}
+    return {**scores, "samples": file, "yardstick": cell.yardstick}
 
 
-def learn(config: Config) -> None:
-    """Train and cache the networks that a configuration starts from."""
+def learn(cell: Cell) -> None:
+    """Train and cache the networks that a cell starts from."""
     torch.set_num_threads(1)
-    Experiment.build(config)
+    Experiment.build(cell.config)
 
 
 def _each(
@@ -155,6 +181,8 @@ def _each(
     try:
         for future in tqdm(as_completed(futures), total=len(futures), desc=title, disable=None):
             yield futures[future], future.result()
+    except (Refusal, NonFiniteLoss) as error:
+        raise Refusal(f"{title}, {jobs[futures[future]][0]}: {error}") from None
     finally:
         for future in futures:
             future.cancel()

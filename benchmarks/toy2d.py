@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.suite import Cell, run_cells
+from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.benchmarks.tasks import task_names
-from dagdiff.checks import check_at_least, check_in
-from dagdiff.config import configure, resolve
+from dagdiff.checks import Refusal, check_at_least, check_in
+from dagdiff.config import Config, configure, resolve
 
 SHARES = {
     "forward": (1.0, 0.0, 0.0),
@@ -35,6 +35,17 @@ SHARES = {
     "reflected-ddil": (0.25, 0.5, 0.25),
 }
 """Shares (forward, student, expert) of each variant but ``base``, which depends on the objective."""
+
+
+_OWN = {
+    "task": "Use --tasks.",
+    "objective": "Use --objectives.",
+    "steps": "Use --steps.",
+    "seed": "Use --seeds.",
+    "updates": "Use --updates.",
+    "shares": "Use --variants.",
+    "threshold": "Use --variants.",
+}
 
 
 @dataclass
@@ -70,12 +81,20 @@ QUICK = Suite(
 
 def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
     """Run what ``out`` does not hold yet; return all results (see :func:`dagdiff.benchmarks.suite.run_cells`)."""
+    open_results(out, "toy2d")  # a folder that can't be is refused before the configurations are resolved
     return run_cells("toy2d", list(cells(suite)), dataclasses.asdict(suite), out, workers)
 
 
 def cells(suite: Suite) -> Iterator[Cell]:
     """Yield the suite's runs; refuse unknown names before the first."""
     check_at_least("seeds", suite.seeds, 1)
+    for steps in suite.steps:
+        check_at_least("steps", steps, 1)
+    for name in ("tasks", "objectives", "variants", "steps"):
+        if not getattr(suite, name):
+            raise Refusal(f"--{name} is empty. Name at least one, or leave the option away.")
+    for name in set(suite.settings) & set(_OWN):
+        raise Refusal(f"--settings may not hold {name!r}: the suite sets it. {_OWN[name]}")
     for name, values, known in (("task", suite.tasks, task_names()), ("variant", suite.variants, ("base", *SHARES))):
         for value in values:
             check_in(name, value, known)
@@ -83,20 +102,19 @@ def cells(suite: Suite) -> Iterator[Cell]:
         for objective in suite.objectives:
             for variant in suite.variants:
                 for steps in suite.steps:
+                    config = _config(suite, variant, {"task": task, "objective": objective, "steps": steps})
                     for seed in range(suite.seeds):
-                        chosen = {"task": task, "objective": objective, "steps": steps, "seed": seed}
-                        yield _cell(suite, objective, variant, chosen)
+                        yield Cell(objective, variant, {**config, "seed": seed})
 
 
-def _cell(suite: Suite, objective: str, variant: str, chosen: dict[str, Any]) -> Cell:
+def _config(suite: Suite, variant: str, chosen: dict[str, Any]) -> Config:
+    objective = chosen["objective"]
     source = variant
     if variant == "base":
         source = "student" if getattr(resolve("objective", objective), "backward_simulation", False) else "forward"
     threshold = "box" if variant.startswith("reflected") else "none"
     common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings}
-    return Cell(
-        objective, variant, configure({**chosen, **common, "shares": list(SHARES[source]), "threshold": threshold})
-    )
+    return configure({**chosen, **common, "shares": list(SHARES[source]), "threshold": threshold})
 
 
 def spelled(words: Sequence[str]) -> Iterator[str]:

@@ -15,13 +15,16 @@ from dagdiff.checks import Refusal
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a neighbour of ``path``, then move it there in one step: no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         os.replace(partial, path)
+    except OSError as error:
+        raise Refusal(f"{path} can't be written ({error.strerror or error}). Name another place.") from None
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
 
 
 def save_json(path: Path, content: Any) -> None:
@@ -32,6 +35,17 @@ def save_json(path: Path, content: Any) -> None:
 def save_text(path: Path, text: str) -> None:
     """Write text, atomically."""
     write_atomically(path, lambda partial: _write_text(partial, text))
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; refuse a file that is missing or holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path} is not JSON ({error}). Make it again, or name another folder.") from None
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} holds a {type(content).__name__}, not an object. Make it again, or name another folder.")
+    return content
 
 
 def save_arrays(path: Path, **columns: Tensor) -> None:

@@ -21,15 +21,23 @@ def check_in(name: str, value: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if value in known:
         return value
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    begun = [each for each in known if value and each.startswith(value)]
+    near = (begun + difflib.get_close_matches(value, known, n=1, cutoff=0.5))[:1]
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise Refusal(f"unknown {name} {value!r}.{hint} Known: {', '.join(known)}.")
+    some = ", ".join(known[:_MOST]) + (f", ... ({len(known)} in all)" if len(known) > _MOST else "")
+    raise Refusal(f"unknown {name} {value!r}.{hint} Known: {some}.")
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
     """Refuse a number below ``least`` (or one that is not a number)."""
     if not value >= least:
         raise Refusal(f"{name} must be at least {least}; got {value}. Pass e.g. {name}={least}.")
+
+
+def check_above(name: str, value: float, bound: float) -> None:
+    """Refuse a number that is not above ``bound`` (or is not a number)."""
+    if not value > bound:
+        raise Refusal(f"{name} must be above {bound}; got {value}. Pass e.g. {name}={bound + 1}.")
 
 
 def check_share(name: str, value: float) -> None:
@@ -76,13 +84,15 @@ def check_finite(name: str, values: Tensor) -> Tensor:
 
 
 def check_same_shape(name: str, got: Tensor, expected: Tensor) -> Tensor:
-    """Refuse an answer whose shape differs from that of the states it was asked about; return it."""
-    if got.shape != expected.shape:
+    """Refuse an answer that is no tensor of the shape of the states it was asked about; return it."""
+    shape = tuple(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
+    if shape != tuple(expected.shape):
         raise Refusal(
-            f"{name} must answer with the shape of the states, {tuple(expected.shape)}; got {tuple(got.shape)}. "
-            f"Return one guess of x0 per row."
+            f"{name} must answer with the shape of the states, {tuple(expected.shape)}; got {shape}. "
+            "Return one guess of x0 per row."
         )
     return got
 
 
+_MOST = 12  # names that a refusal lists
 _GRID = "Pass e.g. torch.linspace(1, 0, 5)."

@@ -48,7 +48,8 @@ def _guarded(command: str, words: Sequence[str]) -> int:
     from dagdiff.checks import Refusal, check_in
     from dagdiff.dagger import NonFiniteLoss
 
-    sys.path.insert(0, str(Path.cwd()))  # parts of the user's own are named by import path
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # parts of the user's own are named by import path
     try:
         COMMANDS[check_in("command", command, COMMANDS)](words)
     except (Refusal, NonFiniteLoss) as error:
@@ -77,14 +78,19 @@ def distill(words: Sequence[str]) -> None:
     parser.add_argument("--logger", default="csv", help="csv, tensorboard, wandb (offline) or mlflow")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; later options win")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
-    given = config.read(parser, words)
-    out, logger, printing = given.pop("out"), given.pop("logger"), given.pop("print_config")
-    given.pop("config")
+    if {"-h", "--help"} & set(words):
+        print(config.help_text(parser), end="")
+        return
+    given = config.read(parser, [word for word in words if word != "--print_config"])
+    config.check_settings(given)
+    out, logger = given.pop("out"), given.pop("logger")
+    given.pop("config"), given.pop("print_config")
     chosen = config.plain(given, parser)
-    if printing:
+    if "--print_config" in words:
         print(yaml.safe_dump(chosen, sort_keys=False), end="")
         return
-    found = run.distil(Experiment.build(chosen), _given(out, "--out"), logger=logger)["metrics"]
+    run.check_folder(_given(out, "--out"))
+    found = run.distil(Experiment.build(chosen), out, logger=logger)["metrics"]
     print(f"energy distance {found['energy']:.4g}, W2 {found['w2']:.3g}")
     print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
     print(f"the run is kept in {out}")
@@ -94,7 +100,7 @@ def sample(words: Sequence[str]) -> None:
     """Draw points from the student of a run; writes FILE.npz (x: points, noise: where they started) and FILE.png."""
     from dagdiff import config, plots, run
     from dagdiff.checkpoint import save_arrays
-    from dagdiff.checks import check_at_least
+    from dagdiff.checks import Refusal, check_at_least
 
     parser = _parser("sample", sample)
     parser.add_argument("folder", type=Path, help="the folder of a run")
@@ -105,6 +111,8 @@ def sample(words: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     given = config.read(parser, words)
     check_at_least("num", given.num, 1)
+    if given.out.suffix != ".npz" or given.out.is_dir():
+        raise Refusal(f"--out {given.out} must be a .npz file, no folder. Pass e.g. --out samples.npz.")
     experiment = run.load(given.folder, given.device, given.weights)
     points = experiment.sample(given.num, given.seed)
     noise, condition, _ = experiment.start(given.num, given.seed)
@@ -116,6 +124,7 @@ def sample(words: Sequence[str]) -> None:
 def shift(words: Sequence[str]) -> None:
     """Measure the covariate shift of a run's student, step by step; prints a table, writes shift.csv and shift.png."""
     from dagdiff import config, plots, run
+    from dagdiff.checks import check_at_least
     from dagdiff.metrics.shift import format_table, measure_shift, write_table
     from dagdiff.rollout import draw
 
@@ -126,6 +135,7 @@ def shift(words: Sequence[str]) -> None:
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     given = config.read(parser, words)
+    check_at_least("num", given.num, 10)
     it = run.load(given.folder, given.device, given.weights)
     generator = it.generator(7, given.seed)
     x0, condition = draw(it.task.data, given.num, generator, it.task.conditional)

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from dagdiff.checks import Refusal, check_in
+from dagdiff.checks import Refusal, check_above, check_at_least, check_in, check_shares
+from dagdiff.halving import check_stages
 
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
@@ -42,6 +44,7 @@ PARTS: dict[str, dict[str, str]] = {
         "teacher": "dagdiff.benchmarks.tasks.student_from_teacher",
         "fresh": "dagdiff.benchmarks.tasks.fresh_student",
     },
+    "data": {},
     "threshold": {
         "none": "dagdiff.threshold.NoThreshold",
         "box": "dagdiff.benchmarks.tasks.box_threshold",
@@ -65,6 +68,7 @@ _HELP = {
     "objective": "what the student is asked to match",
     "expert": "the teacher (default: exact where the world is a mixture, else learned)",
     "policy": "the student's network",
+    "data": "what forward states are made of: anything with sample(n, generator) (default: the task's set)",
     "threshold": "the reflected operator, on expert, targets and roll-ins",
     "schedule": "the noise schedule",
     "beta": "share of roll-in steps that the expert drives, by progress",
@@ -131,9 +135,23 @@ class Settings:
     device: str = "auto"
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device of that name, or for ``auto`` the GPU where there is one; refuse one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise Refusal(
+            f"device {name!r} is not there ({str(error).splitlines()[0]}). Pass --device cpu or auto."
+        ) from None
+    return device
+
+
 def configure(settings: Mapping[str, Any]) -> Config:
     """Return the full configuration of a run of which only some settings are given; the rest take their defaults."""
-    words = list(flatten(settings))
+    words = spelled(list(flatten(settings)))
     return plain(parse(words), build_parser(words, "dagdiff distill"))
 
 
@@ -144,7 +162,9 @@ def parse(arguments: Sequence[str], prog: str = "dagdiff distill") -> Namespace:
         Refusal: an unknown option, part or file, or a value of the wrong type; one line.
     """
     words = spelled(arguments)
-    return read(build_parser(words, prog), words)
+    settings = read(build_parser(words, prog), words)
+    check_settings(settings)
+    return settings
 
 
 def read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
@@ -167,13 +187,23 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
         name = _last(words, f"--{part}.class")
         if name is not None and name != default.get("class"):
             default = {"class": name}
-        parser.add_argument(f"--{part}.class", type=str | None, default=default.pop("class", None), help=_HELP[part])
-        if name or part != "expert":
+        told = f"{_HELP[part]}; {_known(part)}"
+        parser.add_argument(f"--{part}.class", type=str | None, default=default.pop("class", None), help=told)
+        if name or part in _DEFAULTS:
             kind = resolve(part, name or _DEFAULTS[part]["class"])
             add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
             add(kind, part, skip={"task"}, fail_untyped=False)
             parser.set_defaults({f"{part}.{key}": value for key, value in default.items()})
     return parser
+
+
+def help_text(parser: ArgumentParser) -> str:
+    """Return the parser's help as users type it: ``--objective NAME``, where jsonargparse has ``--objective.class``."""
+    text = parser.format_help()
+    for part in PARTS:
+        text = re.sub(rf"  --{part} CONFIG +Path to a configuration file\.\n", "", text)
+        text = re.sub(rf"--{part}\.class CLASS", f"--{part} NAME", text)
+    return text
 
 
 def resolve(part: str, name: str) -> Callable[..., Any]:
@@ -198,13 +228,33 @@ def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
     return config
 
 
+def check_settings(settings: Namespace) -> None:
+    """Refuse settings that can't be, each under the name that the user gave it."""
+    check_shares(tuple(settings.shares))
+    for name in ("steps", "rounds", "batch_size", "chains", "substeps"):
+        check_at_least(name, getattr(settings, name), 1)
+    check_at_least("updates", settings.updates, settings.rounds)
+    check_at_least("samples", settings.samples, 10)
+    if settings.samples > 20_000:
+        raise Refusal(f"samples must be at most 20000, for all pairs are compared; got {settings.samples}.")
+    check_at_least("heldout", settings.heldout, 0)
+    check_above("clip", settings.clip, 0)
+    for name in ("rounds_kept", "max_age"):
+        check_at_least(name, 1 if getattr(settings, name) is None else getattr(settings, name), 1)
+    if settings.lr is not None:
+        check_above("lr", settings.lr, 0)
+    if settings.stages is not None:
+        check_stages(settings.stages)
+    find_device(settings.device)
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Spell a nested configuration as ``--name=value`` words; ``expert: exact`` means ``expert: {class: exact}``."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         elif key in PARTS and not prefix:
-            yield f"--{key}.class={value}" if value is not None else ""
+            yield f"--{key}.class={'null' if value is None else value}"
         else:
             yield f"--{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
 
@@ -237,14 +287,18 @@ def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]
         value = value if equals else next(words, "")
         if name == "config":
             files += 1
-            yield from _told(list(flatten(_read(Path(value)))), files)
+            yield from _told(list(flatten(read_yaml(Path(value)))), files)
         elif name in PARTS:
-            yield source, f"--{name}.class={value}"
+            if not value or value.startswith("--"):
+                raise Refusal(f"--{name} needs a value: {_known(name)}.")
+            if value != "null":  # null is the default, whatever that is
+                yield source, f"--{name}.class={value}"
         else:
             yield source, f"{option}=null" if value in ("", "null") else f"{option}=[{value.strip('[]() ')}]"
 
 
-def _read(path: Path) -> Config:
+def read_yaml(path: Path) -> Config:
+    """Read a file of settings; refuse one that is missing or holds none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -257,9 +311,14 @@ def _read(path: Path) -> Config:
 
 
 def _last(words: Sequence[str], option: str) -> str | None:
-    """The value that the last ``option=value`` among the words gives; "null" is no value."""
+    """The value that the last ``option=value`` among the words gives, or None."""
     values = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
-    return values[-1] if values and values[-1] != "null" else None
+    return values[-1] if values else None
+
+
+def _known(part: str) -> str:
+    """What may be named, for help and refusals."""
+    return " ".join([", ".join(PARTS[part]), "or" if PARTS[part] else "", "an import path"]).strip()
 
 
 def _public(owner: Any) -> list[str]:

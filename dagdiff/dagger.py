@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.envs import EnvBase
 
 from dagdiff.aggregate import Aggregate, rounds_to_keep
-from dagdiff.checks import check_at_least, check_share, check_shares
+from dagdiff.checks import check_at_least, check_finite, check_same_shape, check_share, check_shares
 from dagdiff.expert import Expert
 from dagdiff.heldout import HeldOut
 from dagdiff.mixture import Constant, Ramp, Shares
@@ -125,6 +125,7 @@ class DAgger:
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
 
+        self._probe()
         objective.begin(student, expert, self._clean, self.generator)
         self.grid = objective.grid(env.times)
         self.optimiser = optimiser(student.parameters())
@@ -171,6 +172,14 @@ class DAgger:
                 seconds=time.perf_counter() - started,
                 **self._measure(number),
             )
+
+    def _probe(self) -> None:
+        """Look at some data, so that what is wrong with them is told before training."""
+        generator = torch.Generator(self.env.device).manual_seed(0)
+        states = forward_states(
+            self.data, self.env.transition.schedule, self.env.times, self.batch_size, generator, self.conditional
+        )
+        check_finite("the data", states["x_t"])
 
     def gather(self, number: int, beta: float, shares: Shares) -> None:
         """Roll in, let the expert annotate every new record once, and aggregate."""
@@ -248,4 +257,4 @@ class DAgger:
         return self.objective.annotate(self.expert, states)
 
     def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.nfe_student += len(output)
+        self.nfe_student += len(check_same_shape("the student", output, inputs[0]))

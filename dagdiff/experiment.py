@@ -2,8 +2,9 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +13,12 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from dagdiff.benchmarks.tasks import Task, make_task
-from dagdiff.checks import Refusal, check_at_least, check_shares
-from dagdiff.config import Config, flatten, parse, resolve
+from dagdiff.checks import Refusal
+from dagdiff.config import Config, find_device, flatten, parse, resolve
 from dagdiff.dagger import DAgger, Round
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
-from dagdiff.halving import check_stages, halve
+from dagdiff.halving import halve
 from dagdiff.heldout import HeldOut
 from dagdiff.metrics.samples import score
 from dagdiff.mixture import Shares
@@ -27,6 +28,8 @@ from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.threshold import Threshold
 from dagdiff.transition import Transition, chain, sample
+
+logging.getLogger("torchrl").setLevel(logging.WARNING)  # it tells of every buffer it makes
 
 
 @dataclass
@@ -51,23 +54,22 @@ class Experiment:
             Refusal: for anything in it that can't be; nothing has been written by then.
         """
         settings = parse(list(flatten(config if training else _without_teacher(config))))
-        check_shares(tuple(settings.shares))
-        check_at_least("steps", settings.steps, 1)
-        check_at_least("rounds", settings.rounds, 1)
-        check_at_least("updates", settings.updates, settings.rounds)
-        check_at_least("samples", settings.samples, 10)
-        check_at_least("chains", settings.chains, 1)
-        if settings.stages is not None:
-            check_stages(settings.stages)
         device = find_device(settings.device)
         task = make_task(settings.task, _make("schedule", settings.schedule))
+        if settings.data["class"]:
+            task = replace(task, data=_make("data", settings.data, task))
         objective = _make("objective", settings.objective, task)
+        _check_kind("objective", objective, Objective, "a subclass of dagdiff.objectives.Objective")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            student = _make("policy", settings.policy, task)
+        _check_kind("policy", student, nn.Module, "a torch.nn.Module")
         steps = settings.stages[-1] if settings.stages else settings.steps
         made = cls(
             config=config,
             settings=settings,
             task=task,
-            student=_to(_make("policy", settings.policy, task), device),
+            student=_to(student, device),
             objective=objective,
             threshold=_make("threshold", settings.threshold, task),
             transition=objective.sampler(task.schedule),
@@ -75,13 +77,14 @@ class Experiment:
             device=device,
         )
         if training:
-            made.expert  # noqa: B018  (what is wrong with it is told now)
+            made._loop(made.expert, steps)  # what is wrong with it is told now
         return made
 
     @cached_property
     def expert(self) -> Expert:
         """The teacher in its role, built when first asked for."""
         denoiser = _to(_make("expert", self.settings.expert, self.task), self.device)
+        _check_kind("expert", denoiser, Callable, "a callable (x_t, t, condition) -> x0")
         return Expert(denoiser, self.task.schedule, self.settings.substeps, self.settings.guidance, self.threshold)
 
     @property
@@ -122,7 +125,9 @@ class Experiment:
             batch_size=chosen.batch_size,
             rounds_kept=chosen.rounds_kept,
             max_age=chosen.max_age,
-            optimiser=lambda weights: torch.optim.Adam(weights, chosen.lr or self.objective.lr, self.objective.betas),
+            optimiser=lambda weights: torch.optim.Adam(
+                weights, self.objective.lr if chosen.lr is None else chosen.lr, self.objective.betas
+            ),
             lr_ramp=_make("lr_ramp", chosen.lr_ramp),
             clip=chosen.clip,
             ema=chosen.ema,
@@ -165,18 +170,9 @@ class Experiment:
         return metrics, {"t": self.times[:-1].tolist(), **found}
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device of that name, or for ``auto`` the GPU where there is one; refuse one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise Refusal(
-            f"device {name!r} is not there ({str(error).splitlines()[0]}). Pass --device cpu or auto."
-        ) from None
-    return device
+def _check_kind(part: str, made: Any, kind: Any, wanted: str) -> None:
+    if not isinstance(made, kind):
+        raise Refusal(f"the {part} must be {wanted}; got a {type(made).__name__}. Name another with --{part}.")
 
 
 def _without_teacher(config: Config) -> Config:

@@ -61,6 +61,7 @@ class Record:
     nfe_student: int
     nfe_expert: int
     seconds: float
+    setup: str
     config: str
     samples: str
     metrics: dict[str, float]
@@ -136,9 +137,9 @@ class Row:
     against: dict[str, dict[str, Difference]]
 
     @property
-    def group(self) -> tuple[str, str, int]:
-        """Task, objective and steps: rows of one group differ in their variant alone."""
-        return self.task, self.objective, self.steps
+    def group(self) -> tuple[str, str, int, str]:
+        """Task, objective, steps and setup: rows of one group differ in their variant alone."""
+        return self.task, self.objective, self.steps, self.records[0].setup
 
     @property
     def runs(self) -> frozenset[str]:
@@ -161,7 +162,7 @@ def summarise(results: Results) -> list[Row]:
     """One row for each task, objective, number of steps and variant, in the order of the records."""
     groups: dict[Hashable, dict[str, list[Record]]] = {}
     for record in results.records:
-        group = groups.setdefault((record.task, record.objective, record.steps), {})
+        group = groups.setdefault((record.task, record.objective, record.steps, record.setup), {})
         group.setdefault(record.variant, []).append(record)
     return [_row(results, group, variant) for group in groups.values() for variant in group]
 
@@ -226,9 +227,11 @@ def _runs(records: Iterable[Record]) -> frozenset[str]:
 
 
 def _record(entry: Mapping[str, Any]) -> Record:
-    plain = {field.name: entry[field.name] for field in fields(Record)}
+    plain = {field.name: entry[field.name] for field in fields(Record) if field.name != "setup"}
     by_step = {name: list(entry["by_step"][name]) for name in ("t", "loss_forward", "loss_own")}
-    return Record(**{**plain, "metrics": _scores(entry["metrics"]), "by_step": by_step})
+    return Record(
+        **{**plain, "setup": entry.get("setup", ""), "metrics": _scores(entry["metrics"]), "by_step": by_step}
+    )
 
 
 def _reference(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +250,8 @@ def _flat(row: Row) -> dict[str, Any]:
     """A row of the summary as one line of CSV; what is unknown stays empty."""
     line: dict[str, Any] = {name: getattr(row, name) for name in ("task", "objective", "variant", "steps")}
     line["seeds"] = len(row.records)
-    for name in ("updates", "nfe_student", "nfe_expert", "seconds"):
+    line["updates"] = row.records[0].updates
+    for name in ("nfe_student", "nfe_expert", "seconds"):
         line[name] = sum(getattr(record, name) for record in row.records) / len(row.records)
     line["excess_energy"] = row.excess if math.isfinite(row.excess) else ""
     for name, interval in row.metrics.items():

@@ -8,7 +8,6 @@ and figures.
 import copy
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +18,14 @@ import yaml
 from torch import Tensor, nn
 
 from dagdiff import plots
-from dagdiff.checkpoint import load_weights, save_json, save_text, save_weights
-from dagdiff.checks import Refusal
+from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights
+from dagdiff.checks import Refusal, check_in, check_times
+from dagdiff.config import read_yaml
 from dagdiff.dagger import DAgger, NonFiniteLoss, Round
 from dagdiff.experiment import Experiment
+
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+"""TorchRL's loggers, by name."""
 
 
 def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str = "csv") -> dict[str, Any]:
@@ -33,12 +36,13 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
         NonFiniteLoss: after the last good student has been saved.
     """
     check_folder(out)
-    log = _logger(logger, out)
-    rounds: list[Round] = []
+    check_in("logger", logger, LOGGERS)
+    log, rounds = None, list[Round]()
     try:
         for each in _with_progress(experiment, progress):
             loop, done = each
             rounds.append(done)
+            log = log or _logger(logger, out)  # nothing is written before the first round is there
             for name, value in _row(done).items():
                 log.log_scalar(name, value, step=done.updates)
     except NonFiniteLoss:
@@ -68,11 +72,12 @@ def load(folder: Path, device: str = "auto", weights: str = "student") -> Experi
     """
     if not (folder / "config.yaml").exists():
         raise Refusal(f"{folder} holds no run: config.yaml is missing. Name the --out folder of `dagdiff distill`.")
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    check_in("weights", weights, ("student", "best"))
+    config = read_yaml(folder / "config.yaml")
+    kept = load_json(folder / "student.json")
     experiment = Experiment.build({**config, "device": device}, training=False)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
-    kept = json.loads((folder / "student.json").read_text(encoding="utf-8"))
-    experiment.times = torch.tensor(kept["times"], device=experiment.device)
+    experiment.times = check_times(torch.tensor(kept.get("times", []))).to(experiment.device)
     return experiment
 
 

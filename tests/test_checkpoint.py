@@ -31,7 +31,7 @@ def test_a_failing_writer_leaves_neither_file_nor_temporary(before: str | None, 
         partial.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Refusal, match="disk full"):
         write_atomically(path, fail)
     assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before else [])
 
@@ -55,7 +55,7 @@ def test_a_failing_move_leaves_no_temporary(tmp_path: Path, monkeypatch: pytest.
         raise PermissionError("no")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(PermissionError):
+    with pytest.raises(Refusal, match="can't be written"):
         save_json(tmp_path / "a.json", {})
     assert not list(tmp_path.iterdir())
 

@@ -338,7 +338,6 @@ MISTAKES = [
     ("--objective.nosuch 3", "unrecognized arguments: --objective.nosuch"),
     ("--nosuch 3", "unrecognized arguments: --nosuch"),
     ("--policy.prediction z", "unknown prediction 'z'"),
-    ("--policy null", "policy"),
     ("--expert", "expert"),
     ("--task moons-biased --expert exact", "Use --expert learned"),
     ("--config nosuch.yaml", "--config nosuch.yaml can't be read"),
@@ -395,7 +394,7 @@ def test_mistakes_elsewhere(line: str, match: str, place: Path, monkeypatch: pyt
     [
         ("--num 0", "num must be at least 1"),
         ("--num x", "num"),
-        ("--weights nosuch", "no weights at"),
+        ("--weights nosuch", "unknown weights"),
         ("--device cuda:77", "device 'cuda:77' is not there"),
         ("--out folder", "folder"),
     ],

@@ -21,6 +21,7 @@ def test_the_defaults_hold_every_setting_and_every_part() -> None:
     assert {part: found[part]["class"] for part in PARTS} == {
         "objective": "progressive",
         "expert": None,
+        "data": None,
         "policy": "teacher",
         "threshold": "none",
         "schedule": "cosine",
@@ -105,12 +106,12 @@ def test_parts_in_yaml(content: str, wanted: dict[str, Any], tmp_path: Path) -> 
 
 def test_of_file_and_options_the_later_wins(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("updates: 7\nsteps: 3\nexpert: exact\n")
-    assert [config("--config", str(file), "--updates", "9")[name] for name in ("updates", "steps")] == [9, 3]
-    assert [config("--updates", "9", f"--config={file}")[name] for name in ("updates", "steps")] == [7, 3]
-    (tmp_path / "d.yaml").write_text("updates: 8\n")
+    file.write_text("updates: 70\nsteps: 3\nexpert: exact\n")
+    assert [config("--config", str(file), "--updates", "90")[name] for name in ("updates", "steps")] == [90, 3]
+    assert [config("--updates", "90", f"--config={file}")[name] for name in ("updates", "steps")] == [70, 3]
+    (tmp_path / "d.yaml").write_text("updates: 80\n")
     both = config("--config", str(file), "--config", str(tmp_path / "d.yaml"))
-    assert (both["updates"], both["steps"]) == (8, 3)
+    assert (both["updates"], both["steps"]) == (80, 3)
 
 
 def test_shares_and_stages_in_yaml_may_be_spelled_as_on_the_command_line(tmp_path: Path) -> None:

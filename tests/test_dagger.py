@@ -461,6 +461,5 @@ def test_a_labelled_run_needs_labelled_data() -> None:
         (2,), Progressive.sampler(SCHEDULE), step_grid(2), 4, lambda n, g: torch.zeros(n, dtype=torch.int64)
     )
     expert = Expert(CountingTeacher(), SCHEDULE)
-    run = DAgger(student(labels=8), expert, Progressive(), env, Bare(), rounds=1, updates_per_round=1, batch_size=4)
     with pytest.raises(Refusal, match="sample_labelled"):
-        next(iter(run))
+        DAgger(student(labels=8), expert, Progressive(), env, Bare(), rounds=1, updates_per_round=1, batch_size=4)

@@ -72,11 +72,7 @@ def breach(room: str, path: str) -> str | None:
     if room in WINGS:
         return f"{room} imports {path}" if target in WINGS and target not in WINGS_OF[room] else None
     if target in WINGS:
-        return (
-            None
-            if room in MAY_IMPORT_WINGS
-            else f"{room or 'dagdiff'} imports {path}; only {MAY_IMPORT_WINGS} may"
-        )
+        return None if room in MAY_IMPORT_WINGS else f"{room or 'dagdiff'} imports {path}; only {MAY_IMPORT_WINGS} may"
     if room == "" or target == "__version__":
         return None
     if target not in ROOMS:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from dagdiff import run
 from dagdiff.checks import Refusal
-from dagdiff.config import PARTS, configure
-from dagdiff.experiment import Experiment, find_device
+from dagdiff.config import PARTS, configure, find_device
+from dagdiff.experiment import Experiment
 from dagdiff.threshold import NoThreshold, StaticThreshold
 
 SMALL: dict[str, Any] = {
