@@ -54,14 +54,15 @@ def table(rows: Sequence[Row]) -> str:
 def figure(results: Results) -> Figure:
     """Draw the data and the expert, and beneath each other each objective's student without and with the mixture."""
     reference = results.arrays(results.references[TASK]["samples"])
-    panels = {"shown to the student": reference["data"]}
+    panels, colours = {"shown to the student": reference["data"]}, {}
     for variant, states in (("forward", "forward states"), ("ddil", "dagdiff")):
         for objective, name in NAMES.items():
             wanted = (TASK, objective, variant, 0)
             record = next(r for r in results.records if (r.task, r.objective, r.variant, r.seed) == wanted)
-            panels[f"{name}, 4 steps: {states}"] = results.arrays(record.samples)["x"]
+            title = f"{name}, 4 steps: {states}"
+            panels[title], colours[title] = results.arrays(record.samples)["x"], plots.VARIANTS[variant]
         panels.setdefault("the expert, 32 steps", reference["x"])
-    return plots.scatter_panels(panels)
+    return plots.scatter_panels(panels, colours=colours)
 
 
 def _order(cell: tuple[str, str]) -> tuple[bool, int]:

@@ -25,7 +25,8 @@ from typing import Any
 from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.benchmarks.tasks import task_names
 from dagdiff.checks import Refusal, check_at_least, check_in
-from dagdiff.config import Config, configure, resolve
+from dagdiff.config import Config, configure
+from dagdiff.parts import resolve
 
 SHARES = {
     "forward": (1.0, 0.0, 0.0),

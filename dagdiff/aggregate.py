@@ -6,6 +6,8 @@ fresh for every batch, as the base methods do. Old student records leave first: 
 rounds. Records of the expert's chains never age, and are never dropped.
 """
 
+import logging
+import os
 from collections.abc import Callable
 
 import torch
@@ -13,6 +15,9 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from dagdiff.mixture import SOURCES, Shares
+
+if "RL_LOGGING_LEVEL" not in os.environ:
+    logging.getLogger("torchrl").setLevel(logging.WARNING)  # at INFO it prints a line for every buffer
 
 ForwardSource = Callable[[int], TensorDict]
 """``n -> n`` fresh, annotated forward-diffused records."""

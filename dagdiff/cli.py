@@ -203,18 +203,18 @@ def list_names(words: Sequence[str]) -> None:
     from dagdiff import config
     from dagdiff.benchmarks.tasks import task_names
     from dagdiff.checks import check_in
+    from dagdiff.parts import PARTS, resolve
 
-    kinds = ["tasks", "objectives", "experts", "policies", "thresholds", "schedules"]
+    kinds = {f"{part}s": [part] for part in ("objective", "expert", "threshold")}
+    kinds |= {"tasks": [], "policies": ["policy"], "schedules": ["schedule", "beta", "shares_ramp", "lr_ramp"]}
     parser = _parser("list", list_names)
     parser.add_argument("kind", help=", ".join(kinds))
     kind = check_in("kind", config.read(parser, words).kind, kinds)
     if kind == "tasks":
         print("\n".join(task_names()))
-        return
-    parts = {"policies": ["policy"], "schedules": ["schedule", "beta", "shares_ramp", "lr_ramp"]}.get(kind, [kind[:-1]])
-    for part in parts:
-        for name, path in config.PARTS[part].items():
-            summary = (config.resolve(part, name).__doc__ or "").split("\n")[0]
+    for part in kinds[kind]:
+        for name, path in PARTS[part].items():
+            summary = (resolve(part, name).__doc__ or "").split("\n")[0]
             print(f"--{part} {name:<13} {summary}  [{path}]")
 
 

@@ -1,17 +1,14 @@
-"""Configuration: from words on the command line, or a YAML file, to the objects of a run.
+"""Configuration: from words on the command line, or a YAML file, to checked settings.
 
-A run is plain settings (:class:`Settings`) plus *parts*: classes or functions named by a short name or an import path,
-whose
-own arguments are options too: ``--expert mypkg.mine.MyExpert --expert.strength 2``. In YAML a part is
-``expert: {class: mypkg.mine.MyExpert, strength: 2}``. A part that has a parameter ``task`` is given the task.
+A run is plain settings (:class:`Settings`) plus parts (:mod:`dagdiff.parts`), whose own arguments are options too:
+``--expert mypkg.mine.MyExpert --expert.strength 2``. In YAML a part is ``expert: {class: mypkg.mine.MyExpert, strength:
+2}``. A part that has a parameter ``task`` is given the task.
 """
 
-import importlib
 import inspect
 import json
-import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,70 +17,12 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from dagdiff.checks import Refusal, check_above, check_at_least, check_in, check_shares
+from dagdiff.checks import Refusal, check_above, check_at_least, check_shares
 from dagdiff.halving import check_stages
+from dagdiff.parts import DEFAULTS, HELP, PARTS, known, resolve
 
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
-
-_RAMPS = {
-    "constant": "dagdiff.mixture.Constant",
-    "linear": "dagdiff.mixture.LinearRamp",
-    "cosine": "dagdiff.mixture.CosineRamp",
-    "exponential": "dagdiff.mixture.ExponentialRamp",
-    "indicator": "dagdiff.mixture.Indicator",
-}
-PARTS: dict[str, dict[str, str]] = {
-    "objective": {
-        "progressive": "dagdiff.objectives.Progressive",
-        "consistency": "dagdiff.objectives.Consistency",
-        "distribution": "dagdiff.objectives.DistributionMatching",
-    },
-    "expert": {"exact": "dagdiff.benchmarks.tasks.exact_expert", "learned": "dagdiff.benchmarks.tasks.learned_expert"},
-    "policy": {
-        "teacher": "dagdiff.benchmarks.tasks.student_from_teacher",
-        "fresh": "dagdiff.benchmarks.tasks.fresh_student",
-    },
-    "data": {},
-    "threshold": {
-        "none": "dagdiff.threshold.NoThreshold",
-        "box": "dagdiff.benchmarks.tasks.box_threshold",
-        "static": "dagdiff.threshold.StaticThreshold",
-        "dynamic": "dagdiff.threshold.DynamicThreshold",
-        "quantile": "dagdiff.benchmarks.tasks.quantile_threshold",
-        "fold": "dagdiff.threshold.Fold",
-    },
-    "schedule": {
-        "cosine": "dagdiff.schedule.CosineSchedule",
-        "vp": "dagdiff.schedule.VPSchedule.linear",
-        "flow": "dagdiff.schedule.FlowSchedule",
-    },
-    "beta": _RAMPS,
-    "shares_ramp": _RAMPS,
-    "lr_ramp": _RAMPS,
-}
-"""What each part may be, by short name. Anything else is an import path."""
-
-_HELP = {
-    "objective": "what the student is asked to match",
-    "expert": "the teacher (default: exact where the world is a mixture, else learned)",
-    "policy": "the student's network",
-    "data": "what forward states are made of: anything with sample(n, generator) (default: the task's set)",
-    "threshold": "the reflected operator, on expert, targets and roll-ins",
-    "schedule": "the noise schedule",
-    "beta": "share of roll-in steps that the expert drives, by progress",
-    "shares_ramp": "scales the student and expert shares, by progress",
-    "lr_ramp": "scales the learning rate, by progress",
-}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "objective": {"class": "progressive"},
-    "policy": {"class": "teacher"},
-    "threshold": {"class": "none"},
-    "schedule": {"class": "cosine"},
-    "beta": {"class": "constant", "value": 0.0},
-    "shares_ramp": {"class": "constant"},
-    "lr_ramp": {"class": "linear", "start": 1.0, "end": 0.0, "until": 1.0},
-}
 
 
 @dataclass
@@ -183,14 +122,14 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Settings, None)
     for part in PARTS:
-        default = dict(_DEFAULTS.get(part, {}))
+        default = dict(DEFAULTS.get(part, {}))
         name = _last(words, f"--{part}.class")
         if name is not None and name != default.get("class"):
             default = {"class": name}
-        told = f"{_HELP[part]}; {_known(part)}"
+        told = f"{HELP[part]}; {known(part)}"
         parser.add_argument(f"--{part}.class", type=str | None, default=default.pop("class", None), help=told)
-        if name or part in _DEFAULTS:
-            kind = resolve(part, name or _DEFAULTS[part]["class"])
+        if name or part in DEFAULTS:
+            kind = resolve(part, name or DEFAULTS[part]["class"])
             add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
             add(kind, part, skip={"task"}, fail_untyped=False)
             parser.set_defaults({f"{part}.{key}": value for key, value in default.items()})
@@ -204,22 +143,6 @@ def help_text(parser: ArgumentParser) -> str:
         text = re.sub(rf"  --{part} CONFIG +Path to a configuration file\.\n", "", text)
         text = re.sub(rf"--{part}\.class CLASS", f"--{part} NAME", text)
     return text
-
-
-def resolve(part: str, name: str) -> Callable[..., Any]:
-    """Return the class or function that a part's short name or import path names; refuse with the near miss."""
-    path = PARTS[part].get(name, name)
-    if "." not in path.strip("."):
-        check_in(part, name, PARTS[part])
-    found, rest = _longest_module(part, path)
-    for attribute in rest:
-        if not hasattr(found, attribute):
-            check_in(f"{part} in {getattr(found, '__name__', path)}", attribute, _public(found))
-        found = getattr(found, attribute)
-    if not callable(found):
-        raise Refusal(f"{part} {path!r} is not a class or a function. Name one, such as mypkg.mine.MyClass.")
-    kind: Callable[..., Any] = found
-    return kind
 
 
 def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
@@ -290,7 +213,7 @@ def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]
             yield from _told(list(flatten(read_yaml(Path(value)))), files)
         elif name in PARTS:
             if not value or value.startswith("--"):
-                raise Refusal(f"--{name} needs a value: {_known(name)}.")
+                raise Refusal(f"--{name} needs a value: {known(name)}.")
             if value != "null":  # null is the default, whatever that is
                 yield source, f"--{name}.class={value}"
         else:
@@ -314,27 +237,3 @@ def _last(words: Sequence[str], option: str) -> str | None:
     """The value that the last ``option=value`` among the words gives, or None."""
     values = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
     return values[-1] if values else None
-
-
-def _known(part: str) -> str:
-    """What may be named, for help and refusals."""
-    return " ".join([", ".join(PARTS[part]), "or" if PARTS[part] else "", "an import path"]).strip()
-
-
-def _public(owner: Any) -> list[str]:
-    """The names of what an import path may lead to next: classes, functions, and a package's modules."""
-    named = [key for key, value in vars(owner).items() if callable(value) and not key.startswith("_")]
-    return named + [module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", []))]
-
-
-def _longest_module(part: str, path: str) -> tuple[Any, list[str]]:
-    """Import the longest leading part of ``path`` that is a module; return it and the attributes that are left."""
-    names = path.split(".")
-    for cut in range(len(names) - 1, 0, -1):
-        module = ".".join(names[:cut])
-        try:
-            return importlib.import_module(module), names[cut:]
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise Refusal(f"{part} {path!r} needs the package {error.name!r}, which is not installed.") from None
-    raise Refusal(f"{part} {path!r}: no module named {names[0]!r}. Run from its folder, or install it.")

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from dagdiff.benchmarks.tasks import Task, make_task
 from dagdiff.checks import Refusal
-from dagdiff.config import Config, find_device, flatten, parse, resolve
+from dagdiff.config import Config, find_device, flatten, parse
 from dagdiff.dagger import DAgger, Round
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
@@ -23,13 +22,12 @@ from dagdiff.heldout import HeldOut
 from dagdiff.metrics.samples import score
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
+from dagdiff.parts import resolve
 from dagdiff.policy import StudentPolicy
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.threshold import Threshold
 from dagdiff.transition import Transition, chain, sample
-
-logging.getLogger("torchrl").setLevel(logging.WARNING)  # it tells of every buffer it makes
 
 
 @dataclass

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from dagdiff.checks import Refusal
-from dagdiff.config import PARTS, Settings, build_parser, configure, flatten, parse, plain, resolve, spelled
+from dagdiff.config import Settings, build_parser, configure, flatten, parse, plain, spelled
+from dagdiff.parts import PARTS, resolve
 
 
 def config(*words: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ ROOMS = (
     "results",
     "verdict",
     "report",
+    "parts",
     "config",
     "experiment",
     "run",

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from dagdiff import run
 from dagdiff.checks import Refusal
-from dagdiff.config import PARTS, configure, find_device
+from dagdiff.config import configure, find_device
 from dagdiff.experiment import Experiment
+from dagdiff.parts import PARTS
 from dagdiff.threshold import NoThreshold, StaticThreshold
 
 SMALL: dict[str, Any] = {
@@ -55,7 +56,7 @@ def distil(out: Path, **changes: Any) -> tuple[Experiment, dict[str, Any]]:
 
 def runs(out: Path, **changes: Any) -> Experiment:
     made, report = distil(out, **changes)
-    rows = list(csv.DictReader((out / "rounds.csv").open()))
+    rows = list(csv.DictReader((out / "rounds.csv").read_text().splitlines()))
     assert [row["number"] for row in rows] == ["1", "2"]
     assert all(float(value) == float(value) for value in rows[-1].values())
     kept = json.loads((out / "metrics.json").read_text())

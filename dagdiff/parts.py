@@ -1,0 +1,113 @@
+"""The parts of a run: classes or functions named by a short name, or by an import path such as ``mypkg.MyExpert``."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from dagdiff.checks import Refusal, check_in
+
+_RAMPS = {
+    "constant": "dagdiff.mixture.Constant",
+    "linear": "dagdiff.mixture.LinearRamp",
+    "cosine": "dagdiff.mixture.CosineRamp",
+    "exponential": "dagdiff.mixture.ExponentialRamp",
+    "indicator": "dagdiff.mixture.Indicator",
+}
+
+PARTS: dict[str, dict[str, str]] = {
+    "objective": {
+        "progressive": "dagdiff.objectives.Progressive",
+        "consistency": "dagdiff.objectives.Consistency",
+        "distribution": "dagdiff.objectives.DistributionMatching",
+    },
+    "expert": {"exact": "dagdiff.benchmarks.tasks.exact_expert", "learned": "dagdiff.benchmarks.tasks.learned_expert"},
+    "policy": {
+        "teacher": "dagdiff.benchmarks.tasks.student_from_teacher",
+        "fresh": "dagdiff.benchmarks.tasks.fresh_student",
+    },
+    "data": {},
+    "threshold": {
+        "none": "dagdiff.threshold.NoThreshold",
+        "box": "dagdiff.benchmarks.tasks.box_threshold",
+        "static": "dagdiff.threshold.StaticThreshold",
+        "dynamic": "dagdiff.threshold.DynamicThreshold",
+        "quantile": "dagdiff.benchmarks.tasks.quantile_threshold",
+        "fold": "dagdiff.threshold.Fold",
+    },
+    "schedule": {
+        "cosine": "dagdiff.schedule.CosineSchedule",
+        "vp": "dagdiff.schedule.VPSchedule.linear",
+        "flow": "dagdiff.schedule.FlowSchedule",
+    },
+    "beta": _RAMPS,
+    "shares_ramp": _RAMPS,
+    "lr_ramp": _RAMPS,
+}
+"""What each part may be, by short name. Anything else is an import path."""
+
+
+HELP = {
+    "objective": "what the student is asked to match",
+    "expert": "the teacher (default: exact where the world is a mixture, else learned)",
+    "policy": "the student's network",
+    "data": "what forward states are made of: anything with sample(n, generator) (default: the task's set)",
+    "threshold": "the reflected operator, on expert, targets and roll-ins",
+    "schedule": "the noise schedule",
+    "beta": "share of roll-in steps that the expert drives, by progress",
+    "shares_ramp": "scales the student and expert shares, by progress",
+    "lr_ramp": "scales the learning rate, by progress",
+}
+"""What each part is, in a line of help."""
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "objective": {"class": "progressive"},
+    "policy": {"class": "teacher"},
+    "threshold": {"class": "none"},
+    "schedule": {"class": "cosine"},
+    "beta": {"class": "constant", "value": 0.0},
+    "shares_ramp": {"class": "constant"},
+    "lr_ramp": {"class": "linear", "start": 1.0, "end": 0.0, "until": 1.0},
+}
+"""What a run takes if it does not name the part; a part that is missing here is the task's to choose."""
+
+
+def resolve(part: str, name: str) -> Callable[..., Any]:
+    """Return the class or function that a part's short name or import path names; refuse with the near miss."""
+    path = PARTS[part].get(name, name)
+    if "." not in path.strip("."):
+        check_in(part, name, PARTS[part])
+    found, rest = _longest_module(part, path)
+    for attribute in rest:
+        if not hasattr(found, attribute):
+            check_in(f"{part} in {getattr(found, '__name__', path)}", attribute, _public(found))
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise Refusal(f"{part} {path!r} is not a class or a function. Name one, such as mypkg.mine.MyClass.")
+    kind: Callable[..., Any] = found
+    return kind
+
+
+def known(part: str) -> str:
+    """What may be named, for help and refusals."""
+    return " ".join([", ".join(PARTS[part]), "or" if PARTS[part] else "", "an import path"]).strip()
+
+
+def _public(owner: Any) -> list[str]:
+    """The names of what an import path may lead to next: classes, functions, and a package's modules."""
+    named = [key for key, value in vars(owner).items() if callable(value) and not key.startswith("_")]
+    return named + [module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", []))]
+
+
+def _longest_module(part: str, path: str) -> tuple[Any, list[str]]:
+    """Import the longest leading part of ``path`` that is a module; return it and the attributes that are left."""
+    names = path.split(".")
+    for cut in range(len(names) - 1, 0, -1):
+        module = ".".join(names[:cut])
+        try:
+            return importlib.import_module(module), names[cut:]
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise Refusal(f"{part} {path!r} needs the package {error.name!r}, which is not installed.") from None
+    raise Refusal(f"{part} {path!r}: no module named {names[0]!r}. Run from its folder, or install it.")

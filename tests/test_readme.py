@@ -1,0 +1,88 @@
+"""What README claims: its code runs, its commands work as written, its table is that of the committed results."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dagdiff.benchmarks import readme
+from dagdiff.cli import main
+from dagdiff.results import Results, summarise
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = "--policy fresh --policy.width 16 --updates 20 --rounds 2 --chains 16 --samples 100"
+BENCH = """--updates 4 --seeds 1 --settings '{"expert": {"class": "learned", "width": 8, "updates": 5}, "samples": 100,
+  "policy": {"class": "fresh", "width": 8}, "rounds": 2, "chains": 8, "batch_size": 16}'"""
+MINE = """
+import torch
+from dagdiff.objectives import Loss, Objective
+
+class MyExpert:
+    def __init__(self, task, strength: float = 1.0):
+        self.strength = strength
+
+    def __call__(self, x_t, t, condition=None):
+        return x_t / (1 + self.strength)
+
+class MyObjective(Objective):
+    def annotate(self, expert, states):
+        return states.set("target", expert(states["x_t"], states["t"]))
+
+    def loss(self, student, batch):
+        loss = (student(batch["x_t"], batch["t"]) - batch["target"]).square().mean()
+        return Loss(loss, {})
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dagdiff ")]
+
+
+def test_the_table_is_that_of_the_committed_results() -> None:
+    results = Results.load(ROOT / readme.KEPT)
+    assert readme.with_table(TEXT, readme.table(summarise(results))) == TEXT
+
+
+def test_the_figure_is_there() -> None:
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
+        assert (ROOT / name).stat().st_size > 10_000
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=["loop", "environment"])
+def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    exec(compile(code.replace("rounds=20", "rounds=2"), "README.md", "exec"), names)
+    if "points" in names:
+        assert names["points"].shape == (2000, 2)  # type: ignore[attr-defined]
+        assert len(capsys.readouterr().out.splitlines()) == 2
+    else:
+        assert set(names["observation"]) == {"x_t", "t", "s", "step"}  # type: ignore[call-overload]
+
+
+def test_the_commands_work_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mine.py").write_text(MINE)
+    found = commands()
+    assert [words[0] for words in found] == ["distill", "sample", "shift", "bench", "list", "distill"]
+    for words in found:
+        small = {"distill": SMALL, "bench": BENCH}.get(words[0], "")
+        assert main([*words, *shlex.split(small)]) == 0, capsys.readouterr().err
+    assert (tmp_path / "samples.npz").exists() and (tmp_path / "samples.png").exists()
+    assert (tmp_path / "runs/grid/shift.csv").exists() and (tmp_path / "runs/moons/report.html").exists()
+    assert (tmp_path / "runs/mine/student.safetensors").exists()
