@@ -5,7 +5,8 @@ a single seed there is no interval at all.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dagdiff.metrics.statistics import Interval
@@ -56,18 +57,19 @@ def caveat(rows: Sequence[Row]) -> str:
 def table(results: Results) -> str:
     """A text table of all students with the floor and the expert of each task, and the verdicts below it."""
     rows = summarise(results)
-    lines = [
-        ["task", "objective", "variant", "energy distance", "minus forward", "coverage", "loss own/forward", "seconds"]
-    ]
+    lines = [["objective", "trained on", "energy distance", "minus forward", "coverage", "own/forward", "seconds"]]
     for task, reference in results.references.items():
+        lines.append([task, *[""] * 6])
         for name in ("floor", "expert"):
             energy, coverage = (number(reference[name][metric]) for metric in ("energy", "coverage"))
-            lines.append([task, f"({name})", "", energy, "", coverage, "", ""])
-        lines += [[task, *_cells(label, row)] for label, row in distinct(rows) if row.task == task]
+            lines.append([f"  ({name})", "", energy, "", coverage, "", ""])
+        mine = [row for row in rows if row.task == task]
+        lines += [_cells(label, row, title(row, mine)) for label, row in distinct(mine)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     words = [verdict.text for verdict in judge(rows)] + [caveat(rows)]
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *words]).rstrip() + "\n"
+    wrapped = [textwrap.fill(each, 100, subsequent_indent="  ") for each in words if each]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *wrapped]) + "\n"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -125,15 +127,21 @@ def _shift(row: Row, forward: Row, way: str) -> str:
     return f"{text}: there is hardly a shift to repair here." if way == "open" and forward.ratio < 1.1 else f"{text}."
 
 
-def title(row: Row, rows: Iterable[Row]) -> str:
-    """Objective, and the number of steps where several were run."""
-    return f"{row.objective}, {row.steps} steps" if len({other.steps for other in rows}) > 1 else row.objective
+def title(row: Row, rows: Sequence[Row]) -> str:
+    """Objective, and what else tells the row's comparison from others: steps, updates, or another setup."""
+    alike = [other for other in rows if other.objective == row.objective]
+    parts = [row.objective]
+    if len({other.steps for other in rows}) > 1:
+        parts.append(f"{row.steps} steps")
+    if len({other.records[0].setup for other in alike if other.steps == row.steps}) > 1:
+        parts.append(f"{row.records[0].updates} updates, setup {row.records[0].setup[:4]}")
+    return ", ".join(parts)
 
 
-def _cells(label: str, row: Row) -> list[str]:
-    """A row of the text table, from the objective on."""
+def _cells(label: str, row: Row, name: str) -> list[str]:
+    """A row of the text table."""
     forward = row.against.get("forward", {}).get("energy")
     energy, coverage = spell(row.metrics["energy"]), row.metrics["coverage"]
     covered = number(coverage.mean) if coverage else "–"
     difference = spell(forward.interval) if forward else ""
-    return [row.objective, label, energy, difference, covered, number(row.ratio), number(row.seconds)]
+    return [f"  {name}", label, energy, difference, covered, number(row.ratio), number(row.seconds)]

@@ -188,7 +188,7 @@ def test_bench(place: Path, inline: list[suite.Cell]) -> None:
     reference = content["references"]["gaussians8-biased"]
     assert set(reference["floor"]) == set(reference["expert"]) == set(METRICS)
     assert reference["expert"]["energy"] < min(record["metrics"]["energy"] for record in content["records"])
-    rows = list(csv.DictReader((place / "out/summary.csv").open()))
+    rows = list(csv.DictReader((place / "out/summary.csv").read_text().splitlines()))
     assert [(row["objective"], row["variant"]) for row in rows] == [
         (objective, variant) for objective in ("progressive", "distribution") for variant in ("base", "forward", "ddil")
     ]
@@ -246,14 +246,14 @@ def test_asking_for_less_drops_nothing(place: Path, inline: list[suite.Cell]) ->
 def test_runs_of_other_updates_are_not_averaged_with_these(place: Path, inline: list[suite.Cell]) -> None:
     bench(place / "out", variants="forward")
     bench(place / "out", variants="forward", updates=6)
-    rows = list(csv.DictReader((place / "out/summary.csv").open()))
+    rows = list(csv.DictReader((place / "out/summary.csv").read_text().splitlines()))
     assert sorted((row["updates"], row["seeds"]) for row in rows) == [("4", "2"), ("6", "2")]
 
 
 def test_runs_of_other_settings_are_not_averaged_with_these(place: Path, inline: list[suite.Cell]) -> None:
     bench(place / "out", variants="forward")
     bench(place / "out", {"lr": 1e-5}, variants="forward")
-    rows = list(csv.DictReader((place / "out/summary.csv").open()))
+    rows = list(csv.DictReader((place / "out/summary.csv").read_text().splitlines()))
     assert [row["seeds"] for row in rows] == ["2", "2"]
 
 
