@@ -119,7 +119,7 @@ def read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
 
 def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
     """Return the parser of a run whose parts are named in spelled ``words``; their own arguments are options too."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog=prog, usage=f"{prog} [options]", exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Settings, None)
     for part in PARTS:
         default = dict(DEFAULTS.get(part, {}))
@@ -142,7 +142,7 @@ def help_text(parser: ArgumentParser) -> str:
     for part in PARTS:
         text = re.sub(rf"  --{part} CONFIG +Path to a configuration file\.\n", "", text)
         text = re.sub(rf"--{part}\.class CLASS", f"--{part} NAME", text)
-    return text
+    return re.sub(r"\(type: str\s*\|\s*null,\s*", "(", text)
 
 
 def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
