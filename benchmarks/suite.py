@@ -30,7 +30,7 @@ from dagdiff.transition import Ddim, sample
 NFES = (1, 2, 4, 8, 16, 32)
 """The numbers of steps at which the expert's own chain is scored."""
 
-_COMPARED = ("seed", "shares", "threshold")
+_TOLD = ("task", "steps", "seed", "shares", "threshold")
 _YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data")
 
 Key = TypeVar("Key", bound=Hashable)
@@ -74,8 +74,8 @@ class Cell:
 
     @property
     def setup(self) -> str:
-        """Hash of all that the cells of one comparison share: the configuration but for seed, shares and threshold."""
-        return _digest({name: value for name, value in self.config.items() if name not in _COMPARED})
+        """Hash of what the labels do not tell: the configuration but for task, steps, seed, shares and threshold."""
+        return _digest({name: value for name, value in self.config.items() if name not in _TOLD})
 
     @property
     def yardstick(self) -> str:
