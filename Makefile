@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types wheel-check clean
+.PHONY: help demo test test-all lint types wheel-check docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -34,8 +34,13 @@ types: $(VENV)/.installed-dev ## mypy, strict
 wheel-check: $(VENV)/.installed-dev ## build the wheel, install it elsewhere, import every module of it
 	@BIN="$(BIN)" bash -euc "$$WHEEL_CHECK_SH"
 
+# Material for MkDocs announces its end of life (May 2027) at every build; that is no fault of the pages.
+docs: $(VENV)/.installed-docs ## build the documentation, strictly, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 clean: ## remove the environment, builds and caches (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
+	rm -rf $(VENV) build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
 	find dagdiff envs policies benchmarks tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. A stamp is older than pyproject.toml or constraints.txt only if these changed: then pip runs again.
@@ -51,6 +56,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
 	@touch $(VENV)/.installed $@
 
 # The wheel goes by way of the sdist, so nothing stale in build/ can enter it. Its environment is fresh and holds the wheel

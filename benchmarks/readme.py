@@ -1,8 +1,7 @@
-"""Make README's table and figure: ``python -m dagdiff.benchmarks.readme runs/demo runs/figure``.
+"""Make README's tables and figure: ``python -m dagdiff.benchmarks.readme runs/demo runs/study runs/figure``.
 
-The first folder is what ``make demo`` leaves; the second comes from ``dagdiff bench toy2d --tasks gaussians8-biased
---variants forward,ddil --seeds 1 --updates 3000 --out runs/figure``. The demo's results (without the samples) are kept
-in ``benchmarks/results/toy2d-quick``.
+The first folder is what ``make demo`` leaves; the others come from the commands that README names beside its second
+table and its figure. The results of the first two (without the samples) are kept in ``benchmarks/results``.
 """
 
 import sys
@@ -15,38 +14,42 @@ from dagdiff import plots
 from dagdiff.checkpoint import save_text
 from dagdiff.results import Results, Row, summarise, write_summary
 
-KEPT = Path("benchmarks/results/toy2d-quick")
+KEPT = Path("benchmarks/results")
 FIGURE = Path("docs/biased.png")
 TASK = "gaussians8-biased"
-START, END = "<!-- table: made from benchmarks/results/toy2d-quick -->", "<!-- end of table -->"
 NAMES = {"progressive": "PD", "consistency": "LCM", "distribution": "DMD2"}
+END = "<!-- end of table -->"
 
 
-def main(demo: Path, longer: Path) -> None:
-    """Keep the demo's results and write README's table from them; draw its figure from a longer run's students."""
-    results = Results.load(demo)
-    save_text(KEPT / "results.json", (demo / "results.json").read_text(encoding="utf-8"))
-    write_summary(results, KEPT / "summary.csv")
-    readme = Path("README.md").read_text(encoding="utf-8")
-    save_text(Path("README.md"), with_table(readme, table(summarise(results))))
+def main(demo: Path, study: Path, longer: Path) -> None:
+    """Keep the results, write README's tables from them, and draw its figure from a longer run's students."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    for name, folder in {"toy2d-quick": demo, "toy2d": study}.items():
+        results = Results.load(folder)
+        save_text(KEPT / name / "results.json", (folder / "results.json").read_text(encoding="utf-8"))
+        write_summary(results, KEPT / name / "summary.csv")
+        text = with_table(text, name, table(summarise(results)))
+    save_text(Path("README.md"), text)
     plots.save(figure(Results.load(longer)), FIGURE)
 
 
-def with_table(text: str, lines: str) -> str:
-    """Return README's text with the table between its two marks replaced."""
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}\n{lines}\n{END}{after}"
+def with_table(text: str, name: str, lines: str) -> str:
+    """Return README's text with the table of the results ``name`` replaced."""
+    start = f"<!-- table: made from benchmarks/results/{name} -->"
+    before, rest = text.split(start)
+    _, after = rest.split(END, 1)
+    return f"{before}{start}\n{lines}\n{END}{after}"
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return the Markdown table: energy distance of each kind of training states, by task and objective."""
-    lines = ["| shown | objective | forward states | published method | dagdiff's mixture |", "|---|---|---|---|---|"]
+    head = ["world, shown", "objective", "forward states", "published method", "dagdiff's mixture"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     found = {(row.task, row.objective, row.variant): row for row in rows}
-    for task, objective in sorted({(row.task, row.objective) for row in rows}, key=_order):
+    for task, objective in dict.fromkeys((row.task, row.objective) for row in rows):
         forward, base, ddil = (found[task, objective, variant] for variant in ("forward", "base", "ddil"))
-        published = "the same" if base.runs == forward.runs else _interval(base)
-        cells = [task.split("-")[1], NAMES[objective], _interval(forward), published, _interval(ddil)]
+        published = "the same" if base.runs == forward.runs else _energy(base)
+        cells = [task.replace("-", ", "), NAMES[objective], _energy(forward), published, _energy(ddil)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -65,12 +68,7 @@ def figure(results: Results) -> Figure:
     return plots.scatter_panels(panels, colours=colours)
 
 
-def _order(cell: tuple[str, str]) -> tuple[bool, int]:
-    task, objective = cell
-    return not task.endswith("matched"), list(NAMES).index(objective)
-
-
-def _interval(row: Row) -> str:
+def _energy(row: Row) -> str:
     energy = row.metrics["energy"]
     return f"{energy:.4f}" if energy else "not measured"
 

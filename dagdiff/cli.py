@@ -122,10 +122,14 @@ def sample(words: Sequence[str]) -> None:
 
 
 def shift(words: Sequence[str]) -> None:
-    """Measure the covariate shift of a run's student, step by step; prints a table, writes shift.csv and shift.png."""
-    from dagdiff import config, plots, run
+    """Measure the covariate shift of a run's student, step by step, and what is gained where its expert acts instead.
+
+    Prints two tables and a verdict; writes shift.csv, shift.png, intervention.csv and intervention.png to the folder.
+    """
+    from dagdiff import config, plots, plots_shift, run
     from dagdiff.checks import check_at_least
-    from dagdiff.metrics.shift import format_table, measure_shift, write_table
+    from dagdiff.metrics.intervention import format_interventions, measure_interventions, write_interventions
+    from dagdiff.metrics.shift import format_table, measure_shift, verdict, write_table
     from dagdiff.rollout import draw
 
     parser = _parser("shift", shift)
@@ -139,10 +143,17 @@ def shift(words: Sequence[str]) -> None:
     it = run.load(given.folder, given.device, given.weights)
     generator = it.generator(7, given.seed)
     x0, condition = draw(it.task.data, given.num, generator, it.task.conditional)
-    rows = measure_shift(it.policy, it.expert, it.transition, it.times, x0, condition, generator)
+    parts = it.policy, it.expert, it.transition, it.times
+    rows = measure_shift(*parts, x0, condition, generator)
+    noise, condition, generator = it.start(given.num, given.seed)
+    truth = it.task.world.reference(given.num, it.generator(4, given.seed))
+    runs = measure_interventions(*parts, noise, truth, generator, condition)
     write_table(rows, given.folder / "shift.csv")
     plots.save(plots.shift_figure(rows), given.folder / "shift.png")
-    print(f"{format_table(rows)}\nkept in {given.folder / 'shift.csv'} and {given.folder / 'shift.png'}")
+    write_interventions(runs, given.folder / "intervention.csv")
+    plots.save(plots_shift.intervention_figure(runs), given.folder / "intervention.png")
+    print(f"{format_table(rows)}\n\n{verdict(rows)}\n\n{format_interventions(runs)}\n")
+    print(f"kept in {given.folder}: shift.csv, shift.png, intervention.csv, intervention.png")
 
 
 def bench(words: Sequence[str]) -> None:

@@ -31,8 +31,7 @@ class Expert:
         schedule: the noise schedule of its states.
         substeps: DDIM sub-steps k between the two ends of a question; 1 is the plain guess.
         guidance: classifier-free weight w (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598), used where a
-            condition
-            is given: x0_null + w (x0_condition - x0_null), two evaluations; 1 asks the conditional denoiser alone.
+            condition is given: x0_null + w (x0_condition - x0_null), two evaluations; 1 asks the denoiser alone.
         threshold: the reflected operator, applied to every guess.
         null: makes the null condition from a condition.
     """

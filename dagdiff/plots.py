@@ -154,19 +154,18 @@ def quality_by_nfe(
 
 
 def shift_figure(rows: Sequence[StepShift]) -> Figure:
-    """Draw a student's covariate shift by step: its losses on three laws of states, and how far the laws lie apart."""
-    figure, (loss, energy, sliced) = _grid(3, 3, 3.2, 3.0)
-    t = [row.t for row in rows]
-    for law, role in (("forward", "data"), ("expert", "expert"), ("own", "student")):
-        values = [getattr(row, f"loss_{law}") for row in rows]
-        loss.plot(t, values, "o-", ms=4, color=ROLES[role], label=f"on {law} states")
-    for axes, name in ((energy, "energy"), (sliced, "sliced_w2")):
-        for law, role in (("forward", "data"), ("expert", "expert")):
+    """Draw a student's covariate shift by step: its losses on three laws of states, and how far they lie apart."""
+    titles = {"loss": "imitation loss", "energy": "energy distance (units of x)", "sliced_w2": "sliced W2 (units of x)"}
+    if any(math.isfinite(row.accuracy_forward) for row in rows):
+        titles["accuracy"] = "two-sample classifier, 0.5 = chance"
+    figure, grid = _grid(len(titles), len(titles), 3.2, 3.0)
+    laws = [("forward", "data"), ("expert", "expert"), ("own", "student")]
+    for axes, (name, title) in zip(grid, titles.items(), strict=True):
+        for law, role in laws if name == "loss" else laws[:2]:
+            label = f"on {law} states" if name == "loss" else f"own to {law} states"
             values = [getattr(row, f"{name}_{law}") for row in rows]
-            axes.plot(t, values, "o-", ms=4, color=ROLES[role], label=f"own to {law} states")
-    titles = ("imitation loss", "energy distance (units of x)", "sliced W2 (units of x)")
-    for axes, title in zip((loss, energy, sliced), titles, strict=True):
-        _time_axis(axes, title, log=axes is loss)
+            axes.plot([row.t for row in rows], values, "o-", ms=4, color=ROLES[role], label=label)
+        _time_axis(axes, title, log=name == "loss")
         axes.legend(frameon=False, fontsize=8)
     return figure
 

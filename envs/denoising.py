@@ -1,11 +1,12 @@
 """The denoising chain as an environment: three skins of one law, :mod:`dagdiff.transition`.
 
-==============  ======================================================================================================
-observation     ``x_t`` the state, ``t`` the time it is at, ``s`` the time the step lands, ``step``, perhaps
-``condition`` action          the clean guess x0, never the next state transition      ``x_s = transition(x_t, x0, t, s,
-noise)`` reward          minus the mean squared distance to the expert's guess where an expert is given, else 0 episode
-K steps, from noise at ``times[0]`` to ``times[K] = 0``
-==============  ======================================================================================================
+===========  =========================================================================================================
+observation  ``x_t`` the state, ``t`` the time it is at, ``s`` the time the step lands, ``step``, perhaps ``condition``
+action       the clean guess x0, never the next state
+transition   ``x_s = transition(x_t, x0, t, s, noise)``
+reward       minus the mean squared distance to the expert's guess where an expert is given, else 0
+episode      K steps, from noise at ``times[0]`` to ``times[K] = 0``
+===========  =========================================================================================================
 
 :class:`DenoisingEnv` is native TorchRL, for training: batched, on any device, without host syncs.
 :class:`DenoisingVectorEnv` and :class:`DenoisingGymEnv` are Gymnasium's, for stepping by hand and for other RL

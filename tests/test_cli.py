@@ -34,6 +34,7 @@ WRITTEN = {
     "samples.png",
     "rounds.png",
 }
+SHIFTED = {"shift.csv", "shift.png", "intervention.csv", "intervention.png"}
 KINDS = ["tasks", "objectives", "experts", "policies", "thresholds", "schedules"]
 PNG = b"\x89PNG"
 
@@ -270,7 +271,14 @@ def test_shift(folder: Path, tmp_path: Path) -> None:
     assert [float(row["t"]) for row in rows] == [1.0, 0.75, 0.5, 0.25]
     assert (folder / "shift.png").read_bytes().startswith(PNG)
     assert out.count("x ") >= 4 and "shift.csv" in out
-    for name in ("shift.csv", "shift.png"):
+    assert len(re.findall(r"^(?:shift at|undecided at|no shift to repair)", out, re.M)) == 1
+    assert max(len(line) for line in out.splitlines() if not line.startswith("kept in")) <= 100
+    runs = list(csv.DictReader((folder / "intervention.csv").open()))
+    assert [float(row["p"]) for row in runs] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert [row["step"] for row in runs] == ["", "", "", "", "", "0", "1", "2", "3"]
+    assert "never (p = 0)" in out and "only at step 3 (t = 0.25)" in out
+    assert (folder / "intervention.png").read_bytes().startswith(PNG)
+    for name in SHIFTED:
         (folder / name).unlink()
 
 
@@ -408,7 +416,7 @@ def test_mistakes_in_sample(words: str, match: str, folder: Path, place: Path) -
 @pytest.mark.parametrize(("words", "match"), [("--num 0", "num must be"), ("--device cuda:77", "is not there")])
 def test_mistakes_in_shift(words: str, match: str, folder: Path) -> None:
     refused(f"shift {folder} {words}", match)
-    assert not (folder / "shift.csv").exists() and not (folder / "shift.png").exists()
+    assert not any((folder / name).exists() for name in SHIFTED)
 
 
 @pytest.mark.parametrize(

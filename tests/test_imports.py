@@ -33,6 +33,7 @@ ROOMS = (
     "halving",
     "teacher",
     "plots",
+    "plots_shift",
     "results",
     "verdict",
     "report",

@@ -45,9 +45,10 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dagdiff ")]
 
 
-def test_the_table_is_that_of_the_committed_results() -> None:
-    results = Results.load(ROOT / readme.KEPT)
-    assert readme.with_table(TEXT, readme.table(summarise(results))) == TEXT
+@pytest.mark.parametrize("name", ["toy2d-quick", "toy2d"])
+def test_the_tables_are_those_of_the_committed_results(name: str) -> None:
+    results = Results.load(ROOT / readme.KEPT / name)
+    assert readme.with_table(TEXT, name, readme.table(summarise(results))) == TEXT
 
 
 def test_the_figure_is_there() -> None:

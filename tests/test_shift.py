@@ -1,14 +1,16 @@
 """The shift, measured: nothing for a perfect student, the right step for a broken one, and at nobody's cost."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
-from dagdiff.metrics.shift import StepShift, format_table, imitation_loss, measure_shift, write_table
+from dagdiff.metrics.shift import StepShift, format_table, imitation_loss, measure_shift, verdict, write_table
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
@@ -43,6 +45,9 @@ def test_a_student_equal_to_the_expert_has_no_loss_and_the_experts_own_chain(sch
         assert row.loss_forward == row.loss_own == row.loss_expert == row.loss_gap == 0.0
         assert row.sliced_w2_expert == pytest.approx(0.0, abs=1e-6)
         assert -0.02 < row.energy_expert <= 0.0, "a cloud against itself is just below zero"
+        assert -0.02 < row.mmd_expert <= 0.0
+        assert row.accuracy_expert == pytest.approx(0.5, abs=0.01), "twins can't be told apart"
+        assert row.gap_low == row.gap_high == 0.0
 
 
 @every_schedule
@@ -54,6 +59,8 @@ def test_a_fine_chain_of_the_exact_expert_stays_at_the_floor_of_forward_states(s
     # The floor: two samples of the data, 0.1 in sliced W2 and well below 0.02 in energy.
     assert max(row.energy_forward for row in rows) < 0.03
     assert max(row.sliced_w2_forward for row in rows) < 0.2
+    assert max(abs(row.mmd_forward) for row in rows) < 0.01
+    assert max(abs(row.accuracy_forward - 0.5) for row in rows) < 3.5 * rows[0].accuracy_error
 
 
 @every_schedule
@@ -127,7 +134,10 @@ def test_tables(tmp_path: Path) -> None:
         lambda x, t, c=None: torch.zeros_like(x), Expert(exact(CosineSchedule()), CosineSchedule()), data(50)
     )
     lines = format_table(rows).splitlines()
-    assert len(lines) == 5 and "own/forward" in lines[0]
+    assert len(lines) == 2 + 4 + 1 and max(len(line) for line in lines) <= 100
+    assert lines[1].split()[:6] == ["step", "t", "forward", "own", "expert", "forward"]
+    assert lines[3].split()[0] == "1" and lines[3].split()[5] == f"{rows[1].loss_own / rows[1].loss_forward:.2f}x"
+    assert f"{0.5 + 2 * rows[0].accuracy_error:.3f}" in lines[-1]
     write_table(rows, tmp_path / "shift.csv")
     header, *body = (tmp_path / "shift.csv").read_text(encoding="utf-8").splitlines()
     assert header.split(",")[-1] == "loss_gap" and len(body) == 4
@@ -149,3 +159,92 @@ def test_forward_states_stand_at_the_steps_own_time(schedule: Callable) -> None:
         assert float(t[0]) == pytest.approx(row.t)
         assert float(x_t.mean()) == pytest.approx(3.0 * alpha, abs=0.1)
         assert float(x_t.std()) == pytest.approx(sigma, rel=0.1)
+
+
+# The verdict
+
+
+def rotten(teacher: Callable, steps: tuple[int, ...], count: int, size: float = 1.0) -> Callable:
+    """A student that errs by ``size`` at these steps, in a half-plane where its data never lie."""
+
+    def student(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        step = int((step_grid(count) - t[0]).abs().argmin())
+        wrong = (x_t.flatten(1)[:, :1] < -0.5) & torch.tensor(step in steps)
+        return teacher(x_t, t, condition) + size * wrong.float().reshape(-1, *[1] * (x_t.ndim - 1))
+
+    return student
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [((5,), "shift at step 5: "), ((4, 5, 6), "shift at steps 4-6: "), ((3, 5, 6), "shift at steps 3, 5-6: ")],
+)
+def test_the_verdict_names_exactly_the_steps_where_the_student_is_broken(steps: tuple[int, ...], words: str) -> None:
+    schedule = CosineSchedule()
+    teacher = exact(schedule)
+    rows = measured(rotten(teacher, steps, 8), Expert(teacher, schedule), data(300, modes=(0,)), steps=8)
+    own, forward = (sum(getattr(rows[k], name) for k in steps) for name in ("loss_own", "loss_forward"))
+    assert verdict(rows).startswith(words)
+    ratio = own / max(forward, 1e-12)
+    shown = f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x" if ratio < 1000 else "over 1000x"
+    assert verdict(rows).endswith(f"loss on own states {shown} that on forward states")
+
+
+def test_a_student_equal_to_its_expert_has_no_shift_to_repair() -> None:
+    schedule = CosineSchedule()
+    rows = measured(exact(schedule), Expert(exact(schedule), schedule), data(200))
+    assert verdict(rows).startswith("no shift to repair at these steps") and "1.00x" in verdict(rows)
+
+
+def test_an_error_that_is_alike_everywhere_is_no_shift() -> None:
+    """A bad student, but as bad on forward states as on its own: more updates help it, other states do not."""
+    schedule, generator = CosineSchedule(), torch.Generator().manual_seed(5)
+    teacher = exact(schedule)
+
+    def noisy(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return teacher(x_t, t, condition) + 0.3 * torch.randn(x_t.shape, generator=generator)
+
+    rows = measured(noisy, Expert(teacher, schedule), data(300))
+    assert all(row.loss_own == pytest.approx(0.09, rel=0.2) for row in rows)
+    assert verdict(rows).startswith("no shift to repair")
+    assert all(row.gap_low < 0.0 < row.gap_high for row in rows)
+
+
+def test_a_rounding_error_is_no_shift() -> None:
+    schedule = CosineSchedule()
+    teacher = exact(schedule)
+    rows = measured(rotten(teacher, (0, 1, 2, 3), 4, size=1e-5), Expert(teacher, schedule), data(200, modes=(0,)))
+    assert any(row.loss_own > 2.0 * row.loss_forward for row in rows)
+    assert verdict(rows).startswith("no shift to repair")
+
+
+def test_the_verdict_rests_on_the_bounds() -> None:
+    row = StepShift(0, 1.0, 0.1, 0.4, 0.1, 0.0, 0.0, 0.0, 0.0, loss_zero=1.0, gap_low=0.2, gap_high=0.4)
+    assert row.ratio == pytest.approx((4.0, 3.0, 5.0))
+    assert verdict([row]) == "shift at step 0: loss on own states 4.00x that on forward states"
+    wide = replace(row, step=1, gap_low=-0.05, gap_high=0.7)
+    assert verdict([wide]) == "undecided at step 1 (between 0.50x and 8.00x): measure more chains"
+    calm = replace(row, step=2, loss_own=0.1, gap_low=-0.02, gap_high=0.03)
+    assert (
+        verdict([calm]) == "no shift to repair at these steps: loss on own states at most 1.30x that on forward states"
+    )
+    assert verdict([row, wide, calm]) == f"{verdict([row])}; {verdict([wide])}"
+    assert verdict([calm, replace(row, step=3), replace(row, step=4)]).startswith("shift at steps 3-4: ")
+    for rows in ([], [replace(row, gap_low=float("nan"))]):
+        with pytest.raises(Refusal, match="measure_shift"):
+            verdict(rows)
+
+
+def test_images_are_measured_as_points_of_the_plane_are() -> None:
+    """A Gaussian on (3, 4, 4) and its exact expert; the student errs where its data, all bright, never lie."""
+    schedule = CosineSchedule()
+
+    def gaussian(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in schedule(t))
+        return alpha * x_t / (alpha**2 + sigma**2)  # E[x0 | x_t] of N(0, 1)
+
+    x0 = 1.0 + 0.1 * torch.randn(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    rows = measured(rotten(gaussian, (3,), 4), Expert(gaussian, schedule), x0)
+    assert verdict(rows).startswith("shift at step 3: ")
+    assert rows[-1].accuracy_forward > 0.95 > 0.6 > rows[-1].accuracy_expert
+    assert rows[-1].mmd_forward > 0.05 > abs(rows[-1].mmd_expert)

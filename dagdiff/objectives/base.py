@@ -37,8 +37,10 @@ class Objective:
     """Whether the published method already trains on the student's own states, as DMD2 does."""
 
     lr: float = 2e-3
+    """A learning rate of Adam that suits the objective, for runs that name none."""
+
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's learning rate and moments that suit the objective, for runs that name none."""
+    """Adam's moments that suit the objective."""
 
     critic_updates: int = 0
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""
