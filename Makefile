@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types wheel-check docs clean
+.PHONY: help demo test test-all lint types wheel-check docs notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -38,6 +38,9 @@ wheel-check: $(VENV)/.installed-dev ## build the wheel, install it elsewhere, im
 docs: $(VENV)/.installed-docs ## build the documentation, strictly, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
+
+notebooks: $(VENV)/.installed-dev ## execute the lessons and save their outputs
+	$(BIN)/python notebooks/execute.py
 
 clean: ## remove the environment, builds and caches (runs/ stays)
 	rm -rf $(VENV) build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov

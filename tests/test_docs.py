@@ -114,13 +114,9 @@ def commands() -> list[str]:
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def mine(own_folder: Path) -> None:
     """The page's own module, in a folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    (tmp_path / "mine.py").write_text("\n".join(code for told, code in blocks("python") if "mine.py" in told))
+    (own_folder / "mine.py").write_text("\n".join(code for told, code in blocks("python") if "mine.py" in told))
 
 
 def test_extending_has_commands_and_code() -> None:

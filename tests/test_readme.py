@@ -82,13 +82,8 @@ def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert set(names["observation"]) == {"x_t", "t", "s", "step"}  # type: ignore[call-overload]
 
 
-def test_the_commands_work_as_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "mine.py").write_text(MINE)
+def test_the_commands_work_as_written(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_folder / "mine.py").write_text(MINE)
     found = commands()
     assert [words[0] for words in found] == ["bench", "distill", "sample", "shift", "bench", "list", "distill"]
     study = found.pop(0)  # it takes too long for a test; that its results are the committed ones is told elsewhere
@@ -96,6 +91,6 @@ def test_the_commands_work_as_written(
     for words in found:
         small = {"distill": SMALL, "bench": BENCH}.get(words[0], "")
         assert main([*words, *shlex.split(small)]) == 0, capsys.readouterr().err
-    assert (tmp_path / "samples.npz").exists() and (tmp_path / "samples.png").exists()
-    assert (tmp_path / "runs/grid/shift.csv").exists() and (tmp_path / "runs/moons/report.html").exists()
-    assert (tmp_path / "runs/mine/student.safetensors").exists()
+    assert (own_folder / "samples.npz").exists() and (own_folder / "samples.png").exists()
+    assert (own_folder / "runs/grid/shift.csv").exists() and (own_folder / "runs/moons/report.html").exists()
+    assert (own_folder / "runs/mine/student.safetensors").exists()

@@ -1,0 +1,285 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3. DAgger, round by round
+#
+# The cure for covariate shift in imitation learning is old and plain (Ross, Gordon and Bagnell 2011): **let the
+# student act, let the expert say what it would have done there, keep all of that, and train on it. Repeat.** The data
+# then come from the states that the student really visits.
+#
+# dagdiff does this on the denoising chain, and mixes three kinds of states: forward-diffused data, the student's own
+# chains, and the expert's chains.
+
+# %%
+import copy
+import os
+from collections import Counter
+
+import matplotlib.pyplot as plt
+import torch
+
+from dagdiff import DAgger, Expert, Progressive, Shares, sample
+from dagdiff.benchmarks.tasks import exact_expert, fresh_student, make_task
+from dagdiff.envs.denoising import DenoisingEnv
+from dagdiff.metrics.samples import energy_distance
+from dagdiff.mixture import ExponentialRamp, Indicator, LinearRamp
+from dagdiff.schedule import step_grid
+
+torch.set_num_threads(1)
+plt.rcParams["figure.dpi"] = 90
+FAST = os.environ.get("DAGDIFF_FAST") == "1"  # a small lesson, for the tests
+
+
+def seeded(seed):
+    """A stream of random numbers of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+# %% [markdown]
+# The world is that of lesson 2: eight Gaussians, an exact expert who knows them all, data from the right half only,
+# and a student who knows nothing yet. Every loop below starts from the same weights, the same noise and the same
+# updates. Only what is named in the call differs.
+
+# %%
+task = make_task("gaussians8-biased")
+expert = Expert(exact_expert(task), task.schedule, substeps=8)
+objective, times, start = Progressive(), step_grid(4), fresh_student(task)
+ROUNDS = 3 if FAST else 40
+
+
+def make_loop(shares, **options):
+    """A loop that trains a copy of the same start on states in these shares (forward, student, expert)."""
+    env = DenoisingEnv(task.shape, objective.sampler(task.schedule), times, generator=seeded(1))
+    options = {"rounds": ROUNDS, "heldout": 256, "lr_ramp": LinearRamp(1.0, 0.0, until=1.0), **options}
+    return DAgger(
+        copy.deepcopy(start),
+        expert,
+        objective,
+        env,
+        task.data,
+        shares=Shares(*shares),
+        optimiser=lambda weights: torch.optim.Adam(weights, objective.lr),
+        generator=seeded(0),
+        **options,
+    )
+
+
+# %% [markdown]
+# ## The loop is a generator
+#
+# Each round gathers (one batch of chains), lets the expert label what is new, makes 30 updates on the mixture, and
+# **yields**. Between two rounds the program is yours: print, plot, save, or stop. `loss_forward` and `loss_own` are
+# the imitation losses on held-out forward and own states, a number a step.
+
+# %%
+noise = torch.randn(500 if FAST else 2000, 2, generator=seeded(2))
+truth = task.world.reference(len(noise), seeded(3))
+
+
+def run(loop):
+    """Run the loop; return its rounds, and the samples' energy distance to the true law after each."""
+    rounds, quality = [], []
+    for round in loop:
+        rounds.append(round)
+        points = sample(loop.policy, loop.env.transition, times, noise)
+        quality.append(energy_distance(points, truth))
+        if round.number % 10 == 1:
+            losses = f"loss on forward states {max(round.loss_forward):.4f}, on own {max(round.loss_own):.4f}"
+            print(f"round {round.number:>2}: {losses} (worst step), {round.size:>6} records, quality {quality[-1]:.4f}")
+    return rounds, quality
+
+
+print("forward states only")
+off_policy = make_loop((1, 0, 0))
+off_rounds, off_quality = run(off_policy)
+print("a mixture: a quarter forward, half own, a quarter expert's")
+mixed = make_loop((0.25, 0.5, 0.25))
+mixed_rounds, mixed_quality = run(mixed)
+
+# %% [markdown]
+# A record is one state of one chain, with the expert's label. The aggregate grows by 256 chains of 4 steps for each
+# of two sources, and off-policy training has none: forward states are made afresh for every batch.
+
+# %%
+figure, (loss, distance) = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
+for name, rounds, quality, colour in (
+    ("forward only", off_rounds, off_quality, "#D55E00"),
+    ("mixture", mixed_rounds, mixed_quality, "#0072B2"),
+):
+    x = [round.number for round in rounds]
+    loss.plot(x, [round.loss_own[-1] for round in rounds], color=colour, label=f"{name}: own states")
+    loss.plot(x, [round.loss_forward[-1] for round in rounds], "--", color=colour, label=f"{name}: forward states")
+    distance.plot(x, quality, color=colour, label=name)
+loss.set(yscale="log", xlabel="round", title="imitation loss at the last step")
+distance.set_yscale("symlog", linthresh=1e-3)  # near equal laws the estimate may fall below 0
+distance.set(xlabel="round", title="samples: energy distance to the true law")
+for panel in (loss, distance):
+    panel.legend(frameon=False, fontsize=9)
+plt.show()
+
+# %% [markdown]
+# On *forward* states the two students are alike (dashed): judged by its own training loss, off-policy training works.
+# On *own* states (solid) it stalls, and the mixture does not.
+#
+# ## Shares: what a batch is made of
+#
+# `shares` splits every batch exactly. `aggregate.draw` shows one: the source of each row and the round it came from
+# (-1: made just now).
+
+# %%
+batch = mixed.aggregate.draw(256, Shares(0.25, 0.5, 0.25))
+sources = ("forward", "student", "expert")
+print(Counter(sources[i] for i in batch["source"].tolist()))
+print("oldest and newest round of the student's rows:", batch["round"][batch["source"] == 1].aminmax())
+print("columns:", sorted(batch.keys()))
+
+# %% [markdown]
+# Records of round 1 were made by a poor student, and are still there: that is the *aggregation* in DAgger. Their
+# labels are as true as on the first day, since the expert is frozen. (`rounds_kept=1` would keep the newest round
+# only.)
+#
+# ## Beta: who drives
+#
+# **beta** is DAgger's other dial: the part of the student chains' steps that the *expert* takes. At 0 the student
+# drives alone. At 1 the expert does, and we are back at behaviour cloning. Whoever acts, the label is the expert's.
+# `rollout` rolls the loop's chains with any beta; here with the off-policy student. Its first three steps are good,
+# so its states at t = 0.25 are much like the expert's: it is the next step that goes wrong.
+
+# %%
+figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharex=True, sharey=True)
+for panel, beta in zip(panels, (0.0, 0.5, 1.0), strict=True):
+    records = off_policy.rollout(beta)
+    late = records[records["t"] == 0.25]
+    acted = late["actor"] == 1
+    panel.scatter(*late["x_t"][~acted].T, s=8, color="#882255", label="student acts")
+    panel.scatter(*late["x_t"][acted].T, s=8, color="#222222", label="expert acts")
+    panel.set(title=f"beta = {beta:g}", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal", xticks=[], yticks=[])
+labelled = panels[1].get_legend_handles_labels()
+figure.legend(*labelled, loc="outside lower center", ncols=2, frameon=False)
+figure.suptitle("states at t = 0.25, by who takes the next step")
+plt.show()
+
+# %% [markdown]
+# Beta usually starts high, so that early rounds see sensible states, and falls. Any function of progress (0 to 1)
+# will do; DAgger's own proposals are "1, then 0" and a power law.
+
+# %%
+progress = torch.linspace(0, 1, 200)[:-1]
+ramps = {
+    "1, then 0": Indicator(),
+    "exponential": ExponentialRamp(half_life=0.1),
+    "linear": LinearRamp(1.0, 0.0, until=0.5),
+    "always 0": lambda progress: 0.0,
+}
+figure, (shape, result) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+for name, beta in ramps.items():
+    shape.plot(progress, [beta(float(p)) for p in progress], label=name)
+    loop = make_loop((0.25, 0.75, 0.0), beta=beta, rounds=3 if FAST else 20)
+    losses = [round.loss_own[-1] for round in loop]
+    result.plot(range(1, len(losses) + 1), losses, label=name)
+shape.set(xlabel="progress", title="beta")
+shape.legend(frameon=False, fontsize=9)
+result.set(xlabel="round", yscale="log", title="imitation loss on own states, last step")
+plt.show()
+
+# %% [markdown]
+# Here the less the expert drives, the better the end, though only by a little: even a beginner's chains visit useful
+# states in this small world, and the sooner they are gathered, the more is learned from them. (One seed; lesson 6
+# says how far to trust that.) Beta is for worlds in which a beginner's states are useless, or the expert's answers
+# there are poor.
+#
+# ## Diverging and reconciled
+#
+# Last, the chains themselves. Each student chain (colour) runs beside the expert's (grey) from the same noise, moving
+# along the law of the step between the times at which it asks for a guess. Chains that start on the left are drawn:
+# the half of the world that no forward state has shown.
+
+# %%
+from dagdiff.transition import chain, ddim
+
+
+def movie(policy, noise, frames):
+    """The chain's states at ``frames`` moments of each step, ``(K * frames + 1, n, 2)``."""
+    path = [noise]
+    for step in chain(policy, mixed.env.transition, times, noise):
+        for part in range(1, frames + 1):
+            between = torch.lerp(step.t, step.s, part / frames)
+            path.append(ddim(step.x_t, step.x0, step.t, between, task.schedule))
+    return torch.stack(path)
+
+
+def expert_movie(noise, frames):
+    """The expert's own chain at the same moments: it asks itself anew at each."""
+    return torch.stack(expert.walk(noise, step_grid(4 * frames)))
+
+
+frames = 3 if FAST else 12
+births = noise[(noise[:, 0] < -0.4) & (noise.norm(dim=1) < 2.2)][:36]
+theirs = expert_movie(births, frames).numpy()
+ours = {
+    "trained on forward states": (movie(off_policy.policy, births, frames).numpy(), "#D55E00"),
+    "trained on the mixture": (movie(mixed.policy, births, frames).numpy(), "#0072B2"),
+}
+
+# %%
+import base64
+import io
+import tempfile
+from pathlib import Path
+
+from IPython.display import display
+from matplotlib.animation import FuncAnimation, PillowWriter
+
+figure, panels = plt.subplots(1, 2, figsize=(7.6, 4.1), layout="constrained", dpi=80)
+moving = []
+for panel, (title, (path, colour)) in zip(panels, ours.items(), strict=True):
+    panel.scatter(*task.world.sample(400, seeded(4)).T, s=2, color="#DDDDDD")
+    panel.set(title=title, xlim=(-2.4, 1.2), ylim=(-2.2, 2.2), aspect="equal", xticks=[], yticks=[])
+    for each in range(len(births)):
+        (their_line,) = panel.plot([], [], color="#999999", lw=0.8)
+        (their_dot,) = panel.plot([], [], "o", ms=3.5, color="#222222")
+        (our_line,) = panel.plot([], [], color=colour, lw=0.8, alpha=0.7)
+        (our_dot,) = panel.plot([], [], "o", ms=3.5, color=colour)
+        moving.append((theirs[:, each], their_line, their_dot))
+        moving.append((path[:, each], our_line, our_dot))
+title = figure.suptitle("t = 1.00")
+
+
+def draw(frame):
+    """Draw all chains up to one moment; the last moment is held for a while."""
+    now = min(frame, len(theirs) - 1)
+    for path, line, dot in moving:
+        line.set_data(*path[: now + 1].T)
+        dot.set_data(*path[now : now + 1].T)
+    title.set_text(f"t = {1 - now / (len(theirs) - 1):.2f}     black: the expert     colour: the student, 4 steps")
+
+
+film = FuncAnimation(figure, draw, frames=len(theirs) + (2 if FAST else 16))
+with tempfile.TemporaryDirectory() as folder:
+    film.save(Path(folder) / "chains.gif", writer=PillowWriter(fps=12))
+    gif = base64.b64encode((Path(folder) / "chains.gif").read_bytes()).decode()
+still = io.BytesIO()
+figure.savefig(still, format="png")
+plt.close(figure)
+picture = f'<img alt="student and expert chains from noise to data" src="data:image/gif;base64,{gif}">'
+display({"text/html": picture, "image/png": base64.b64encode(still.getvalue()).decode()}, raw=True)
+
+# %% [markdown]
+# On the left the first steps agree, and the last one, taken at states that training never showed, throws the chains
+# off their modes. On the right the student has been corrected at just those states.
+#
+# ## To try
+#
+# 1. Train with shares (0, 1, 0) and with (0, 0, 1). Which is better here, and would you trust the same answer if the
+#    student were very bad in the beginning?
+# 2. Set `rounds_kept=1`. Does forgetting old rounds hurt or help?
+# 3. `round.nfe_expert` counts the expert's network evaluations. Plot the quality against it instead of against
+#    rounds. Which loop is cheaper now? (A label in the aggregate is paid for once and used often.)
