@@ -1,15 +1,19 @@
 """Running a suite: every cell once, in fresh processes, each result kept as soon as it is there, and no run done twice.
 
-A *cell* is one configuration under the name of a variant. Cells with equal configurations are one run, listed under
-each name.
+A suite is a module with a dataclass ``Suite`` of its options, ``QUICK`` (one of them), ``cells(suite)`` and
+``run(suite, out, workers)``; ``dagdiff.cli`` lists them by name. A *cell* is one configuration under the name of a
+variant. Cells with equal configurations are one run, listed under each name.
 """
 
 import hashlib
 import json
 import multiprocessing
+import platform
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +31,22 @@ from dagdiff.metrics.samples import score
 from dagdiff.schedule import step_grid
 from dagdiff.transition import Ddim, sample
 
-NFES = (1, 2, 4, 8, 16, 32)
+NFES = (1, 2, 4, 8, 16, 32, 64)
 """The numbers of steps at which the expert's own chain is scored."""
+
+# The key of a run is a digest of its whole configuration, so a setting that is new would make every run a new one. The
+# rule: a setting that came later stands below with its *neutral* value, the one under which a run is, bit for bit, what
+# it was before there was the setting; where a configuration holds that very value the setting is left out of the
+# digest. So old runs are still found, and everything else tells runs apart: any other value, a changed default of an
+# old setting (the value is in the digest, not "the default"), a changed default of a new one (it is no longer neutral),
+# and a new setting that nobody put here. A dot leads into a part: "objective.pure".
+_NEUTRAL: dict[str, Any] = {
+    "stepwise": False,
+    "input_perturbation": 0.0,
+    "epsilon_scale": 1.0,
+    "driver": {"class": "mixture"},
+    "curriculum": {"class": "plain"},
+}
 
 _TOLD = ("task", "steps", "seed", "shares", "threshold")
 _YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data")
@@ -36,51 +54,85 @@ _YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "
 Key = TypeVar("Key", bound=Hashable)
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def digest(config: Mapping[str, Any]) -> str:
+    """Content hash of a configuration, or of a part of one, in which settings at their neutral value do not count."""
+    return hashlib.sha256(json.dumps(_telling(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _telling(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The configuration without the settings that hold their neutral value."""
+    kept = {key: value for key, value in config.items() if not _is_neutral(prefix + key, value)}
+    return {
+        key: _telling(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value for key, value in kept.items()
+    }
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    return name in _NEUTRAL and bool(_NEUTRAL[name] == value)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a suite: a configuration, the objective as it was named, and the variant it stands for."""
+    """One run of a suite: a configuration, the objective as it was named, and the variant it stands for.
+
+    Variants are compared where task, objective, steps and ``setup`` agree. ``about`` says in words what sets a
+    comparison apart from the suite's plain one ("learned expert"), and ``free`` names settings in which the variants of
+    that comparison may differ.
+    """
 
     objective: str
     variant: str
     config: Config
+    about: str = ""
+    free: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.config['task']} {self.objective} {self.variant} seed {self.config['seed']}"
+        where = f"{self.place} {self.objective} {self.variant}"
+        return f"{where}, {self.config['steps']} steps, seed {self.config['seed']}"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Content hash of the configuration; equal keys are the same run."""
-        return _digest(self.config)
+        return digest(self.config)
+
+    @property
+    def entry(self) -> tuple[str, str, str]:
+        """What makes a record one of its kind: the run, the variant it stands for, the comparison it stands in."""
+        return self.key, self.variant, self.setup
+
+    @property
+    def place(self) -> str:
+        """The task and what sets the comparison apart: where its yardsticks are kept."""
+        return ", ".join(filter(None, (self.config["task"], self.about)))
 
     @property
     def labels(self) -> dict[str, Any]:
         """What a record says of the cell."""
         task = self.config["task"]
         world, data, *_ = task.split("-")
-        copied = {name: self.config[name] for name in ("shares", "seed", "steps", "updates")}
+        copied = {name: self.config[name] for name in ("shares", "seed", "steps", "updates", "substeps")}
         return {
             "task": task,
             "world": world,
             "data": data,
             "objective": self.objective,
             "variant": self.variant,
+            "about": self.about,
+            "place": self.place,
             "setup": self.setup,
             **copied,
         }
 
-    @property
+    @cached_property
     def setup(self) -> str:
         """Hash of what the labels do not tell: the configuration but for task, steps, seed, shares and threshold."""
-        return _digest({name: value for name, value in self.config.items() if name not in _TOLD})
+        told = {name: value for name, value in self.config.items() if name not in (*_TOLD, *self.free)}
+        return digest({**told, "about": self.about} if self.free else told)
 
     @property
     def yardstick(self) -> str:
         """Hash of what the floor and the expert's own score depend on."""
-        return _digest({name: self.config[name] for name in _YARDSTICK})
+        return digest({name: self.config[name] for name in _YARDSTICK})
 
 
 def run_cells(
@@ -88,31 +140,46 @@ def run_cells(
 ) -> dict[str, Any]:
     """Run the cells that ``out/results.json`` does not hold yet; return, and keep there, all results.
 
+    They are begun in the order given. A run whose loss is not finite does not stop the others: it stands, with its
+    cell's name, under ``failures``.
+
     Raises:
         Refusal: if ``out`` holds something else.
     """
     check_at_least("workers", workers, 1)
     results = open_results(out, name)
     found = {record["config"]: record for record in results["records"]}
-    asked = {(cell.key, cell.variant) for cell in cells}
-    others = [record for record in results["records"] if (record["config"], record["variant"]) not in asked]
-    firsts = {cell.config["task"]: cell for cell in reversed(cells)}
+    asked = {cell.entry for cell in cells}
+    others = [record for record in results["records"] if _entry(record) not in asked]
+    results |= {"settings": dict(settings), "failures": {}}
     save_json(out / "results.json", results)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        worlds = {(cell.labels["world"], "labelled" in task): (cell,) for task, cell in firsts.items()}
-        list(_each(pool, "teachers", learn, worlds))  # before two runs can train the same one
-        known = {task: reference["yardstick"] for task, reference in results["references"].items()}
-        missing = {task: (cell, out) for task, cell in firsts.items() if known.get(task) != cell.yardstick}
-        results["references"].update(_each(pool, "references", refer, missing))
+        _prepare(pool, cells, results, out)
         runs = {cell.key: (cell, out) for cell in cells if cell.key not in found}
-        results["settings"] = dict(settings)
-        for key, record in _each(pool, "runs", run_cell, runs):
+        for key, record in _each(pool, "runs", run_cell, runs, results["failures"]):
             found[key] = record
             results["records"] = others + [{**found[cell.key], **cell.labels} for cell in cells if cell.key in found]
             save_json(out / "results.json", results)
-    results["records"] = others + [{**found[cell.key], **cell.labels} for cell in cells]
+    results["records"] = others + [{**found[cell.key], **cell.labels} for cell in cells if cell.key in found]
     save_json(out / "results.json", results)
     return results
+
+
+def _entry(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    return record["config"], record["variant"], record.get("setup", "")
+
+
+def _prepare(pool: ProcessPoolExecutor, cells: Sequence[Cell], results: dict[str, Any], out: Path) -> None:
+    """Train the teachers before two runs can train the same one, and score the yardsticks that are not known yet."""
+    firsts: dict[str, Cell] = {}
+    for cell in cells:
+        firsts.setdefault(cell.place, cell)
+    worlds = {(cell.labels["world"], "labelled" in cell.config["task"]): (cell,) for cell in firsts.values()}
+    list(_each(pool, "teachers", learn, worlds))
+    known = {reference["yardstick"]: reference for reference in results["references"].values()}
+    missing = {cell.yardstick: (cell, out) for cell in firsts.values() if cell.yardstick not in known}
+    known.update(_each(pool, "references", refer, missing))
+    results["references"].update({place: known[cell.yardstick] for place, cell in firsts.items()})
 
 
 def open_results(out: Path, suite: str) -> dict[str, Any]:
@@ -121,7 +188,8 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
     if not file.exists():
         if out.is_file() or (out.exists() and any(out.iterdir())):
             raise Refusal(f"--out {out} holds something else than results. Name a new folder, or one to continue.")
-        return {"suite": suite, "dagdiff": __version__, "settings": {}, "records": [], "references": {}}
+        empty: dict[str, Any] = {"settings": {}, "records": [], "references": {}}
+        return {"suite": suite, "dagdiff": __version__, "versions": versions(), **empty}
     results = load_json(file)
     if results.get("suite") != suite:
         raise Refusal(f"{file} holds results of the suite {results.get('suite')!r}, not {suite!r}. Name a new folder.")
@@ -160,7 +228,7 @@ def refer(cell: Cell, out: Path) -> dict[str, Any]:
     walked = it.expert.walk(noise, it.times, condition)[-1]
     start, label, _ = it.start(64, seed=0)
     chains = torch.stack(it.expert.walk(start, it.times, label), dim=1)
-    file = f"samples/{it.task.name}.npz"
+    file = f"samples/{it.task.name}-{cell.yardstick[:6]}.npz"
     data, truth, real = (law.sample(n, it.generator(6 + i)) for i, law in enumerate((it.task.data, world, world)))
     save_arrays(out / file, data=data, truth=truth, x=walked, chains=chains)
     scores = {"floor": judged(real), "expert": judged(walked), "expert_by_nfe": by_nfe}
@@ -173,16 +241,54 @@ def learn(cell: Cell) -> None:
     Experiment.build(cell.config)
 
 
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on beside its configuration."""
+    packages = {name: version(name) for name in ("torch", "torchrl", "numpy")}
+    system = f"{platform.system()}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"Python": platform.python_version(), **packages, "system": system}
+
+
+def check_settings(settings: Mapping[str, Any], own: Mapping[str, str]) -> None:
+    """Refuse settings that are the suite's own to set; ``own`` maps each to its cure."""
+    for name in set(settings) & set(own):
+        raise Refusal(f"--settings may not hold {name!r}: the suite sets it. {own[name]}")
+
+
+def spelled(words: Sequence[str], suite: type) -> Iterator[str]:
+    """Spell ``--tasks a,b`` as the list it means, for every option of the suite that is a list."""
+    lists = {f"--{field.name}" for field in fields(suite) if str(field.type).startswith("list")}
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        yield f"{option}=[{value if equals else next(rest, '')}]" if option in lists else word
+
+
 def _each(
-    pool: ProcessPoolExecutor, title: str, function: Callable[..., Any], jobs: Mapping[Key, tuple[Any, ...]]
+    pool: ProcessPoolExecutor,
+    title: str,
+    function: Callable[..., Any],
+    jobs: Mapping[Key, tuple[Any, ...]],
+    failures: dict[Key, str] | None = None,
 ) -> Iterator[tuple[Key, Any]]:
-    """Run ``function`` on every job's arguments; yield each job's name and result as it finishes."""
+    """Run ``function`` on every job's arguments; yield each job's name and result as it finishes.
+
+    Where there are ``failures``, a loss that is not finite is noted there, and the other jobs go on.
+    """
     futures = {pool.submit(function, *arguments): key for key, arguments in jobs.items()}
     try:
         for future in tqdm(as_completed(futures), total=len(futures), desc=title, disable=None):
-            yield futures[future], future.result()
-    except (Refusal, NonFiniteLoss) as error:
-        raise Refusal(f"{title}, {jobs[futures[future]][0]}: {error}") from None
+            key = futures[future]
+            told = f"{jobs[key][0]}"
+            try:
+                result = future.result()
+            except Refusal as error:
+                raise Refusal(f"{title}, {told}: {error}") from None
+            except NonFiniteLoss as error:
+                if failures is None:
+                    raise Refusal(f"{title}, {told}: {error}") from None
+                failures[key] = f"{told}: {error}"
+            else:
+                yield key, result
     finally:
         for future in futures:
             future.cancel()

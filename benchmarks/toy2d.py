@@ -1,15 +1,16 @@
 """The toy-2D suite: the same student, updates and noise, trained on different states, in worlds whose truth is known.
 
-==============  ==============================================================================================
-variant         trained on
-==============  ==============================================================================================
-forward         forward-diffused states only, the usual off-policy training
-base            what the published method trains on: forward states for PD and LCM, its own states for DMD2
-student         the student's own states only
-expert          the expert's own chains only: behaviour cloning
-ddil            all three
-reflected-ddil  all three, with guesses thresholded to the world's box
-==============  ==============================================================================================
+=================  ===========================================================================================
+variant            trained on
+=================  ===========================================================================================
+forward            forward-diffused states only, the usual off-policy training
+base               what the published method trains on: forward states for PD and LCM, its own states for DMD2
+student            the student's own states only
+expert             the expert's own chains only: behaviour cloning
+ddil               what suits the objective: all three; for DMD2 its own and the expert's
+reflected-forward  forward states, with guesses thresholded to the world's box
+reflected-ddil     as ddil, with guesses thresholded to the world's box
+=================  ===========================================================================================
 
 Before the runs we expect: on ``matched`` no difference, because forward states are the states that a good student
 meets; on ``biased`` and ``scarce`` a loss on the student's own states that forward training does not see, and ddil
@@ -17,25 +18,26 @@ repairs.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.suite import Cell, open_results, run_cells
+from dagdiff.benchmarks.suite import Cell, check_settings, open_results, run_cells
 from dagdiff.benchmarks.tasks import task_names
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import Config, configure
+from dagdiff.mixture import Shares
 from dagdiff.parts import resolve
 
 SHARES = {
     "forward": (1.0, 0.0, 0.0),
     "student": (0.0, 1.0, 0.0),
     "expert": (0.0, 0.0, 1.0),
-    "ddil": (0.25, 0.5, 0.25),
-    "reflected-ddil": (0.25, 0.5, 0.25),
 }
-"""Shares (forward, student, expert) of each variant but ``base``, which depends on the objective."""
+"""Shares (forward, student, expert) of the variants whose states do not depend on the objective."""
+
+VARIANTS = ("base", "ddil", *SHARES, "reflected-forward", "reflected-ddil")
 
 
 _OWN = {
@@ -56,7 +58,8 @@ class Suite:
     Args:
         tasks: comma-separated; `dagdiff list tasks` names them.
         objectives: comma-separated; names or import paths.
-        variants: comma-separated, of forward, base, student, expert, ddil, reflected-ddil.
+        variants: comma-separated, of forward, base, student, expert, ddil, reflected-forward,
+            reflected-ddil.
         steps: comma-separated numbers of student steps.
         seeds: how many seeds, 0 to seeds - 1.
         updates: of the student in each run.
@@ -94,9 +97,8 @@ def cells(suite: Suite) -> Iterator[Cell]:
     for name in ("tasks", "objectives", "variants", "steps"):
         if not getattr(suite, name):
             raise Refusal(f"--{name} is empty. Name at least one, or leave the option away.")
-    for name in set(suite.settings) & set(_OWN):
-        raise Refusal(f"--settings may not hold {name!r}: the suite sets it. {_OWN[name]}")
-    for name, values, known in (("task", suite.tasks, task_names()), ("variant", suite.variants, ("base", *SHARES))):
+    check_settings(suite.settings, _OWN)
+    for name, values, known in (("task", suite.tasks, task_names()), ("variant", suite.variants, VARIANTS)):
         for value in values:
             check_in(name, value, known)
     for task in suite.tasks:
@@ -110,20 +112,19 @@ def cells(suite: Suite) -> Iterator[Cell]:
 
 def _config(suite: Suite, variant: str, chosen: dict[str, Any]) -> Config:
     objective = chosen["objective"]
-    source = variant
-    if variant == "base":
-        source = "student" if getattr(resolve("objective", objective), "backward_simulation", False) else "forward"
     threshold = "box" if variant.startswith("reflected") else "none"
     common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings}
-    return configure({**chosen, **common, "shares": list(SHARES[source]), "threshold": threshold})
+    return configure({**chosen, **common, "shares": shares_of(variant, objective), "threshold": threshold})
 
 
-def spelled(words: Sequence[str]) -> Iterator[str]:
-    """Spell ``--tasks a,b`` as the list it means."""
-    rest = iter(words)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option in ("--tasks", "--objectives", "--variants", "--steps"):
-            yield f"{option}=[{value if equals else next(rest, '')}]"
-        else:
-            yield word
+def shares_of(variant: str, objective: str) -> list[float]:
+    """Return the shares (forward, student, expert) of a variant.
+
+    Those of ``base`` are the published method's, those of ``ddil`` what suits the objective.
+    """
+    kind, states = resolve("objective", objective), variant.removeprefix("reflected-")
+    if states == "ddil":
+        return list(getattr(kind, "shares", Shares()))
+    if states == "base":
+        states = "student" if getattr(kind, "backward_simulation", False) else "forward"
+    return list(SHARES[states])

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -159,32 +159,79 @@ def shift(words: Sequence[str]) -> None:
 def bench(words: Sequence[str]) -> None:
     """Compare what students are trained on: run a suite, print its table, write it and a report to a folder.
 
-    Runs that results.json already holds with the same configuration are not run again.
+    Runs that results.json already holds with the same configuration are not run again. With --verify nothing is added:
+    some runs that the folder holds are made again and compared.
     """
     from dagdiff import config, verdict
-    from dagdiff.benchmarks import toy2d
+    from dagdiff.benchmarks.suite import spelled
     from dagdiff.report import write_report
     from dagdiff.results import Results, write_summary
 
+    suite = _suite(words)
     parser = _parser("bench", bench)
-    parser.add_argument("suite", choices=["toy2d"], help="the suite")
-    parser.add_argument(
-        "--quick", action="store_true", help="the main contrast in a few minutes: sets the options below"
-    )
+    parser.add_argument("suite", help=", ".join(SUITES))
+    parser.add_argument("--quick", action="store_true", help="a few minutes' worth: sets the options below")
     parser.add_argument("--workers", type=int, default=1, help="processes; one a core is best")
     parser.add_argument(
-        "--out", type=Path, default=None, help="the folder of results; one that holds some is continued"
+        "--out", type=Path | None, default=None, help="the folder of results; one that holds some is continued"
     )
-    parser.add_class_arguments(toy2d.Suite, None)
+    parser.add_argument("--verify", type=int, default=0, help="make so many runs of the folder again, and compare")
+    parser.add_argument("--verify_seed", type=int, default=0, help="chooses them")
+    parser.add_class_arguments(suite.Suite, None)
     if "--quick" in words:
-        parser.set_defaults(dataclasses.asdict(toy2d.QUICK))
-    given = vars(config.read(parser, list(toy2d.spelled(words))))
+        parser.set_defaults(dataclasses.asdict(suite.QUICK))
+    given = vars(config.read(parser, list(spelled(words, suite.Suite))))
     workers, out = given.pop("workers"), _given(given.pop("out"), "--out")
-    toy2d.run(toy2d.Suite(**{option: given[option] for option in dataclasses.asdict(toy2d.QUICK)}), out, workers)
+    if given["verify"]:
+        _verify(suite, out, given["verify"], given["verify_seed"])
+        return
+    chosen = suite.Suite(**{option: given[option] for option in dataclasses.asdict(suite.QUICK)})
+    found = suite.run(chosen, out, workers)
+    if found["records"]:
+        results = Results.load(out)
+        write_summary(results, out / "summary.csv")
+        print(verdict.table(results))
+        print(f"report: {write_report(out)}")
+    _tell_failures(list(found["failures"].values()), len(found["records"]))
+
+
+def _verify(suite: Any, out: Path, count: int, seed: int) -> None:
+    """Make some runs of a folder again and print a line for each; refuse if any disagrees."""
+    from dagdiff.benchmarks.verify import verify
+    from dagdiff.checks import Refusal
+    from dagdiff.results import Results
+
     results = Results.load(out)
-    write_summary(results, out / "summary.csv")
-    print(verdict.table(results))
-    print(f"report: {write_report(out)}")
+    found = verify(list(suite.cells(suite.Suite(**results.settings))), results, count, seed)
+    print("\n".join(map(str, found)))
+    wrong = sum(bool(each.wrong) for each in found)
+    if wrong:
+        raise Refusal(f"{wrong} of {len(found)} runs disagree with {out}. Compare the versions in its results.json.")
+
+
+def _suite(words: Sequence[str]) -> Any:
+    """Import the suite that the first word names; with no name but a call for help, the first there is."""
+    from importlib import import_module
+
+    from dagdiff.checks import Refusal, check_in
+
+    name = next(iter(words), "")
+    if name in ("-h", "--help"):
+        name = next(iter(SUITES))
+    if not name or name.startswith("-"):
+        raise Refusal(f"the suite comes first: dagdiff bench SUITE [options], with SUITE one of {', '.join(SUITES)}.")
+    return import_module(SUITES[check_in("suite", name, SUITES)])
+
+
+def _tell_failures(failures: Sequence[str], finished: int) -> None:
+    """Name the runs that came to nothing, after what the others brought has been shown."""
+    from dagdiff.dagger import NonFiniteLoss
+
+    if failures:
+        told = "; ".join(failures)
+        raise NonFiniteLoss(
+            f"{len(failures)} run{'s' * (len(failures) > 1)} failed ({finished} records are kept): {told}"
+        )
 
 
 def teacher(words: Sequence[str]) -> None:
@@ -228,6 +275,14 @@ def list_names(words: Sequence[str]) -> None:
             summary = (resolve(part, name).__doc__ or "").split("\n")[0]
             print(f"--{part} {name:<13} {summary}  [{path}]")
 
+
+SUITES = {
+    "toy2d": "dagdiff.benchmarks.toy2d",
+    "study": "dagdiff.benchmarks.study",
+    "imitation": "dagdiff.benchmarks.imitation",
+    "peers": "dagdiff.benchmarks.peers",
+}
+"""Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.suite` for what such a module offers."""
 
 COMMANDS = {
     "distill": distill,

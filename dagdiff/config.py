@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dagdiff.checks import Refusal, check_above, check_at_least, check_shares
 from dagdiff.halving import check_stages
-from dagdiff.parts import DEFAULTS, HELP, PARTS, known, resolve
+from dagdiff.parts import DEFAULTS, GIVEN, HELP, PARTS, known, resolve
 
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
@@ -31,7 +31,8 @@ class Settings:
 
     Args:
         task: the world and its distillation set, e.g. grid25-biased; `dagdiff list tasks` names them all.
-        shares: parts of a batch that are forward-diffused, from student chains, from expert chains; they sum to 1.
+        shares: parts of a batch that are forward-diffused, from student chains, from expert chains; they sum to 1. null
+            takes the objective's own.
         steps: K, the student's steps.
         stages: true progressive halving: the steps of each stage, e.g. 16,8,4; the student of one teaches the next.
         updates: of the student, over all rounds (of each stage).
@@ -41,6 +42,9 @@ class Settings:
         substeps: DDIM sub-steps of the expert within one student step.
         guidance: classifier-free weight of the expert on labelled tasks.
         per_chain: let one driver keep a chain to its end.
+        stepwise: give the student a network of its own for each step.
+        input_perturbation: noise that forward states hold beside their own, as a part of it; 0 adds none.
+        epsilon_scale: what the noise in the student's guesses is divided by when it samples; 1 leaves it.
         rounds_kept: rounds of student states that stay in the aggregate; null keeps all, 1 the newest.
         max_age: drop student states older than this many updates.
         lr: learning rate of Adam; null takes the objective's own.
@@ -53,7 +57,7 @@ class Settings:
     """
 
     task: str = "gaussians8-biased"
-    shares: tuple[float, float, float] = (0.25, 0.5, 0.25)
+    shares: tuple[float, float, float] | None = None
     steps: int = 4
     stages: list[int] | None = None
     updates: int = 1200
@@ -63,6 +67,9 @@ class Settings:
     substeps: int = 8
     guidance: float = 1.0
     per_chain: bool = False
+    stepwise: bool = False
+    input_perturbation: float = 0.0
+    epsilon_scale: float = 1.0
     rounds_kept: int | None = None
     max_age: int | None = None
     lr: float | None = None
@@ -131,7 +138,7 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
         if name or part in DEFAULTS:
             kind = resolve(part, name or DEFAULTS[part]["class"])
             add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
-            add(kind, part, skip={"task"}, fail_untyped=False)
+            add(kind, part, skip={"task", *GIVEN.get(part, ())}, fail_untyped=False)
             parser.set_defaults({f"{part}.{key}": value for key, value in default.items()})
     return parser
 
@@ -153,7 +160,8 @@ def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
 
 def check_settings(settings: Namespace) -> None:
     """Refuse settings that can't be, each under the name that the user gave it."""
-    check_shares(tuple(settings.shares))
+    if settings.shares is not None:
+        check_shares(tuple(settings.shares))
     for name in ("steps", "rounds", "batch_size", "chains", "substeps"):
         check_at_least(name, getattr(settings, name), 1)
     check_at_least("updates", settings.updates, settings.rounds)
@@ -162,12 +170,16 @@ def check_settings(settings: Namespace) -> None:
         raise Refusal(f"samples must be at most 20000, for all pairs are compared; got {settings.samples}.")
     check_at_least("heldout", settings.heldout, 0)
     check_above("clip", settings.clip, 0)
+    check_at_least("input_perturbation", settings.input_perturbation, 0)
+    check_above("epsilon_scale", settings.epsilon_scale, 0)
     for name in ("rounds_kept", "max_age"):
         check_at_least(name, 1 if getattr(settings, name) is None else getattr(settings, name), 1)
     if settings.lr is not None:
         check_above("lr", settings.lr, 0)
     if settings.stages is not None:
         check_stages(settings.stages)
+    if settings.stages is not None and settings.stepwise:
+        raise Refusal("stepwise has a network a step, and stages change the steps. Leave one of them away.")
     find_device(settings.device)
 
 

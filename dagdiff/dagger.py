@@ -26,7 +26,7 @@ from dagdiff.heldout import HeldOut
 from dagdiff.mixture import Constant, Ramp, Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.policy import StudentPolicy
-from dagdiff.rollout import Data, MixturePolicy, Rollout, draw, forward_states
+from dagdiff.rollout import Data, Driver, MixturePolicy, Rollout, draw, forward_states
 from dagdiff.shapes import Condition, States
 
 
@@ -61,6 +61,9 @@ class NonFiniteLoss(RuntimeError):
 class DAgger:
     """The loop: iterate over it, and it yields one :class:`Round` after another.
 
+    Between two rounds ``shares``, ``lr_ramp`` and what the objective lets be set may be changed, and :meth:`focus` be
+    called; :mod:`dagdiff.curriculum` holds recipes that do so.
+
     >>> for round in DAgger(student, expert, Progressive(), env, data, rounds=20):  # doctest: +SKIP
     ...     print(round.number, round.losses, round.loss_own)
 
@@ -71,10 +74,13 @@ class DAgger:
         env: the denoising environment, B chains of the student's own sampler.
         data: clean points for forward states (and for a GAN head); ``sample`` is called with the generator below, and
             must answer on its device.
-        shares: parts of a batch that are forward-diffused, from student chains, from expert chains.
+        shares: parts of a batch that are forward-diffused, from student chains, from expert chains; None takes the
+            objective's own.
         shares_ramp: scales the on-policy shares by progress; forward states take the rest.
         beta: by progress, the part of the student's chains' steps that the expert drives.
         per_chain: let one driver keep a chain to its end.
+        driver: makes the behaviour policy of all roll-ins; :mod:`dagdiff.drivers` has others.
+        input_perturbation: how much more noise forward states hold than they should (:func:`forward_states`).
         rounds, updates_per_round, batch_size: the size of training.
         rounds_kept: how many rounds of student records stay in the aggregate; None keeps all, 1 the newest.
         max_age: drop student records older than this many updates.
@@ -95,10 +101,12 @@ class DAgger:
         env: EnvBase,
         data: Data,
         *,
-        shares: Shares = Shares(),  # noqa: B008  (a tuple)
+        shares: Shares | None = None,
         shares_ramp: Ramp = Constant(1.0),  # noqa: B008  (frozen)
         beta: Ramp = Constant(0.0),  # noqa: B008
         per_chain: bool = False,
+        driver: Driver = MixturePolicy,
+        input_perturbation: float = 0.0,
         rounds: int = 20,
         updates_per_round: int = 30,
         batch_size: int = 256,
@@ -111,14 +119,18 @@ class DAgger:
         heldout: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
+        shares = objective.shares if shares is None else shares
         check_shares(shares)
         check_share("ema", ema)
+        check_at_least("input_perturbation", input_perturbation, 0.0)
         for name, value in {"rounds": rounds, "updates_per_round": updates_per_round, "batch_size": batch_size}.items():
             check_at_least(name, value, 1)
         self.student, self.expert, self.objective = student, expert, objective
         self.env, self.data, self.conditional = env, data, env.conditions is not None
         self.shares, self.shares_ramp, self.beta, self.per_chain = Shares(*shares), shares_ramp, beta, per_chain
+        self.driver, self.input_perturbation, self.lr_ramp = driver, input_perturbation, lr_ramp
         self.rounds, self.updates_per_round, self.batch_size = rounds, updates_per_round, batch_size
+        self.focused: int | None = None
         self.clip, self.nfe_student, self._nfe_before, self._updates = clip, 0, 0, 0
         self.generator = generator or torch.Generator(env.device).manual_seed(0)
         self.policy = StudentPolicy(student, expert.threshold)
@@ -130,7 +142,7 @@ class DAgger:
         self.grid = objective.grid(env.times)
         self.optimiser = optimiser(student.parameters())
         updates = rounds * updates_per_round
-        self._lr = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda update: lr_ramp(update / updates))
+        self._lr = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda update: self.lr_ramp(update / updates))
         self.averaged = (
             AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
         )
@@ -185,8 +197,17 @@ class DAgger:
         """Roll in, let the expert annotate every new record once, and aggregate."""
         for source, share, driver in (("student", shares.student, beta), ("expert", shares.expert, 1.0)):
             if share > 0.0:
-                records = self.objective.settle(self.rollout(driver), self.generator).exclude("action")
-                self.aggregate.add(source, self.objective.annotate(self.expert, records), number)
+                records = self.rollout(driver)
+                if self.focused is not None:
+                    records = records.reshape(-1, len(self.env.times) - 1)[:, self.focused]
+                records = self.objective.annotate(self.expert, self.objective.settle(records, self.generator))
+                self.aggregate.add(source, records.exclude("action"), number)
+
+    def focus(self, step: int) -> None:
+        """From now on train on the states of one step alone, and forget those of the others; for a curriculum."""
+        self.focused, self.grid = step, self.env.times[step : step + 2]
+        for buffer in self.aggregate.buffers.values():
+            buffer.empty()
 
     def improve(self, shares: Shares) -> dict[str, float]:
         """Update the student (and first the objective's critic) on batches of the mixture; return the mean losses."""
@@ -245,7 +266,7 @@ class DAgger:
     def rollout(self) -> Rollout:
         """Chains of the student's own sampler, driven by the student, the expert, or both; built when first needed."""
         transition, per_chain = self.env.transition, self.per_chain
-        driver = MixturePolicy(self.policy, self.expert, transition, per_chain, self.generator, self.conditional)
+        driver = self.driver(self.policy, self.expert, transition, per_chain, self.generator, self.conditional)
         return Rollout(self.env, driver)
 
     def _clean(self, rows: int) -> tuple[States, Condition]:
@@ -253,7 +274,9 @@ class DAgger:
 
     def _forward_states(self, rows: int) -> TensorDict:
         schedule = self.env.transition.schedule
-        states = forward_states(self.data, schedule, self.grid, rows, self.generator, self.conditional)
+        states = forward_states(
+            self.data, schedule, self.grid, rows, self.generator, self.conditional, self.input_perturbation
+        )
         return self.objective.annotate(self.expert, states)
 
     def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

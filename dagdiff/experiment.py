@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dagdiff.benchmarks.tasks import Task, make_task
 from dagdiff.checks import Refusal
 from dagdiff.config import Config, find_device, flatten, parse
+from dagdiff.curriculum import Curriculum
 from dagdiff.dagger import DAgger, Round
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
@@ -23,11 +24,12 @@ from dagdiff.metrics.samples import score
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.parts import resolve
+from dagdiff.policies.student import Stepwise
 from dagdiff.policy import StudentPolicy
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.threshold import Threshold
-from dagdiff.transition import Transition, chain, sample
+from dagdiff.transition import EpsilonScaling, Transition, chain, sample
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Experiment:
     student: nn.Module
     objective: Objective
     threshold: Threshold
+    curriculum: Curriculum
     transition: Transition
     times: Times
     device: torch.device
@@ -62,7 +65,11 @@ class Experiment:
             torch.manual_seed(settings.seed)
             student = _make("policy", settings.policy, task)
         _check_kind("policy", student, nn.Module, "a torch.nn.Module")
+        curriculum = _make("curriculum", settings.curriculum, task)
+        _check_kind("curriculum", curriculum, Callable, "a callable loop -> rounds")
         steps = settings.stages[-1] if settings.stages else settings.steps
+        if settings.stepwise:
+            student = Stepwise(student, step_grid(steps))
         made = cls(
             config=config,
             settings=settings,
@@ -70,6 +77,7 @@ class Experiment:
             student=_to(student, device),
             objective=objective,
             threshold=_make("threshold", settings.threshold, task),
+            curriculum=curriculum,
             transition=objective.sampler(task.schedule),
             times=step_grid(steps).to(device),
             device=device,
@@ -90,12 +98,18 @@ class Experiment:
         """The student in its role."""
         return StudentPolicy(self.student, self.threshold)
 
+    @property
+    def sampler(self) -> Transition:
+        """The law by which the student is sampled: that of its training, unless its noise is scaled."""
+        scale = self.settings.epsilon_scale
+        return self.transition if scale == 1.0 else EpsilonScaling(self.transition, scale)
+
     def rounds(self) -> Iterator[tuple[DAgger, Round]]:
         """Train, yielding each round with the loop it belongs to."""
         stages = self.settings.stages or [self.settings.steps]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            yield from halve(stages, self.expert, self._loop)
+            yield from halve(stages, self.expert, self._loop, self.curriculum)
 
     def _loop(self, expert: Expert, steps: int) -> DAgger:
         chosen, times = self.settings, step_grid(steps).to(self.device)
@@ -114,10 +128,12 @@ class Experiment:
             copy.deepcopy(self.objective),
             env,
             self.task.data,
-            shares=Shares(*chosen.shares),
+            shares=None if chosen.shares is None else Shares(*chosen.shares),
             shares_ramp=_make("shares_ramp", chosen.shares_ramp),
             beta=_make("beta", chosen.beta),
             per_chain=chosen.per_chain,
+            driver=_maker("driver", chosen.driver),
+            input_perturbation=chosen.input_perturbation,
             rounds=chosen.rounds,
             updates_per_round=chosen.updates // chosen.rounds,
             batch_size=chosen.batch_size,
@@ -148,12 +164,12 @@ class Experiment:
     def sample(self, n: int, seed: int) -> Tensor:
         """Return ``n`` points from the student, ``(n, *D)``."""
         noise, condition, generator = self.start(n, seed)
-        return sample(self.policy, self.transition, self.times, noise, condition, generator)
+        return sample(self.policy, self.sampler, self.times, noise, condition, generator)
 
     def chains(self, n: int, seed: int) -> Tensor:
         """Return ``n`` student chains from noise to data, ``(n, K + 1, *D)``."""
         noise, condition, generator = self.start(n, seed)
-        steps = chain(self.policy, self.transition, self.times, noise, condition, generator)
+        steps = chain(self.policy, self.sampler, self.times, noise, condition, generator)
         return torch.stack([noise, *(step.x_s for step in steps)], dim=1)
 
     def measure(self, seed: int = 0) -> tuple[dict[str, float], dict[str, list[float]]]:
@@ -161,7 +177,7 @@ class Experiment:
         count = self.settings.samples
         truth = self.task.world.reference(count, self.generator(4, seed))
         metrics = score(self.sample(count, seed), truth, self.task.world.mixture, self.generator(5, seed))
-        heldout = HeldOut(self.task.data, self.transition, self.times, count // 2, self.task.conditional, seed)
+        heldout = HeldOut(self.task.data, self.sampler, self.times, count // 2, self.task.conditional, seed)
         found = heldout.imitation(self.policy, self.expert)
         forward, own = (sum(found[name]) / len(found[name]) for name in ("loss_forward", "loss_own"))
         metrics |= {"loss_forward": forward, "loss_own": own, "loss_gap": own - forward}
@@ -189,6 +205,12 @@ def _make(part: str, chosen: Namespace, task: Task | None = None) -> Any:
     if "task" in inspect.signature(kind).parameters:
         arguments["task"] = task
     return kind(**arguments)
+
+
+def _maker(part: str, chosen: Namespace) -> Any:
+    """A part that the loop builds itself, with the options it was given."""
+    options = dict(vars(chosen))
+    return partial(resolve(part, str(options.pop("class"))), **options)
 
 
 def _to(part: Any, device: torch.device) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from dagdiff.checks import Refusal, check_at_least
+from dagdiff.curriculum import Curriculum
 from dagdiff.dagger import DAgger, Round
 from dagdiff.expert import Expert
 from dagdiff.policy import StudentPolicy
@@ -23,7 +24,7 @@ def check_stages(stages: Sequence[int]) -> None:
 
 
 def halve(
-    stages: Sequence[int], expert: Expert, make: Callable[[Expert, int], DAgger]
+    stages: Sequence[int], expert: Expert, make: Callable[[Expert, int], DAgger], curriculum: Curriculum = iter
 ) -> Iterator[tuple[DAgger, Round]]:
     """Run one loop a stage and yield its rounds, each with the loop it belongs to.
 
@@ -31,12 +32,13 @@ def halve(
         stages: the student's steps in each stage, falling.
         expert: the first stage's expert.
         make: ``(expert, steps) -> DAgger``, whose student starts where the last stage's ended.
+        curriculum: how each loop's rounds are run.
     """
     check_stages(stages)
     before: Round | None = None
     for steps, after in zip(stages, [*stages[1:], 0], strict=True):
         loop = make(expert, steps)
-        for done in loop:
+        for done in curriculum(loop):
             last = _after(before, done)
             yield loop, last
         before = last

@@ -20,6 +20,7 @@ PARTS: dict[str, dict[str, str]] = {
         "progressive": "dagdiff.objectives.Progressive",
         "consistency": "dagdiff.objectives.Consistency",
         "distribution": "dagdiff.objectives.DistributionMatching",
+        "gaussian-kl": "dagdiff.objectives.GaussianKL",
     },
     "expert": {"exact": "dagdiff.benchmarks.tasks.exact_expert", "learned": "dagdiff.benchmarks.tasks.learned_expert"},
     "policy": {
@@ -43,6 +44,18 @@ PARTS: dict[str, dict[str, str]] = {
     "beta": _RAMPS,
     "shares_ramp": _RAMPS,
     "lr_ramp": _RAMPS,
+    "driver": {
+        "mixture": "dagdiff.rollout.MixturePolicy",
+        "dart": "dagdiff.drivers.Dart",
+        "gate": "dagdiff.drivers.Gate",
+    },
+    "curriculum": {
+        "plain": "dagdiff.curriculum.Plain",
+        "forward-training": "dagdiff.curriculum.ForwardTraining",
+        "coaching": "dagdiff.curriculum.Coaching",
+        "cost-to-go": "dagdiff.curriculum.CostToGo",
+        "adaptive": "dagdiff.curriculum.AdaptiveShares",
+    },
 }
 """What each part may be, by short name. Anything else is an import path."""
 
@@ -57,6 +70,8 @@ HELP = {
     "beta": "share of roll-in steps that the expert drives, by progress",
     "shares_ramp": "scales the student and expert shares, by progress",
     "lr_ramp": "scales the learning rate, by progress",
+    "driver": "who acts in the roll-ins",
+    "curriculum": "what changes between rounds",
 }
 """What each part is, in a line of help."""
 
@@ -69,8 +84,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "beta": {"class": "constant", "value": 0.0},
     "shares_ramp": {"class": "constant"},
     "lr_ramp": {"class": "linear", "start": 1.0, "end": 0.0, "until": 1.0},
+    "driver": {"class": "mixture"},
+    "curriculum": {"class": "plain"},
 }
 """What a run takes if it does not name the part; a part that is missing here is the task's to choose."""
+
+
+GIVEN = {
+    "driver": ("student", "expert", "transition", "per_chain", "generator", "conditional"),
+}
+"""Parameters of a part that the loop fills in; they are no options. Every part may also ask for ``task``."""
 
 
 def resolve(part: str, name: str) -> Callable[..., Any]:

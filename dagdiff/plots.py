@@ -206,10 +206,11 @@ def half_width(clouds: Any, share: float = 0.99) -> float:
     return 1.12 * float(max(far)) or 1.0
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's suffix (PNG without one), atomically."""
+def save(figure: Figure, path: Path, source: str | None = None) -> None:
+    """Write the figure in the format of the path's suffix (PNG without one), atomically; a PNG may name its source."""
     kind = path.suffix.removeprefix(".") or "png"
-    write_atomically(path, lambda partial: figure.savefig(partial, format=kind, dpi=150))
+    named = {"Source": source} if source else None
+    write_atomically(path, lambda partial: figure.savefig(partial, format=kind, dpi=150, metadata=named))
 
 
 def to_data_uri(figure: Figure, dpi: int = 130) -> str:

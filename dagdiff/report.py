@@ -5,6 +5,7 @@ It is one file that asks the network for nothing.
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from dagdiff import __version__, plots
+from dagdiff import __version__, plots, plots_study
 from dagdiff.checkpoint import save_text
 from dagdiff.metrics.statistics import Interval
 from dagdiff.results import METRICS, Results, Row, distinct, summarise
-from dagdiff.verdict import caveat, judge, number, spell, title
+from dagdiff.verdict import caveat, judge, number, spell, title, told_excess
 
+_OPERATORS = {"ddil": "none", "reflected-ddil": "box"}
 _SHOWN = ("forward", "ddil")  # the contrast that losses and chains are drawn for
 
 
@@ -30,39 +32,61 @@ def write_report(folder: Path) -> Path:
     """
     results = Results.load(folder)
     rows = summarise(results)
+    dpi = 130 if len(results.references) <= 4 else 80  # a page of many places is to stay light
     tasks = [
-        {"name": task, "rows": distinct(mine), "figures": _figures(results, task, mine), **reference}
-        for task, reference in results.references.items()
-        if (mine := [row for row in rows if row.task == task])
+        {"name": place, "rows": distinct(mine), "figures": _figures(results, place, mine, dpi), **reference}
+        for place, reference in results.references.items()
+        if (mine := [row for row in rows if row.place == place])
     ]
     versions = {"dagdiff": __version__, "Python": platform.python_version()}
     page = _template().render(
         results=results,
+        overview=_overview(rows),
         tasks=tasks,
         verdicts=judge(rows),
         caveat=caveat(rows),
         metrics=METRICS,
         colours=plots.VARIANTS,
         settings=json.dumps(_harmless(results.settings), indent=2),
+        made={"dagdiff": results.version, **results.versions},
         versions={**versions, "torch": version("torch"), "system": f"{platform.system()}, {platform.machine()}"},
     )
     save_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def _figures(results: Results, task: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of a task as ``data:`` addresses; ``strayed`` names the objective of the chains."""
-    reference = results.references[task]
+def _overview(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A line for each comparison: its rows of forward, base and ddil, where there are any."""
+    lines = []
+    for group in dict.fromkeys(row.group for row in rows):
+        mine = [row for row in rows if row.group == group]
+        peers = {row.variant: row for row in mine}
+        if "ddil" in peers:
+            shown = {variant: peers.get(variant) for variant in ("forward", "base", "ddil")}
+            told = title(mine[0], [row for row in rows if row.place == mine[0].place])
+            lines.append({"place": mine[0].place, "title": told, **shown})
+    return lines
+
+
+def _figures(results: Results, place: str, rows: Sequence[Row], dpi: int) -> dict[str, Any]:
+    """The figures of a place as ``data:`` addresses; ``strayed`` names the objective of the chains.
+
+    Clouds, chains and losses are drawn for the number of steps that most rows have, the others for all.
+    """
+    reference = results.references[place]
     world = results.arrays(reference["samples"])
-    strayed = max((row for row in rows if row.variant == "forward"), key=lambda row: row.ratio, default=rows[0])
-    pair = [row for row in rows if row.group == strayed.group and row.variant in _SHOWN]
+    usual = Counter(row.steps for row in rows).most_common(1)[0][0]
+    main = [row for row in rows if row.steps == usual]
+    strayed = max((row for row in main if row.variant == "forward"), key=lambda row: row.ratio, default=main[0])
+    pair = [row for row in main if row.group == strayed.group and row.variant in _SHOWN]
     chains = {row.variant: _arrays(results, row)["chains"] for row in pair}
+    figures: dict[str, Figure] = {"chains": plots.chain_panels({**chains, "expert": world["chains"]}, world["truth"])}
+    figures |= {"losses": _losses(main)} if pair else {}
+    figures |= {"quality": _quality(rows, reference), **_study(rows)}
     return {
-        "samples": {title: plots.to_data_uri(figure) for title, figure in _clouds(results, world, rows).items()},
-        "chains": plots.to_data_uri(plots.chain_panels({**chains, "expert": world["chains"]}, world["truth"])),
-        "strayed": title(strayed, rows),
-        "losses": plots.to_data_uri(_losses(rows)) if pair else "",
-        "quality": plots.to_data_uri(_quality(rows, reference)),
+        **{name: plots.to_data_uri(figure, dpi) for name, figure in figures.items()},
+        "samples": {name: plots.to_data_uri(figure, dpi) for name, figure in _clouds(results, world, main).items()},
+        "strayed": title(strayed, main),
     }
 
 
@@ -73,10 +97,10 @@ def _clouds(results: Results, world: Mapping[str, plots.Points], rows: Sequence[
     roles = dict(zip(clouds, (plots.ROLES["data"], plots.ROLES["data"], plots.ROLES["expert"]), strict=True))
     figures = {"": plots.scatter_panels(clouds, colours=roles, half=half)}
     for name in dict.fromkeys(title(row, rows) for row in rows):
-        group = [(label, row) for label, row in distinct(rows) if title(row, rows) == name]
+        group = [(label, row) for label, row in distinct(rows) if title(row, rows) == name and not _is_mix(row)]
         colours = {label: plots.VARIANTS.get(row.variant, "#555555") for label, row in group}
         made = {label: _arrays(results, row)["x"] for label, row in group}
-        figures[name] = plots.scatter_panels(made, columns=5, colours=colours, half=half)
+        figures |= {name: plots.scatter_panels(made, columns=5, colours=colours, half=half)} if made else {}
     return figures
 
 
@@ -92,10 +116,39 @@ def _losses(rows: Sequence[Row]) -> Figure:
 def _quality(rows: Sequence[Row], reference: Mapping[str, Any]) -> Figure:
     panels: dict[str, dict[str, dict[int, Interval]]] = {}
     for _, row in distinct(rows):
-        if energy := row.metrics["energy"]:
+        if (energy := row.metrics["energy"]) and not _is_mix(row):
             panels.setdefault(row.objective, {}).setdefault(row.variant, {})[row.steps] = energy
     expert = {steps: found["energy"] for steps, found in reference["expert_by_nfe"].items()}
     return plots.quality_by_nfe(panels or {"no student measured": {}}, expert, reference["floor"]["energy"])
+
+
+def _study(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The figures of what a study varies, each where it varies enough: shares, steps, thresholds."""
+    shares: dict[str, dict[plots_study.Shares, float]] = {}
+    growth: dict[str, dict[str, dict[int, tuple[float, Interval]]]] = {}
+    thresholds: dict[str, dict[str, Interval]] = {}
+    for row in rows:
+        energy, forward, own = (row.metrics[name] for name in ("energy", "loss_forward", "loss_own"))
+        if energy and row.variant.endswith("ddil"):
+            name = _OPERATORS.get(row.variant, row.variant.removesuffix("-ddil"))
+            thresholds.setdefault(title(row, rows), {})[name] = energy
+        if energy and "-" not in row.variant:
+            first, second, third = row.records[0].shares
+            shares.setdefault(title(row, rows), {})[first, second, third] = energy.mean
+        if forward and own and row.variant in _SHOWN:
+            summed = Interval(*(value * row.steps for value in own))
+            growth.setdefault(row.objective, {}).setdefault(row.variant, {})[row.steps] = forward.mean, summed
+    shares = {name: found for name, found in shares.items() if len(found) > 5}
+    growth = {name: found for name, found in growth.items() if all(len(by_steps) > 2 for by_steps in found.values())}
+    thresholds = {name: found for name, found in thresholds.items() if len(found) > 2}
+    figures = {"shares": plots_study.shares_figure(shares)} if shares else {}
+    figures |= {"growth": plots_study.growth_figure(growth)} if growth else {}
+    return figures | ({"thresholds": plots_study.thresholds_figure(thresholds)} if thresholds else {})
+
+
+def _is_mix(row: Row) -> bool:
+    """Whether the row is one of the many mixtures or operators of a study, which have figures of their own."""
+    return row.variant not in plots.VARIANTS
 
 
 def _arrays(results: Results, row: Row) -> dict[str, plots.Points]:
@@ -120,5 +173,5 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    world.filters |= {"number": number, "spell": spell}
+    world.filters |= {"number": number, "spell": spell, "told_excess": told_excess}
     return world.get_template("report.html.j2")

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -19,6 +20,7 @@ import numpy as np
 
 from dagdiff.checkpoint import save_text
 from dagdiff.checks import Refusal
+from dagdiff.excess import Excess, excess_left
 from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
 
 METRICS = {
@@ -41,6 +43,7 @@ METRICS = {
 
 COMPARED = ("energy", "w2", "loss_gap", "coverage")
 
+EXCESSES = ("energy", "w2")
 LARGER_IS_BETTER = ("coverage",)
 
 BASELINES = {"forward": "forward-only", "base": "the base method"}
@@ -49,7 +52,10 @@ BASELINES = {"forward": "forward-only", "base": "the base method"}
 
 @dataclass(frozen=True)
 class Record:
-    """One run, as ``results.json`` holds it; metrics that are null there are NaN here."""
+    """One run, as ``results.json`` holds it; metrics that are null there are NaN here.
+
+    ``about`` says in words what sets its comparison apart from the plain one, and ``place`` names its yardsticks.
+    """
 
     task: str
     objective: str
@@ -66,11 +72,14 @@ class Record:
     samples: str
     metrics: dict[str, float]
     by_step: dict[str, list[float]]
+    about: str = ""
+    place: str = ""
+    substeps: int = 0
 
 
 @dataclass(frozen=True)
 class Results:
-    """A folder of results: its records, and for each task the ``floor`` and the ``expert``."""
+    """A folder of results: its records, and for each place (a task) the ``floor`` and the ``expert``."""
 
     folder: Path
     suite: str
@@ -78,6 +87,8 @@ class Results:
     settings: dict[str, Any]
     records: list[Record]
     references: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    failures: dict[str, str]
 
     @classmethod
     def load(cls, folder: Path) -> "Results":
@@ -88,13 +99,24 @@ class Results:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             records = [_record(entry) for entry in content["records"]]
-            references = {record.task: _reference(content["references"][record.task]) for record in records}
-            found = cls(folder, content["suite"], content["dagdiff"], dict(content["settings"]), records, references)
+            places = dict.fromkeys(record.place for record in records)
+            references = {place: _reference(content["references"][place]) for place in places}
+            parts = content["suite"], content["dagdiff"], dict(content["settings"]), records, references
+            found = cls(folder, *parts, content.get("versions", {}), content.get("failures", {}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refusal(f"{file} does not hold results ({error!r}). Run `dagdiff bench` into a new folder.") from None
         if not records:
             raise Refusal(f"{file} holds no finished run. Wait for `dagdiff bench`, or run it again.")
         return found
+
+    @cached_property
+    def rows(self) -> list["Row"]:
+        """The summary, made once: a study's has thousands of intervals."""
+        groups: dict[Hashable, dict[str, list[Record]]] = {}
+        for record in self.records:
+            group = groups.setdefault((record.task, record.objective, record.steps, record.setup), {})
+            group.setdefault(record.variant, []).append(record)
+        return [_row(self, group, variant) for group in groups.values() for variant in group]
 
     def arrays(self, path: str) -> dict[str, Any]:
         """Read the arrays of a record's or a reference's ``samples`` file; refuse a missing or broken one."""
@@ -123,8 +145,8 @@ class Row:
     """One line of the summary: the runs of a variant, one a seed.
 
     ``metrics`` hold the mean over seeds and its interval (None: never measured), ``excess`` the mean energy distance
-    minus the expert's, ``against`` the paired differences, baseline -> metric -> difference, without baselines that are
-    the same runs.
+    and W2 minus the expert's own on the same grid, ``against`` the paired differences, baseline -> metric ->
+    difference, without baselines that are the same runs, ``left`` the part of forward-only's excess that is left.
     """
 
     task: str
@@ -133,13 +155,19 @@ class Row:
     steps: int
     records: tuple[Record, ...]
     metrics: dict[str, Interval | None]
-    excess: float
+    excess: dict[str, float]
     against: dict[str, dict[str, Difference]]
+    left: Excess | None
 
     @property
     def group(self) -> tuple[str, str, int, str]:
         """Task, objective, steps and setup: rows of one group differ in their variant alone."""
         return self.task, self.objective, self.steps, self.records[0].setup
+
+    @property
+    def place(self) -> str:
+        """The task, and what sets the comparison apart: whose yardsticks the row stands beside."""
+        return self.records[0].place
 
     @property
     def runs(self) -> frozenset[str]:
@@ -160,11 +188,7 @@ class Row:
 
 def summarise(results: Results) -> list[Row]:
     """One row for each task, objective, number of steps and variant, in the order of the records."""
-    groups: dict[Hashable, dict[str, list[Record]]] = {}
-    for record in results.records:
-        group = groups.setdefault((record.task, record.objective, record.steps, record.setup), {})
-        group.setdefault(record.variant, []).append(record)
-    return [_row(results, group, variant) for group in groups.values() for variant in group]
+    return results.rows
 
 
 def write_summary(results: Results, path: Path) -> None:
@@ -192,13 +216,30 @@ def _row(results: Results, group: Mapping[str, list[Record]], variant: str) -> R
     records = tuple(sorted(group[variant], key=lambda record: record.seed))
     first = records[0]
     metrics = {name: _mean([record.metrics[name] for record in records]) for name in METRICS}
-    energy, expert = metrics["energy"], results.references[first.task]["expert"]["energy"]
-    others = {name: group[name] for name in BASELINES if name in group}
-    against = {
-        name: _differences(records, theirs) for name, theirs in others.items() if _runs(theirs) != _runs(records)
-    }
-    excess = energy.mean - expert if energy else math.nan
-    return Row(first.task, first.objective, variant, first.steps, records, metrics, excess, against)
+    others = {name: group[name] for name in BASELINES if name in group and _runs(group[name]) != _runs(records)}
+    against = {name: _differences(records, theirs) for name, theirs in others.items()}
+    reference = results.references[first.place]
+    expert = _expert(first, reference)
+    excess = {name: mean.mean - expert[name] if (mean := metrics[name]) else math.nan for name in EXCESSES}
+    left = _left(records, others.get("forward", ()), expert["energy"], abs(reference["floor"]["energy"]))
+    return Row(first.task, first.objective, variant, first.steps, records, metrics, excess, against, left)
+
+
+def _expert(record: Record, reference: Mapping[str, Any]) -> Mapping[str, float]:
+    """The expert's scores on the grid of the record: as many sub-steps a step, on as many steps."""
+    scores: Mapping[str, float] = reference["expert_by_nfe"].get(record.steps * record.substeps, reference["expert"])
+    return scores
+
+
+def _left(ours: Iterable[Record], forward: Iterable[Record], expert: float, noise: float) -> Excess | None:
+    """The part of forward-only's excess that is left, over the seeds at which both were measured."""
+    mine, theirs = (
+        {record.seed: record.metrics["energy"] - expert for record in records} for records in (ours, forward)
+    )
+    common = sorted(seed for seed in mine.keys() & theirs.keys() if math.isfinite(mine[seed] + theirs[seed]))
+    if not common or not math.isfinite(noise):
+        return None
+    return excess_left([mine[seed] for seed in common], [theirs[seed] for seed in common], noise)
 
 
 def _differences(ours: Iterable[Record], theirs: Iterable[Record]) -> dict[str, Difference]:
@@ -227,11 +268,11 @@ def _runs(records: Iterable[Record]) -> frozenset[str]:
 
 
 def _record(entry: Mapping[str, Any]) -> Record:
-    plain = {field.name: entry[field.name] for field in fields(Record) if field.name != "setup"}
+    later = {"setup": "", "about": "", "place": entry["task"], "substeps": 0}
+    plain = {field.name: entry[field.name] for field in fields(Record) if field.name not in later}
+    plain |= {name: entry.get(name, value) for name, value in later.items()}
     by_step = {name: list(entry["by_step"][name]) for name in ("t", "loss_forward", "loss_own")}
-    return Record(
-        **{**plain, "setup": entry.get("setup", ""), "metrics": _scores(entry["metrics"]), "by_step": by_step}
-    )
+    return Record(**{**plain, "metrics": _scores(entry["metrics"]), "by_step": by_step})
 
 
 def _reference(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,11 +290,15 @@ def _scores(metrics: Mapping[str, float | None]) -> dict[str, float]:
 def _flat(row: Row) -> dict[str, Any]:
     """A row of the summary as one line of CSV; what is unknown stays empty."""
     line: dict[str, Any] = {name: getattr(row, name) for name in ("task", "objective", "variant", "steps")}
+    line["about"] = row.records[0].about
     line["seeds"] = len(row.records)
     line["updates"] = row.records[0].updates
     for name in ("nfe_student", "nfe_expert", "seconds"):
         line[name] = sum(getattr(record, name) for record in row.records) / len(row.records)
-    line["excess_energy"] = row.excess if math.isfinite(row.excess) else ""
+    line |= {f"excess_{name}": value if math.isfinite(value) else "" for name, value in row.excess.items()}
+    ratio = row.left.ratio if row.left else None
+    line |= {f"excess_over_forward_{part}": getattr(ratio, part, "") for part in Interval._fields}
+    line["excess_told"] = row.left.words if row.left else ""
     for name, interval in row.metrics.items():
         line |= {f"{name}_{part}": getattr(interval, part, "") for part in Interval._fields}
     for baseline, found in row.against.items():

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dagdiff.excess import NOTHING, REPAIRED
 from dagdiff.metrics.statistics import Interval
 from dagdiff.results import BASELINES, Difference, Results, Row, distinct, summarise
 
@@ -35,8 +36,8 @@ def judge(rows: Sequence[Row]) -> list[Verdict]:
             told = baseline == "base" and "forward" in peers and peers["forward"].runs == peers.get("base", row).runs
             if difference and not told:
                 verdict = _compare(difference, name)
-                more = _shift(row, peers["forward"], verdict.way) if baseline == "forward" else ""
-                found.append(Verdict(verdict.way, f"{row.task}, {title(row, rows)}: {verdict.text}.{more}"))
+                more = _excess(row) + _shift(row, peers["forward"], verdict.way) if baseline == "forward" else ""
+                found.append(Verdict(verdict.way, f"{row.place}, {title(row, rows)}: {verdict.text}.{more}"))
     return found or [Verdict("open", "ddil and a baseline were not run on a common seed: nothing can be compared.")]
 
 
@@ -57,13 +58,14 @@ def caveat(rows: Sequence[Row]) -> str:
 def table(results: Results) -> str:
     """A text table of all students with the floor and the expert of each task, and the verdicts below it."""
     rows = summarise(results)
-    lines = [["objective", "trained on", "energy distance", "minus forward", "coverage", "own/forward", "seconds"]]
-    for task, reference in results.references.items():
-        lines.append([task, *[""] * 6])
+    head = "objective", "trained on", "energy distance", "minus forward", "excess left", "coverage", "own/forward"
+    lines = [[*head, "seconds"]]
+    for place, reference in results.references.items():
+        lines.append([place, *[""] * 7])
         for name in ("floor", "expert"):
             energy, coverage = (number(reference[name][metric]) for metric in ("energy", "coverage"))
-            lines.append([f"  ({name})", "", energy, "", coverage, "", ""])
-        mine = [row for row in rows if row.task == task]
+            lines.append([f"  ({name})", "", energy, "", "", coverage, "", ""])
+        mine = [row for row in rows if row.place == place]
         lines += [_cells(label, row, title(row, mine)) for label, row in distinct(mine)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
@@ -118,6 +120,21 @@ def _compare(found: Difference, name: str) -> Verdict:
     return Verdict("worse", f"{text}; the interval is clear of zero")
 
 
+def told_excess(row: Row) -> str:
+    """What is left of forward-only's excess over the expert, in a table's cell; empty if they were not compared."""
+    if row.left is None:
+        return ""
+    told = {NOTHING: "nothing to repair", REPAIRED: REPAIRED}
+    return told.get(row.left.words, spell(row.left.ratio, 2))
+
+
+def _excess(row: Row) -> str:
+    """A sentence on how much is left of forward-only's excess over the expert; empty if they were not compared."""
+    if row.left is None or row.left.ratio is None:
+        return f" In excess, {row.left.words}." if row.left else ""
+    return f" Of forward-only's excess over the expert {spell(row.left.ratio, 2)} is left."
+
+
 def _shift(row: Row, forward: Row, way: str) -> str:
     """Say how much worse each student imitates on its own states, and whether there was anything to repair."""
     if not math.isfinite(row.ratio + forward.ratio):
@@ -129,7 +146,7 @@ def _shift(row: Row, forward: Row, way: str) -> str:
 
 def title(row: Row, rows: Sequence[Row]) -> str:
     """Objective, and what else tells the row's comparison from others: steps, updates, or another setup."""
-    alike = [other for other in rows if other.objective == row.objective]
+    alike = [other for other in rows if (other.place, other.objective) == (row.place, row.objective)]
     parts = [row.objective]
     if len({other.steps for other in rows}) > 1:
         parts.append(f"{row.steps} steps")
@@ -144,4 +161,4 @@ def _cells(label: str, row: Row, name: str) -> list[str]:
     energy, coverage = spell(row.metrics["energy"]), row.metrics["coverage"]
     covered = number(coverage.mean) if coverage else "–"
     difference = spell(forward.interval) if forward else ""
-    return [f"  {name}", label, energy, difference, covered, number(row.ratio), number(row.seconds)]
+    return [f"  {name}", label, energy, difference, told_excess(row), covered, number(row.ratio), number(row.seconds)]

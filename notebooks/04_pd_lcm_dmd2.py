@@ -106,7 +106,7 @@ def train(objective, shares):
 loops = {}
 for name, kind in (("PD", Progressive), ("LCM", Consistency), ("DMD2", DistributionMatching)):
     loops[name, "forward"] = train(kind(), (1, 0, 0))
-    loops[name, "mixture"] = train(kind(), (0.25, 0.5, 0.25))
+    loops[name, "mixture"] = train(kind(), kind.shares)
 
 # %%
 from dagdiff.objectives.distribution import score_difference
@@ -118,7 +118,7 @@ with torch.no_grad():
     tau, push = torch.full((256,), 0.3), torch.zeros(256, 2)
     for draw in range(50):  # the mean over 50 draws of the noise; training takes one at a time
         x_tau = perturb(answer, torch.randn(256, 2, generator=seeded(draw)), tau, task.schedule)
-        push -= score_difference(answer, expert(x_tau, tau), judged.objective.fake(x_tau, tau)) / 50
+        push -= score_difference(answer, expert(x_tau, tau), judged.objective.fake(x_tau, tau, None, states["t"])) / 50
 
 x_t = states["x_t"]
 arrows = {
@@ -147,7 +147,8 @@ plt.show()
 # ## Samples and scores
 #
 # Each objective was trained twice from the same start, with the same number of updates: on forward states of the
-# right half alone, and on the mixture.
+# right half alone, and on the mixture that suits it (`Progressive.shares`, ...): all three sources for PD and LCM, its
+# own and the expert's states for DMD2.
 
 # %%
 from dagdiff.metrics.samples import score
@@ -186,8 +187,9 @@ scatter_panels(
 #
 # For each objective the mixture is nearer to the true law than forward states of the wrong half. DMD2 shows the
 # strangest failure: it had to make the *whole* law out of inputs from the right alone, and so learned to send points
-# to the left. In use, inputs come from both sides, and the left is overfull. No number here says which objective is
-# best: they had the same updates, but not the same cost, and this was one seed.
+# to the left. In use, inputs come from both sides, and the left is overfull. That is why its mixture holds no forward
+# states: it may learn wherever its answers should follow the whole law, and nowhere else. No number here says which
+# objective is best: they had the same updates, but not the same cost, and this was one seed.
 #
 # The cost is in the last two columns. PD on forward states asks the expert eight times for every row of every batch,
 # since forward states are always new. On the mixture it pays *less*: labels of chain states are kept and used again.

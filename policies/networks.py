@@ -1,5 +1,6 @@
 """Networks for points in the plane (or in any few dimensions): an MLP that knows the time and the label."""
 
+import copy
 import math
 
 import torch
@@ -23,6 +24,7 @@ class MLP(nn.Module):
     """
 
     octaves: Tensor
+    origin: nn.Linear | None  # reads the origin's time, in networks that are told of it
 
     def __init__(self, size: int = 2, width: int = 128, depth: int = 3, labels: int = 0, frequencies: int = 6) -> None:
         super().__init__()
@@ -34,16 +36,18 @@ class MLP(nn.Module):
         self.first = nn.Linear(size + 2 * frequencies, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, size)
+        self.origin = None
 
-    def forward(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
+    def forward(self, x_t: States, t: Times, condition: Condition = None, origin: Times | None = None) -> Tensor:
         """Return the raw output, ``(B, D)``."""
-        output: Tensor = self.last(self.features(x_t, t, condition))
+        output: Tensor = self.last(self.features(x_t, t, condition, origin))
         return output
 
-    def features(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
+    def features(self, x_t: States, t: Times, condition: Condition = None, origin: Times | None = None) -> Tensor:
         """Return the last hidden layer, ``(B, width)``."""
-        angles = t.unsqueeze(-1) * self.octaves
-        hidden = self.first(torch.cat([x_t, angles.sin(), angles.cos()], dim=-1))
+        hidden = self.first(torch.cat([x_t, self._waves(t)], dim=-1))
+        if self.origin is not None and origin is not None:
+            hidden = hidden + self.origin(self._waves(origin))
         if self.label is not None:
             row = torch.full(t.shape, -1, device=t.device) if condition is None else condition
             hidden = hidden + self.label(torch.where(row < 0, self.labels, row))
@@ -51,3 +55,19 @@ class MLP(nn.Module):
         for layer in self.hidden:
             hidden = silu(layer(hidden))
         return hidden
+
+    def told(self) -> "MLP":
+        """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was guessed.
+
+        At first it answers as this network does, whatever it is told.
+        """
+        twin = copy.deepcopy(self)
+        twin.origin = nn.Linear(2 * len(self.octaves), self.feature_size).to(self.last.weight)
+        nn.init.zeros_(twin.origin.weight)
+        nn.init.zeros_(twin.origin.bias)
+        return twin
+
+    def _waves(self, t: Times) -> Tensor:
+        """Sines and cosines of a time, ``(B, 2 * frequencies)``."""
+        angles = t.unsqueeze(-1) * self.octaves
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)

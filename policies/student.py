@@ -1,12 +1,14 @@
-"""The student's network, read as a denoiser: whatever it predicts, it answers with x0."""
+"""The student's network, read as a denoiser: whatever it predicts, it answers with x0; and a student a step."""
 
+import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dagdiff.prediction import Prediction, V
 from dagdiff.schedule import Schedule
-from dagdiff.shapes import Condition, States, Times
+from dagdiff.shapes import Condition, States, Times, column
 
 
 class Student(nn.Module):
@@ -24,16 +26,53 @@ class Student(nn.Module):
         super().__init__()
         self.network, self.schedule, self.prediction = network, schedule, prediction
 
-    def forward(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the guess of x0, ``(B, *D)``."""
-        return self.prediction.guess(x_t, self.network(x_t, t, condition), t, self.schedule)
+    def forward(self, x_t: States, t: Times, condition: Condition = None, *told: Times) -> States:
+        """Return the guess of x0, ``(B, *D)``; a :meth:`told` one also takes the origin of ``x_t``."""
+        return self.prediction.guess(x_t, self.network(x_t, t, condition, *told), t, self.schedule)
 
-    def features(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
+    def features(self, x_t: States, t: Times, condition: Condition = None, *told: Times) -> Tensor:
         """Return the network's last hidden layer, ``(B, F)``; a GAN head judges by it."""
-        hidden: Tensor = self.network.features(x_t, t, condition)
+        hidden: Tensor = self.network.features(x_t, t, condition, *told)
         return hidden
+
+    def told(self) -> "Student":
+        """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was guessed."""
+        return Student(self.network.told(), self.schedule, self.prediction)
 
     @property
     def feature_size(self) -> int:
         """F, the width of :meth:`features`."""
         return int(self.network.feature_size)
+
+
+class Stepwise(nn.Module):
+    """A student that is not stationary: a network of its own for each step of the grid, all copies of one.
+
+    A state is answered by the network of the step that starts nearest to its time. All networks look at all rows and
+    the right answer is picked, so that nothing waits for the device; a row counts as one evaluation, for a chain needs
+    no more.
+
+    Args:
+        student: what is copied, ``(x_t, t, condition) -> x0``.
+        times: the grid, ``(K + 1,)``.
+    """
+
+    starts: Tensor
+
+    def __init__(self, student: nn.Module, times: Times) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(copy.deepcopy(student) for _ in times[:-1])
+        self.register_buffer("starts", times[:-1].clone(), persistent=False)
+
+    def forward(self, x_t: States, t: Times, condition: Condition = None) -> States:
+        """Return the guess of x0, ``(B, *D)``."""
+        place = (self.starts - t.unsqueeze(-1)).abs().argmin(-1)
+        guess = torch.zeros_like(x_t)
+        for step, network in enumerate(self.networks):
+            guess = torch.where(column(place == step, x_t), network(x_t, t, condition), guess)
+        return guess
+
+    def told(self) -> nn.Module:
+        """Return a copy of the first network that can also be told an origin: one judge for all steps."""
+        judge: nn.Module = self.networks[0].told()  # type: ignore[operator]
+        return judge

@@ -29,6 +29,8 @@ def test_the_defaults_hold_every_setting_and_every_part() -> None:
         "beta": "constant",
         "shares_ramp": "constant",
         "lr_ramp": "linear",
+        "driver": "mixture",
+        "curriculum": "plain",
     }
     assert found["beta"]["value"] == 0.0 and found["shares_ramp"]["value"] == 1.0
 
@@ -189,6 +191,12 @@ def test_class_paths_that_lead_nowhere(name: str, match: str) -> None:
         (("--stages", "a,b"), "stages"),
         (("--objective.weight", "nosuch"), "objective.weight"),
         (("word",), "word"),
+        (("--driver.threshold", "1"), "driver.threshold"),
+        (("--driver", "gate", "--driver.student", "x"), "driver.student"),
+        (("--stepwise", "true", "--stages", "8,4"), "stepwise has a network a step"),
+        (("--input_perturbation", "-1"), "input_perturbation must be at least 0"),
+        (("--epsilon_scale", "0"), "epsilon_scale must be above 0"),
+        (("--curriculum", "coachin"), "Did you mean 'coaching'"),
     ],
 )
 def test_values_of_the_wrong_type_are_named_in_one_line(words: tuple[str, ...], match: str) -> None:

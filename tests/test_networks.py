@@ -6,10 +6,10 @@ from torch import nn
 
 from dagdiff.checks import Refusal
 from dagdiff.policies.networks import MLP
-from dagdiff.policies.student import Student
+from dagdiff.policies.student import Stepwise, Student
 from dagdiff.policy import StudentPolicy
 from dagdiff.prediction import EPSILON, PREDICTIONS
-from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule, perturb
+from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule, perturb, step_grid
 from dagdiff.shapes import column
 from dagdiff.threshold import StaticThreshold
 
@@ -129,3 +129,21 @@ def test_the_policy_refuses_an_answer_of_another_shape() -> None:
 
     with pytest.raises(Refusal, match=r"the student must answer with the shape of the states, \(4, 2\); got \(4,\)"):
         StudentPolicy(Flat())(torch.randn(4, 2), torch.rand(4))
+
+
+def test_a_told_network_answers_as_before_until_it_learns() -> None:
+    network = MLP(width=16, labels=3)
+    told, x_t, t = network.told(), torch.randn(8, 2), torch.rand(8)
+    label, origin = torch.arange(8) % 3, torch.full((8,), 0.75)
+    assert torch.equal(told(x_t, t, label, origin), network(x_t, t, label))
+    assert torch.equal(told(x_t, t, label), network(x_t, t, label))
+    assert not {id(weight) for weight in told.parameters()} & {id(weight) for weight in network.parameters()}
+    assert told.origin is not None and network.origin is None
+    torch.nn.init.ones_(told.origin.weight)
+    assert not torch.allclose(told(x_t, t, label, origin), told(x_t, t, label, 1.0 - origin))
+
+
+def test_a_stepwise_student_has_one_judge_for_all_steps() -> None:
+    network = Student(MLP(width=16), CosineSchedule())
+    judge, x_t, t = Stepwise(network, step_grid(3)).told(), torch.randn(8, 2), torch.rand(8)
+    assert torch.equal(judge(x_t, t, None, t), network(x_t, t))

@@ -296,7 +296,7 @@ class Same(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, *told: Tensor) -> Tensor:
         return self.denoiser(x_t, t, condition)
 
 
@@ -329,7 +329,7 @@ def test_dmd2s_gradient_is_the_normalised_score_difference() -> None:
     generator = seeded(4)
     tau = 0.02 + 0.96 * torch.rand(16, generator=generator)
     x_tau = perturb(answer.detach(), torch.randn(16, 2, generator=generator), tau, schedule)
-    real, fake = teacher(x_tau, tau), objective.fake(x_tau, tau).detach()
+    real, fake = teacher(x_tau, tau), objective.fake(x_tau, tau, None, states(16)["t"]).detach()
     g = (fake - real) / (answer.detach() - real).abs().mean(1, keepdim=True)
     torch.testing.assert_close(answer.grad, g / g.numel(), atol=1e-6, rtol=1e-4)
 
@@ -392,7 +392,10 @@ def test_the_critics_update_changes_the_critic_alone(gan: float) -> None:
 def test_the_fake_score_starts_as_the_student_and_learns_its_answers() -> None:
     student, made = mlp(0), torch.tensor([0.5, -1.0])
     objective = begun(DistributionMatching(critic_lr=5e-3), student, Expert(exact(student.schedule), student.schedule))
-    assert same(weights(objective.fake), weights(student))
+    assert same({name: weights(objective.fake)[name] for name in weights(student)}, weights(student))
+    batch = states()
+    x_t, t = batch["x_t"], batch["t"]
+    assert torch.equal(objective.fake(x_t, t, None, t), student(x_t, t))
     assert not {id(p) for p in objective.fake.parameters()} & {id(p) for p in student.parameters()}
 
     class Certain(nn.Module):
@@ -404,8 +407,39 @@ def test_the_fake_score_starts_as_the_student_and_learns_its_answers() -> None:
     x_tau = perturb(
         made.expand(64, 2), torch.randn(64, 2, generator=seeded()), torch.full((64,), 0.5), student.schedule
     )
-    guess = objective.fake(x_tau, torch.full((64,), 0.5)).detach()
+    guess = objective.fake(x_tau, torch.full((64,), 0.5), None, states(64)["t"]).detach()
     torch.testing.assert_close(guess.mean(0), made, atol=0.2, rtol=0)
+
+
+@pytest.mark.parametrize("tell", [True, False])
+def test_the_fake_score_tells_times_apart_if_it_is_told(tell: bool) -> None:
+    """A student that answers with another point at each time: one fake score for all can only name their middle."""
+    student = mlp(0)
+
+    class ByTime(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+            return (4.0 * t[:, None] - 2.5).expand_as(x_t)
+
+    expert = Expert(exact(student.schedule), student.schedule)
+    objective = begun(DistributionMatching(critic_lr=1e-2, tell_origin=tell, tau=(0.8, 0.98)), student, expert)
+    for _ in range(150):
+        objective.improve_critic(ByTime(), states(128))
+    x_tau, tau = torch.randn(256, 2, generator=seeded()), torch.full((256,), 0.9)
+    for t in (1.0, 0.75, 0.5, 0.25):
+        told = (torch.full((256,), t),) if tell else ()
+        middle = float(objective.fake(x_tau, tau, None, *told).detach().mean())
+        assert abs(middle - (4.0 * t - 2.5 if tell else 0.0)) < 0.35
+
+
+def test_told_of_origins_needs_a_network_that_can_be() -> None:
+    class Bare(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+            return x_t
+
+    schedule = CosineSchedule()
+    for student in (Bare(), Student(Bare(), schedule)):
+        with pytest.raises(Refusal, match=rf"told\(\); {type(student).__name__} has none. Set tell_origin=False"):
+            begun(DistributionMatching(), student, Expert(exact(schedule), schedule))
 
 
 def test_the_gan_moves_the_student_by_its_softplus() -> None:
@@ -416,7 +450,7 @@ def test_the_gan_moves_the_student_by_its_softplus() -> None:
     objective.generator = seeded(4)
     answer = student(states()["x_t"], states()["t"])
     objective._perturb(answer)  # the draw of the matching part
-    gan = softplus(-objective._judge(answer, None)).mean()
+    gan = softplus(-objective._judge(answer, None, (states()["t"],))).mean()
     torch.testing.assert_close(found.parts["gan"], gan.detach())
     torch.testing.assert_close(found.loss.detach(), found.parts["matching"] + 0.3 * gan.detach())
 
@@ -446,8 +480,8 @@ def test_a_gan_needs_features() -> None:
         with pytest.raises(
             Refusal, match=rf"features.*feature_size; {type(student).__name__} has none. Set gan_weight=0"
         ):
-            begun(DistributionMatching(gan_weight=0.1), student, expert)
-        objective = begun(DistributionMatching(), student, expert)
+            begun(DistributionMatching(gan_weight=0.1, tell_origin=False), student, expert)
+        objective = begun(DistributionMatching(tell_origin=False), student, expert)
         objective.loss(student, states()).loss.backward()
 
 
@@ -481,9 +515,9 @@ def test_the_head_sees_real_points_with_their_own_labels() -> None:
     objective = begun(DistributionMatching(gan_weight=0.1), student, expert, Telling(), conditional=True)
     judge = objective._judge
 
-    def watched(x0: Tensor, condition: Tensor) -> Tensor:
+    def watched(x0: Tensor, condition: Tensor, origin: tuple[Tensor, ...]) -> Tensor:
         seen.append((x0, condition))
-        return judge(x0, condition)
+        return judge(x0, condition, origin)
 
     objective._judge = watched
     objective.improve_critic(student, states(labels=5))

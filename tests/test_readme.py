@@ -1,17 +1,21 @@
 """What README claims: its code runs, its commands work as written, its table is that of the committed results."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dagdiff.benchmarks import readme, toy2d
+from dagdiff.checks import Refusal
 from dagdiff.cli import main
-from dagdiff.results import Results, summarise
+from dagdiff.results import Results, summarise, write_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLES = re.findall(r"made from benchmarks/results/([\w-]+) -->", TEXT)
 SMALL = "--policy fresh --policy.width 16 --updates 20 --rounds 2 --chains 16 --samples 100"
 BENCH = """--updates 4 --seeds 1 --settings '{"expert": {"class": "learned", "width": 8, "updates": 5}, "samples": 100,
   "policy": {"class": "fresh", "width": 8}, "rounds": 2, "chains": 8, "batch_size": 16}'"""
@@ -45,10 +49,59 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dagdiff ")]
 
 
-@pytest.mark.parametrize("name", ["toy2d-quick", "toy2d"])
+@pytest.mark.parametrize("name", TABLES)
 def test_the_tables_are_those_of_the_committed_results(name: str) -> None:
     results = Results.load(ROOT / readme.KEPT / name)
-    assert readme.with_table(TEXT, name, readme.table(summarise(results))) == TEXT
+    assert readme.with_table(TEXT, name, readme.table_of(name, summarise(results))) == TEXT
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_committed_results_are_small_and_summed_up(name: str, tmp_path: Path) -> None:
+    place = ROOT / readme.KEPT / name
+    assert sum(file.stat().st_size for file in place.iterdir()) < 3e6
+    if name == "study":
+        write_summary(Results.load(place), tmp_path / "summary.csv")
+        assert (tmp_path / "summary.csv").read_text() == (place / "summary.csv").read_text()
+
+
+@pytest.mark.skipif("study" not in TABLES, reason="README shows no study yet")
+def test_the_study_s_figure_is_made_from_the_committed_results() -> None:
+    with Image.open(ROOT / readme.STUDY_FIGURE) as image:
+        assert image.info["Source"] == readme.source(ROOT / readme.KEPT / "study")
+
+
+def small_study(folder: Path) -> Path:
+    """The committed results of another suite, as if they were a study's."""
+    content = json.loads((ROOT / readme.KEPT / "toy2d" / "results.json").read_text())
+    (folder / "runs").mkdir()
+    (folder / "runs" / "results.json").write_text(json.dumps({**content, "suite": "study"}))
+    return folder / "runs"
+
+
+def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
+    start = "<!-- table: made from benchmarks/results/study -->"
+    (own_folder / "README.md").write_text(f"before\n{start}\n{readme.END}\nafter\n")
+    readme.main([f"study={small_study(own_folder)}"])
+    text = (own_folder / "README.md").read_text()
+    rows = summarise(Results.load(own_folder / readme.KEPT / "study"))
+    assert text == f"before\n{start}\n{readme.headline(rows)}\n{readme.END}\nafter\n"
+    forward, ddil = (
+        next(f"{row.metrics['energy'].mean:.4f}" for row in rows if wanted == (row.task, row.objective, row.variant))
+        for wanted in (("moons-biased", "consistency", variant) for variant in ("forward", "ddil"))
+    )
+    assert f"{forward} → {ddil}; at the expert's level" in text
+    with Image.open(own_folder / readme.STUDY_FIGURE) as image:
+        assert image.info["Source"] == readme.source(own_folder / readme.KEPT / "study")
+
+
+def test_what_is_kept_is_rounded() -> None:
+    kept = readme.rounded({"a": [0.123456789, 12345678.9, 3, None, "x"], "b": {"c": 1e-9 / 3}})
+    assert kept == {"a": [0.123457, 12345700.0, 3, None, "x"], "b": {"c": 3.33333e-10}}
+
+
+def test_a_readme_without_a_place_is_refused() -> None:
+    with pytest.raises(Refusal, match="no place for a table of 'other'"):
+        readme.with_table(TEXT, "other", "")
 
 
 def test_the_study_s_command_is_that_of_its_results() -> None:

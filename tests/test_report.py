@@ -227,11 +227,80 @@ def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
     assert not re.search(r"/home/|/tmp/", page) and str(tmp_path) not in page
     assert all(words in unescape(re.sub(r"</?b>", "", page)) for words in verdicts(results))
     assert "ddil wins 1 and loses\n0; 0 are open" in page
-    assert page.count("<table") == 3 and page.count("<img") == 6  # yardsticks, 2 objectives, chains, losses, quality
+    assert page.count("<table") == 4 and page.count("<img") == 6  # yardsticks, 2 objectives, chains, losses, quality
     assert all(f"<b>{metric}</b>" in page for metric in METRICS)
     for row in summarise(results):
         assert spell(row.metrics["energy"]) in page
     assert "dagdiff 0.0.9" in page and not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_excess_is_over_the_expert_on_the_student_s_own_grid(tmp_path: Path) -> None:
+    """With 2 steps of 2 sub-steps it is the expert's score at 4; a record that does not say takes the plain one."""
+    found = content(GAIN, steps=2)
+    plain = summarise(Results.load(folder(tmp_path, found)))[1]
+    for record in found["records"]:
+        record["substeps"] = 2
+    own = summarise(Results.load(folder(tmp_path, found)))[1]
+    mean = np.mean(GAIN["ddil"])
+    assert plain.excess["energy"] == pytest.approx(mean - 0.0005)
+    assert own.excess["energy"] == pytest.approx(mean - 0.125)
+    assert plain.excess["w2"] == pytest.approx(0.11 - 0.9)
+
+
+def test_what_is_left_of_the_excess_is_told_everywhere(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {**GAIN, "base": [0.0006, 0.0005, 0.0005]})
+    forward, ddil, base = summarise(results)
+    assert forward.left is None and ddil.left is not None and ddil.left.ratio is not None
+    assert ddil.left.ratio.mean == pytest.approx((0.0023 - 0.0005) / (0.0070 - 0.0005))
+    assert base.left is not None and base.left.words == "at the expert's level"
+    assert "Of forward-only's excess over the expert 0.28 [0.24, 0.33] is left." in verdicts(results)[0]
+    assert "0.28 [0.24, 0.33]" in table(results) and "at the expert's level" in table(results)
+    page = write_report(tmp_path).read_text()
+    assert "0.28 [0.24, 0.33]" in page and "at the expert&#39;s level" in page
+    write_summary(results, tmp_path / "summary.csv")
+    _, line, other = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
+    assert float(line["excess_over_forward_mean"]) == pytest.approx(ddil.left.ratio.mean)
+    assert other["excess_over_forward_mean"] == "" and other["excess_told"] == "at the expert's level"
+
+
+def test_nothing_to_repair_is_said(tmp_path: Path) -> None:
+    words = verdicts(loaded(tmp_path, {"forward": [0.0006, 0.0004, 0.0005], "ddil": GAIN["ddil"]}))[0]
+    assert "In excess, forward-only is at the expert's level." in words
+
+
+def test_places_stand_apart_with_yardsticks_of_their_own(tmp_path: Path) -> None:
+    """The same runs' task with another expert: another section, another excess, the same words for both."""
+    other = content(GAIN, about="learned expert", place=f"{TASK}, learned expert", setup="x")
+    for record in other["records"]:
+        record["config"] += "-learned"
+    found = merged(content(GAIN), other)
+    yardsticks = found["references"][TASK]
+    found["references"][f"{TASK}, learned expert"] = {**yardsticks, "expert": yardsticks["expert"] | {"energy": 0.002}}
+    results = Results.load(folder(tmp_path, found))
+    plain, learned = (row for row in summarise(results) if row.variant == "ddil")
+    assert (plain.excess["energy"], learned.excess["energy"]) == pytest.approx((0.0018, 0.0003))
+    first, second = verdicts(results)
+    assert first.startswith(f"{TASK}, consistency:") and second.startswith(f"{TASK}, learned expert, consistency:")
+    page = write_report(tmp_path).read_text()
+    assert f'id="{TASK}, learned expert"' in page and page.count(f'<a href="#{TASK}">') == 2  # overview and navigation
+
+
+def test_a_study_s_figures_are_drawn_where_something_varies(tmp_path: Path) -> None:
+    mixes = {"forward": (1, 0, 0), "student": (0, 1, 0), "expert": (0, 0, 1), "ddil": (0.25, 0.5, 0.25)}
+    mixes |= {"mix 1": (0.5, 0.5, 0), "mix 2": (0, 0.5, 0.5)}
+    parts = [content({name: [0.01, 0.02]}, shares=list(shares)) for name, shares in mixes.items()]
+    operators = {f"{name}-ddil": [0.01, 0.02] for name in ("reflected", "fold")}
+    parts += [content(operators), *(content({"forward": [0.01, 0.02], "ddil": [0.01, 0.02]}, steps=k) for k in (2, 8))]
+    page = write_report(folder(tmp_path, merged(*parts))).read_text()
+    assert all(f"<b>{title}." in page for title in ("The triangle of shares", "Error growth", "Thresholds"))
+    page = write_report(folder(tmp_path, content(GAIN))).read_text()
+    assert not any(f"<b>{title}." in page for title in ("The triangle of shares", "Error growth", "Thresholds"))
+
+
+def test_failed_runs_and_versions_are_told(tmp_path: Path) -> None:
+    found = content(GAIN) | {"failures": {"abc": "progressive seed 7: not finite"}, "versions": {"torch": "9.9"}}
+    page = write_report(folder(tmp_path, found)).read_text()
+    assert "1 run failed" in page and "progressive seed 7: not finite" in page and "torch 9.9" in page
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

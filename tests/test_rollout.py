@@ -210,6 +210,38 @@ def test_forward_states_are_data_perturbed_on_the_grid(schedule: Callable) -> No
     assert "action" not in found.keys(), "a target never sees the x0 that made a forward state"  # noqa: SIM118
 
 
+@every_schedule
+@pytest.mark.parametrize("gamma", [0.1, 1.0])
+def test_perturbed_inputs_hold_more_noise(schedule: Callable, gamma: float) -> None:
+    """Ning et al. 2023: x_t = alpha x0 + sigma (eps + gamma xi), whose noise has variance sigma^2 (1 + gamma^2)."""
+    data, grid, rows = Origin(), torch.tensor([0.6, 0.0]), 40_000
+    plain, more = (
+        forward_states(data, schedule, grid, rows, torch.Generator().manual_seed(0), input_perturbation=g)
+        for g in (0.0, gamma)
+    )
+    sigma = float(schedule(grid[:1])[1])
+    assert float(plain["x_t"].std()) == pytest.approx(sigma, rel=0.02)
+    assert float(more["x_t"].std()) == pytest.approx(sigma * (1 + gamma**2) ** 0.5, rel=0.02)
+    added = more["x_t"] - plain["x_t"]
+    assert float(added.std()) == pytest.approx(sigma * gamma, rel=0.02), "the same eps, and a second draw"
+    assert abs(float((added * plain["x_t"]).mean())) < 0.02
+    assert torch.equal(more["t"], plain["t"])
+
+
+def test_without_input_perturbation_nothing_more_is_drawn() -> None:
+    drawn = [torch.Generator().manual_seed(0) for _ in range(2)]
+    one = forward_states(Origin(), CosineSchedule(), step_grid(4), 50, drawn[0])
+    two = forward_states(Origin(), CosineSchedule(), step_grid(4), 50, drawn[1], input_perturbation=0.0)
+    assert torch.equal(one["x_t"], two["x_t"]) and torch.equal(drawn[0].get_state(), drawn[1].get_state())
+
+
+class Origin:
+    """All data lie at 0."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        return torch.zeros(n, 2)
+
+
 def test_labelled_chains_keep_their_labels_and_ask_with_them() -> None:
     schedule, asked = CosineSchedule(), []
 

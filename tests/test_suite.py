@@ -18,6 +18,7 @@ import pytest
 from dagdiff.benchmarks import suite, toy2d
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
+from dagdiff.dagger import NonFiniteLoss
 
 SETTINGS: dict[str, Any] = {
     "policy": {"class": "fresh", "width": 16},
@@ -116,17 +117,20 @@ def test_quick_is_the_main_contrast() -> None:
     assert len(cells) == 3 * 3 * 2 * 3
 
 
+MIXED = [0.25, 0.5, 0.25]
+
+
 @pytest.mark.parametrize(
-    ("objective", "base"),
+    ("objective", "base", "ddil"),
     [
-        ("progressive", [1.0, 0.0, 0.0]),
-        ("consistency", [1.0, 0.0, 0.0]),
-        ("distribution", [0.0, 1.0, 0.0]),
-        ("dagdiff.objectives.Progressive", [1.0, 0.0, 0.0]),
+        ("progressive", [1.0, 0.0, 0.0], MIXED),
+        ("consistency", [1.0, 0.0, 0.0], MIXED),
+        ("distribution", [0.0, 1.0, 0.0], [0.0, 0.5, 0.5]),
+        ("dagdiff.objectives.Progressive", [1.0, 0.0, 0.0], MIXED),
     ],
 )
-def test_variants(objective: str, base: list[float]) -> None:
-    variants = ["base", "forward", "student", "expert", "ddil", "reflected-ddil"]
+def test_variants(objective: str, base: list[float], ddil: list[float]) -> None:
+    variants = ["base", "forward", "student", "expert", "ddil", "reflected-forward", "reflected-ddil"]
     wanted = toy2d.Suite(["moons-scarce"], [objective], variants, [2], 1, settings=SETTINGS)
     cells = {cell.variant: cell.config for cell in toy2d.cells(wanted)}
     assert {name: config["shares"] for name, config in cells.items()} == {
@@ -134,11 +138,13 @@ def test_variants(objective: str, base: list[float]) -> None:
         "forward": [1.0, 0.0, 0.0],
         "student": [0.0, 1.0, 0.0],
         "expert": [0.0, 0.0, 1.0],
-        "ddil": [0.25, 0.5, 0.25],
-        "reflected-ddil": [0.25, 0.5, 0.25],
+        "ddil": ddil,
+        "reflected-forward": [1.0, 0.0, 0.0],
+        "reflected-ddil": ddil,
     }
     assert {name: config["threshold"]["class"] for name, config in cells.items()} == {
         **dict.fromkeys(variants, "none"),
+        "reflected-forward": "box",
         "reflected-ddil": "box",
     }
     rest = [{k: v for k, v in config.items() if k not in ("shares", "threshold")} for config in cells.values()]
@@ -307,6 +313,23 @@ def test_a_run_that_fails_is_named(place: Path, inline: list[suite.Cell]) -> Non
     assert ran.err.count("\n") == 1 and ran.err.startswith("dagdiff: error: ")
     assert "not finite at update" in ran.err
     assert "progressive" in ran.err and "gaussians8-biased" in ran.err  # which of the runs?
+
+
+def test_a_run_that_fails_does_not_lose_the_others(
+    place: Path, inline: list[suite.Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told after what the others brought, kept by name, and tried again the next time."""
+    with monkeypatch.context() as patch:
+        stop_after(2, patch, NonFiniteLoss("the loss is not finite at update 3"))
+        ran = bench(place / "out")
+    assert ran.status == 2 and "2 runs failed (4 records are kept)" in ran.err and ran.err.count("\n") == 1
+    assert "gaussians8-biased progressive ddil, 4 steps, seed" in ran.err and "report:" in ran.out
+    content = json.loads((place / "out/results.json").read_text())
+    assert len(content["failures"]) == 2 and all("at update 3" in told for told in content["failures"].values())
+    inline.clear()
+    assert bench(place / "out").status == 0
+    assert len(inline) == 2 and len(records(place / "out")) == 6
+    assert not json.loads((place / "out/results.json").read_text())["failures"]
 
 
 def test_after_a_failed_run_the_folder_can_be_used_again(place: Path, inline: list[suite.Cell]) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from dagdiff.checks import Refusal
 from dagdiff.policies.gaussian import GaussianMixtureExpert
-from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule, perturb, step_grid
-from dagdiff.transition import Ddim, Renoise, Transition, chain, ddim, sample
+from dagdiff.schedule import CosineSchedule, FlowSchedule, Schedule, VPSchedule, perturb, step_grid
+from dagdiff.transition import Ddim, EpsilonScaling, Renoise, Transition, chain, ddim, sample
 
 ZERO_SNR = VPSchedule(DDIMScheduler(rescale_betas_zero_snr=True).alphas_cumprod)
 SCHEDULES = {"cosine": CosineSchedule(), "flow": FlowSchedule(), "vp": VPSchedule.linear(), "vp-zero-snr": ZERO_SNR}
@@ -229,3 +229,53 @@ def test_refusals() -> None:
         Ddim(CosineSchedule(), 1.5)
     with pytest.raises(Refusal, match=r"times\[1\]=1 after times\[0\]=0.5"):
         sample(lambda x, t, c: x, Ddim(CosineSchedule()), torch.tensor([0.5, 1.0, 0.0]), normal(2, 2))
+
+
+# --- epsilon scaling --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", [Ddim(SCHEDULES["cosine"]), Ddim(SCHEDULES["cosine"], 1.0), Renoise(SCHEDULES["flow"])])
+def test_a_scale_of_one_changes_nothing(law: Transition, generator: torch.Generator) -> None:
+    x, x0, noise = (torch.randn(4, 3, 2, generator=generator) for _ in range(3))
+    t = torch.tensor([1.0, 0.9, 0.5, 0.1])
+    assert torch.equal(EpsilonScaling(law, 1.0)(x, x0, t, 0.5 * t, noise), law(x, x0, t, 0.5 * t, noise))
+    assert torch.equal(EpsilonScaling(law, 1.1).horizon(t), law.horizon(t))
+    assert EpsilonScaling(law, 1.1).schedule is law.schedule
+
+
+@pytest.mark.parametrize("scale", [0.9, 1.005, 1.2])
+@pytest.mark.parametrize("schedule", [CosineSchedule(), FlowSchedule()], ids=["cosine", "flow"])
+def test_epsilon_is_divided_by_the_scale(schedule: Schedule, scale: float, generator: torch.Generator) -> None:
+    """The published formula under DDIM: eps / scale both in the guess and in the direction."""
+    x, x0 = (torch.randn(3, 2, generator=generator) for _ in range(2))
+    t, s = torch.tensor([0.8, 0.5, 0.25]), torch.tensor([0.5, 0.25, 0.0])
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ([part[:, None] for part in schedule(time)] for time in (t, s))
+    eps = (x - alpha_t * x0) / sigma_t / scale
+    expected = alpha_s * (x - sigma_t * eps) / alpha_t + sigma_s * eps
+    found = EpsilonScaling(Ddim(schedule), scale)(x, x0, t, s, torch.zeros_like(x))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_alpha_is_tiny_the_guess_is_left_alone(generator: torch.Generator) -> None:
+    """Unguarded, a scale of 1.005 would move the cosine schedule's first guess by five times the state."""
+    law = Ddim(CosineSchedule())
+    x, x0 = (torch.randn(2, 2, generator=generator) for _ in range(2))
+    t, s = torch.tensor([1.0, 0.95]), torch.tensor([0.75, 0.7])
+    assert float(law.schedule(t)[0].max()) < 0.1
+    assert torch.equal(EpsilonScaling(law, 1.005)(x, x0, t, s, x), law(x, x0, t, s, x))
+    unguarded = EpsilonScaling(law, 1.005, least_alpha=1e-6)(x, x0, t, s, x)
+    assert float((unguarded - law(x, x0, t, s, x)).abs().max()) > 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"scale": 0.0}, "scale must be above 0"), ({"scale": 1.1, "least_alpha": 0.0}, "least_alpha must be above 0")],
+)
+def test_scales_that_cannot_be(options: dict[str, float], match: str) -> None:
+    with pytest.raises(Refusal, match=match):
+        EpsilonScaling(Ddim(CosineSchedule()), **options)
+
+
+def test_epsilon_scaling_runs_on_meta() -> None:
+    x, t = torch.empty(3, 2, device="meta"), torch.ones(3, device="meta")
+    assert EpsilonScaling(Ddim(CosineSchedule()), 1.1)(x, x, t, 0.5 * t, x).is_meta

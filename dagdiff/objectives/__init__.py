@@ -4,6 +4,8 @@ r"""The objectives: what a student is asked to match, at whatever states it is t
 objective                 the expert annotates                   loss on a state            reflected: threshold on
 ========================  =====================================  =========================  ==========================
 Progressive (PD)          the guess that k sub-steps amount to   distance to that guess     expert's guesses and target
+GaussianKL                the same                               KL of the two steps'       as PD
+                                                                 Gaussian kernels
 Consistency (LCM)         its next state, one solver step on     distance to the EMA        expert's guess and the EMA
                                                                  student's answer there     student's answer
 DistributionMatching      nothing: it is asked at loss time      fake minus real score      both scores' guesses
@@ -18,6 +20,7 @@ place to set it.
 from dagdiff.objectives.base import Loss, Objective
 from dagdiff.objectives.consistency import Consistency
 from dagdiff.objectives.distribution import DistributionMatching
+from dagdiff.objectives.gaussian import GaussianKL
 from dagdiff.objectives.progressive import Progressive
 
-__all__ = ["Consistency", "DistributionMatching", "Loss", "Objective", "Progressive"]
+__all__ = ["Consistency", "DistributionMatching", "GaussianKL", "Loss", "Objective", "Progressive"]

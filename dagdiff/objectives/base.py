@@ -1,15 +1,16 @@
 """What every objective has in common: annotate states once, then turn batches of them into a loss."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from dagdiff.expert import Expert
+from dagdiff.mixture import Shares
 from dagdiff.schedule import Schedule, perturb
-from dagdiff.shapes import Condition, Denoiser, States, Times, column
+from dagdiff.shapes import Condition, States, Times, column
 from dagdiff.transition import Ddim
 
 Clean = Callable[[int], tuple[States, Condition]]
@@ -30,11 +31,14 @@ class Objective:
     lands), perhaps ``condition``, ``source`` and ``round``, and whatever ``annotate`` added.
     """
 
-    sampler: ClassVar[Any] = Ddim
+    sampler: Any = Ddim
     """Makes the law by which the student is sampled, and so rolled in, from the noise schedule."""
 
     backward_simulation: bool = False
     """Whether the published method already trains on the student's own states, as DMD2 does."""
+
+    shares: Shares = Shares()
+    """The mixture of states that suits the objective, for runs that name none."""
 
     lr: float = 2e-3
     """A learning rate of Adam that suits the objective, for runs that name none."""
@@ -57,7 +61,10 @@ class Objective:
         return records
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add the expert's advice to states that enter the aggregate. A label never ages: the expert is frozen."""
+        """Add the expert's advice to states that enter the aggregate. A label never ages: the expert is frozen.
+
+        States of a roll-in still hold ``action``, the guess made there; it is dropped afterwards.
+        """
         return states
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
@@ -73,13 +80,20 @@ class Objective:
 
 
 def denoising_loss(
-    denoiser: Denoiser, x0: States, noise: States, t: Times, schedule: Schedule, condition: Condition = None
+    denoiser: Callable[..., States],
+    x0: States,
+    noise: States,
+    t: Times,
+    schedule: Schedule,
+    condition: Condition = None,
+    *told: Tensor,
 ) -> Tensor:
     """Return the mean squared error in v, which is ((alpha^2 + sigma^2) / sigma)^2 times that of the guess of x0.
 
     It weighs a guess by how hard it is, stays finite for t > 0, and equals the flow-matching loss on rectified flow up
-    to the schedule's norm. Teachers and fake scores train with it.
+    to the schedule's norm. Teachers and fake scores train with it. ``told`` is what the denoiser takes beside the
+    condition.
     """
     alpha, sigma = (column(values, x0) for values in schedule(t))
-    error = denoiser(perturb(x0, noise, t, schedule), t, condition) - x0
+    error = denoiser(perturb(x0, noise, t, schedule), t, condition, *told) - x0
     return (((alpha**2 + sigma**2) / sigma) ** 2 * error.square()).mean()

@@ -9,6 +9,15 @@ score) and a network that learns online to denoise what the student makes (the *
 
 whose gradient with respect to x is g. A GAN head on the fake score's features can be added; it compares with real data.
 The critic (fake score and head) learns on answers to the same mixture of states as the student, several updates to one.
+
+A few-step student answers at K times, and only the last answer is a sample. One fake score for all, as published, sees
+their pool: where the answers at one time have too much of a mode and those at another too little, the pool looks right,
+nothing pulls, and modes are lost. So the critic here is told the *origin* of an answer, the time t at which the student
+made it, and each time is matched on its own; ``tell_origin=False`` is the published pool.
+
+For the same reason the mixture is one of own and of expert states: there the answers at any time should follow the
+whole law. Answers at forward states should follow the law of the data shown; where that is not the teacher's, matching
+the pool bends the answers at own states the other way.
 """
 
 import copy
@@ -22,6 +31,7 @@ from torch.nn.functional import softplus
 
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
+from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Clean, Loss, Objective, denoising_loss
 from dagdiff.schedule import perturb
 from dagdiff.shapes import Condition, States, Times
@@ -39,25 +49,29 @@ class DistributionMatching(Objective):
     """DMD2 on states of any source.
 
     Args:
-        critic_updates: updates of the fake score (and head) before each update of the student.
+        critic_updates: updates of the fake score (and head) before each update of the student; 5 as published, which
+            a critic that is not told the origin needs.
         critic_lr: learning rate of the critic.
         gan_weight: weight of the GAN loss of the student; 0 leaves the head away. Needs a student network with
             ``features(x_t, t, condition) -> (B, F)`` and ``feature_size``, and real data.
         gan_critic_weight: weight of the head's own loss beside the fake score's.
         tau: the range of the random time at which the two scores are compared.
+        tell_origin: tell the critic at which time an answer was made. Needs a student network with ``told()``, a copy
+            that takes the origin as one more argument.
     """
 
     sampler = Renoise
     backward_simulation = True
-    lr, betas = 5e-4, (0.0, 0.999)
+    shares = Shares(0.0, 0.5, 0.5)
 
     def __init__(
         self,
-        critic_updates: int = 5,
-        critic_lr: float = 5e-4,
+        critic_updates: int = 2,
+        critic_lr: float = 2e-3,
         gan_weight: float = 0.0,
         gan_critic_weight: float = 1e-2,
         tau: tuple[float, float] = (0.02, 0.98),
+        tell_origin: bool = True,
     ) -> None:
         check_at_least("critic_updates", critic_updates, 1)
         check_at_least("gan_weight", gan_weight, 0.0)
@@ -65,11 +79,12 @@ class DistributionMatching(Objective):
             raise Refusal(f"tau must be a range inside (0, 1]; got {tau}. Pass e.g. tau=(0.02, 0.98).")
         self.critic_updates, self.critic_lr, self.tau = critic_updates, critic_lr, tau
         self.gan_weight, self.gan_critic_weight = gan_weight, gan_critic_weight
+        self.tell_origin = tell_origin
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Start the fake score from the student (which starts from the teacher)."""
         self.expert, self.clean, self.generator = expert, clean, generator
-        self.fake: Any = copy.deepcopy(student)
+        self.fake: Any = _told(student) if self.tell_origin else copy.deepcopy(student)
         self.head = _head(self.fake, generator) if self.gan_weight else None
         self.critic = nn.ModuleList([self.fake, self.head] if self.head else [self.fake])
         self.optimiser = torch.optim.AdamW(
@@ -78,32 +93,33 @@ class DistributionMatching(Objective):
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the distribution-matching loss (plus the GAN's); only the student's answer carries gradient."""
-        condition = batch.get("condition")
+        condition, origin = batch.get("condition"), self._origin(batch)
         answer = student(batch["x_t"], batch["t"], condition)
         with torch.no_grad():
             x_tau, tau = self._perturb(answer)
             real = self.expert(x_tau, tau, condition)
-            fake = self.expert.threshold(self.fake(x_tau, tau, condition))
+            fake = self.expert.threshold(self.fake(x_tau, tau, condition, *origin))
             goal = answer - score_difference(answer, real, fake)
         matching = 0.5 * (answer - goal).square().mean()
         if self.head is None:
             return Loss(matching, {"matching": matching.detach()})
         self.critic.requires_grad_(False)  # the student's loss leaves no gradient on its judge
-        gan = softplus(-self._judge(answer, condition)).mean()
+        gan = softplus(-self._judge(answer, condition, origin)).mean()
         self.critic.requires_grad_(True)
         return Loss(matching + self.gan_weight * gan, {"matching": matching.detach(), "gan": gan.detach()})
 
     def improve_critic(self, student: nn.Module, batch: TensorDict) -> Mapping[str, Tensor]:
         """Teach the fake score to denoise the student's answers, and the head to tell them from real data."""
-        condition = batch.get("condition")
+        condition, origin = batch.get("condition"), self._origin(batch)
         with torch.no_grad():
             answer = student(batch["x_t"], batch["t"], condition)
-        tau = self._times(answer)
-        loss = denoising_loss(self.fake, answer, self._noise(answer), tau, self.expert.schedule, condition)
+        noise, tau = self._noise(answer), self._times(answer)
+        loss = denoising_loss(self.fake, answer, noise, tau, self.expert.schedule, condition, *origin)
         parts = {"fake": loss.detach()}
         if self.head is not None:
             real, label = self.clean(len(answer))
-            verdict = softplus(self._judge(answer, condition)).mean() + softplus(-self._judge(real, label)).mean()
+            made, true = self._judge(answer, condition, origin), self._judge(real, label, origin)
+            verdict = softplus(made).mean() + softplus(-true).mean()
             loss, parts["head"] = loss + self.gan_critic_weight * verdict, verdict.detach()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -111,11 +127,15 @@ class DistributionMatching(Objective):
         self.optimiser.step()
         return parts
 
-    def _judge(self, x0: States, condition: Condition) -> Tensor:
+    def _origin(self, batch: TensorDict) -> tuple[Times, ...]:
+        """What the critic is told beside the condition: when an answer to the batch is made, or nothing."""
+        return (batch["t"],) if self.tell_origin else ()
+
+    def _judge(self, x0: States, condition: Condition, origin: tuple[Times, ...]) -> Tensor:
         """The head's logit, ``(B, 1)``, that ``x0`` is real, seen at a random noise level."""
         assert self.head is not None
         x_tau, tau = self._perturb(x0)
-        logit: Tensor = self.head(self.fake.features(x_tau, tau, condition))
+        logit: Tensor = self.head(self.fake.features(x_tau, tau, condition, *origin))
         return logit
 
     def _perturb(self, x0: States) -> tuple[States, Times]:
@@ -128,6 +148,20 @@ class DistributionMatching(Objective):
 
     def _noise(self, x0: States) -> States:
         return torch.randn(x0.shape, generator=self.generator, device=x0.device, dtype=x0.dtype)
+
+
+def _told(student: Any) -> nn.Module:
+    """A copy of the student's network that takes an origin too."""
+    try:
+        copied: nn.Module = student.told()
+    except AttributeError as error:
+        if error.name != "told":
+            raise
+        raise Refusal(
+            "DMD2 tells its fake score at which time an answer was made, which needs a student with told(); "
+            f"{type(student).__name__} has none. Set tell_origin=False (one fake score for all times) or add it."
+        ) from None
+    return copied
 
 
 def _head(network: nn.Module, generator: torch.Generator | None) -> nn.Module:

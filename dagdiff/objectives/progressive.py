@@ -5,6 +5,12 @@ Source: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512.
 .. math:: L = \mathbb{E}\; w(t)\, \lVert x_0^S(x_t, t) - x^*(x_t, t, s) \rVert^2, \qquad w = \max(SNR_t, 1)
 
 where x* is the guess with which one DDIM step from t to s lands where the expert's k sub-steps land.
+
+Two things may change while it trains. ``ease`` blends the label of a roll-in's state with the guess that the policy
+itself made there, an easier target (coaching: He, Daume and Eisner 2012,
+https://papers.nips.cc/paper/4545-imitation-learning-by-coaching). It must be the guess of *then*, kept as a label:
+blending with the present guess f would leave the gradient's direction, as f - ((1 - e) x* + e sg(f)) is (1 - e)(f - x*)
+in value. ``by_time`` weighs the loss once more, by the step's start.
 """
 
 from collections.abc import Callable
@@ -15,7 +21,7 @@ from torch import Tensor, nn
 
 from dagdiff.expert import Expert
 from dagdiff.objectives.base import Clean, Loss, Objective
-from dagdiff.shapes import column
+from dagdiff.shapes import Times, column
 
 Weight = Callable[[Tensor, Tensor], Tensor]
 """``(alpha, sigma) -> weight`` of a squared error in x0."""
@@ -24,6 +30,11 @@ Weight = Callable[[Tensor, Tensor], Tensor]
 def truncated_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     """max(SNR, 1): the paper's weight, which keeps the steps near pure noise alive."""
     return (alpha / sigma).square().clamp(min=1.0)
+
+
+def unweighted(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """1: the squared distance as it is."""
+    return torch.ones_like(alpha)
 
 
 def v_space(alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -40,18 +51,27 @@ class Progressive(Objective):
 
     def __init__(self, weight: Weight = truncated_snr) -> None:
         self.weight = weight
+        self.ease = 0.0
+        self.by_time: Callable[[Times], Tensor] | None = None
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Keep the schedule that weighs the error."""
         self.schedule = expert.schedule
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add ``target``: the expert's guess for the step from t to s."""
-        return states.set("target", expert.target(states["x_t"], states["t"], states["s"], states.get("condition")))
+        """Add ``target``: the expert's guess for the step from t to s, with ``ease`` blended with the policy's own."""
+        target = expert.target(states["x_t"], states["t"], states["s"], states.get("condition"))
+        own = states.get("action", None)
+        if self.ease > 0.0 and own is not None:
+            target = torch.lerp(target, own, column(self.ease * (states["actor"] == 0), target))
+        return states.set("target", target)
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the weighted squared distance to the target."""
         alpha, sigma = (column(values, batch["x_t"]) for values in self.schedule(batch["t"]))
         error = student(batch["x_t"], batch["t"], batch.get("condition")) - batch["target"]
-        loss = (self.weight(alpha, sigma) * error.square()).mean()
+        weight = self.weight(alpha, sigma)
+        if self.by_time is not None:
+            weight = weight * column(self.by_time(batch["t"]), error)
+        loss = (weight * error.square()).mean()
         return Loss(loss, {"distance": loss.detach()})

@@ -1,0 +1,84 @@
+"""A study's figures: what is drawn is what was given, and what can't be drawn is refused."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dagdiff import plots_study
+from dagdiff.checks import Refusal
+from dagdiff.metrics.statistics import Interval
+
+CORNERS = {(1.0, 0.0, 0.0): 0.3, (0.0, 1.0, 0.0): 0.1, (0.0, 0.0, 1.0): 0.2, (0.25, 0.5, 0.25): 0.05}
+
+
+def test_shares_stand_at_their_corners_and_the_best_is_ringed() -> None:
+    axes = plots_study.shares_figure({"PD": CORNERS}).axes[0]
+    dots, ring = axes.collections[-2:]
+    places = np.asarray(dots.get_offsets())
+    assert np.allclose(places[:3], [[0, 0], [0.5, math.sqrt(3) / 2], [1, 0]])
+    assert np.allclose(places[3], [0.5, math.sqrt(3) / 4])  # half student, the rest evenly
+    assert np.allclose(ring.get_offsets(), places[3:])
+    assert {"0.3", "0.05", "forward"} <= {text.get_text() for text in axes.texts}
+
+
+def test_shares_may_have_no_logarithm() -> None:
+    figure = plots_study.shares_figure({"PD": {**CORNERS, (0.5, 0.5, 0.0): -0.001}})
+    figure.canvas.draw()
+
+
+def test_growth_draws_the_laws_with_each_variant_s_own_error() -> None:
+    found = {2: (0.1, Interval(0.5, 0.4, 0.6)), 1: (0.2, Interval(0.2, 0.1, 0.3)), 4: (0.1, Interval(2.0, 1.0, 3.0))}
+    axes = plots_study.growth_figure({"PD": {"ddil": found}}).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert np.allclose(lines["ddil: e K"].get_data(), [[1, 2, 4], [0.2, 0.2, 0.4]])
+    assert np.allclose(lines["ddil: e K²"].get_data(), [[1, 2, 4], [0.2, 0.4, 1.6]])
+    assert axes.get_yscale() == "log"
+
+
+def test_thresholds_stand_beside_the_first() -> None:
+    found = {"none": Interval(0.2, 0.1, 0.3), "box": Interval(0.1, 0.1, 0.1)}
+    axes = plots_study.thresholds_figure({"PD": found}).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["none", "box"]
+    assert np.allclose(axes.lines[-1].get_ydata(), 0.2)
+
+
+def test_laws_are_a_panel_a_step() -> None:
+    rounds = [
+        {"loss_forward": [0.1, 0.2], "loss_own": [0.1, 0.4]},
+        {"loss_forward": [0.1, 0.1], "loss_own": [0.1, 0.2]},
+    ]
+    first, second = plots_study.laws_figure(rounds).axes
+    assert first.get_title() == "step 1 of 2"
+    assert [line.get_label() for line in second.lines] == ["on forward states", "on own states"]
+    assert np.allclose(second.lines[1].get_ydata(), [0.4, 0.2])
+    assert len(plots_study.laws_figure([{**done, "loss_expert": [0.3, 0.3]} for done in rounds]).axes[0].lines) == 3
+
+
+def test_amplification_is_a_factor_beside_one() -> None:
+    (axes,) = plots_study.amplification_figure(
+        {"ddil": {1.0: 0.5, 0.5: 2.0}, "forward": {1.0: 0.5, 0.5: math.nan}}
+    ).axes
+    assert np.allclose(axes.lines[0].get_data(), [[1.0, 0.5], [0.5, 2.0]])
+    assert np.allclose(axes.lines[2].get_ydata(), 1.0)
+    assert axes.get_xlim()[0] > axes.get_xlim()[1]  # noise on the left
+
+
+def test_the_overview_has_a_line_a_task() -> None:
+    found = {"a": {"ddil": Interval(0.1, 0.05, 0.2)}, "b": {"ddil": Interval(0.3, 0.2, 0.4)}}
+    (axes,) = plots_study.overview_figure({"PD": found}, {"a": 0.01, "b": 0.02}, "energy distance").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert np.allclose(axes.lines[0].get_data(), [[0.01, 0.02], [0, 1]])
+    assert np.allclose(axes.lines[1].get_data(), [[0.1, 0.3], [0, 1]])
+
+
+def test_refusals() -> None:
+    with pytest.raises(Refusal, match="three mixtures that are not on one line"):
+        plots_study.shares_figure({"PD": {(1.0, 0.0, 0.0): 1.0, (0.5, 0.5, 0.0): 1.0, (0.0, 1.0, 0.0): 1.0}})
+    with pytest.raises(Refusal, match="shares must sum to 1"):
+        plots_study.shares_figure({"PD": {(1.0, 1.0, 0.0): 1.0}})
+    with pytest.raises(Refusal, match="nothing to draw"):
+        plots_study.thresholds_figure({})
+    for rounds in ([], [{"loss_forward": [], "loss_own": []}]):
+        with pytest.raises(Refusal, match="no round with measured losses"):
+            plots_study.laws_figure(rounds)
