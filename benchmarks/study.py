@@ -4,19 +4,20 @@
 block       what varies
 ==========  ==========================================================================================================
 headline    {gaussians8, grid25, imbalanced, moons, checkerboard} x {matched, scarce, biased} x three objectives,
-            trained on forward states, on what the published method trains on (base), or on dagdiff's mixture (ddil)
+            trained on forward states, on what the published method trains on (base), or on dagdiff's mixture (ddil);
+            DMD2, whose base and ddil never look at the set, on matched and biased alone
 sources     one source alone (student, expert), and forward and ddil with guesses thresholded to the world's box
 steps       1, 2 and 8 student steps beside the headline's 4
 equal-nfe   as many updates as cost, student and expert evaluations together, what forward-only training costs
 teachers    an expert that was learned instead of the exact one, for forward and ddil
 thresholds  each threshold with ddil: none, box, dynamic, quantile, fold
 shares      ten points of the triangle of shares, its corners among them
+critic      DMD2's fake score told the origin of an answer (as everywhere else), or not, as published; and with a GAN head
 ==========  ==========================================================================================================
 
 gaussians8 and grid25 are the worlds that learning rates and shares were tuned on; the others are reported untouched.
-The blocks but headline and equal-nfe look at two worlds shown in part, gaussians8-biased and imbalanced-biased
-(thresholds at the first, shares at the second). Seeds: 5 for headline, sources, teachers and equal-nfe, 3 for the
-others. All runs make 1200 updates but those of equal-nfe.
+Headline and equal-nfe look at all five, critic at grid25 and imbalanced shown whole, the other blocks at imbalanced
+shown in half. Seeds: 5 for headline and equal-nfe, 3 for the others. All runs make 1200 updates but those of equal-nfe.
 
 Before the runs we expect:
 
@@ -29,6 +30,7 @@ Before the runs we expect:
 * teachers: the same signs.
 * thresholds: little, for the exact expert's guesses lie in the box anyway.
 * shares: the corner of forward states is worst, and the middle is flat.
+* critic: told, DMD2 keeps the shares of the modes; the pool of answers does not. The head widens the modes.
 """
 
 import dataclasses
@@ -49,7 +51,7 @@ from dagdiff.envs.toy2d import world
 WORLDS = ("gaussians8", "grid25", "imbalanced", "moons", "checkerboard")
 SETS = ("matched", "scarce", "biased")
 OBJECTIVES = ("progressive", "consistency", "distribution")
-NARROW = ("gaussians8-biased", "imbalanced-biased")
+NARROW = ("imbalanced-biased",)
 
 CONTRAST = ("forward", "base", "ddil")
 THRESHOLDED = ("ddil", "reflected-ddil", "dynamic-ddil", "quantile-ddil", "fold-ddil")
@@ -64,6 +66,13 @@ MIXES = {
 }
 """Points of the triangle of shares (forward, student, expert) beside its corners; ddil is one of them."""
 
+CRITICS: dict[str, dict[str, Any]] = {
+    "one pool": {"tell_origin": False},
+    "one pool, 5 critic updates": {"tell_origin": False, "critic_updates": 5},
+    "GAN head": {"gan_weight": 1e-2},
+}
+"""Other critics than the default one."""
+
 _OWN = dict.fromkeys(("task", "objective", "steps", "shares", "threshold", "expert"), "Use --blocks.")
 _OWN |= {"seed": "Use --seeds and --few_seeds.", "updates": "Use --updates."}
 
@@ -73,9 +82,9 @@ class Suite:
     """What is run: some or all blocks of the study.
 
     Args:
-        blocks: comma-separated, of headline, sources, steps, equal-nfe, teachers, thresholds, shares.
-        seeds: of headline, sources, teachers and equal-nfe, 0 to seeds - 1.
-        few_seeds: of steps, thresholds and shares.
+        blocks: comma-separated, of headline, sources, steps, equal-nfe, teachers, thresholds, shares, critic.
+        seeds: of headline and equal-nfe, 0 to seeds - 1.
+        few_seeds: of the other blocks.
         updates: of the student in each run, but where NFE are made equal.
         settings: more settings of every run, e.g. {"lr": 1e-3}.
     """
@@ -107,12 +116,14 @@ def cells(suite: Suite) -> Iterator[Cell]:
 
 
 def _headline(suite: Suite) -> Iterator[Cell]:
-    yield from _block(suite, [f"{name}-{part}" for name in WORLDS for part in SETS], CONTRAST, suite.seeds)
+    for cell in _block(suite, [f"{name}-{part}" for name in WORLDS for part in SETS], CONTRAST, suite.seeds):
+        if (cell.objective, cell.labels["data"]) != ("distribution", "scarce"):
+            yield cell
 
 
 def _sources(suite: Suite) -> Iterator[Cell]:
     alone = ("forward", "student", "expert", "ddil", "reflected-forward", "reflected-ddil")
-    yield from _block(suite, NARROW, alone, suite.seeds)
+    yield from _block(suite, NARROW, alone, suite.few_seeds)
 
 
 def _steps(suite: Suite) -> Iterator[Cell]:
@@ -128,15 +139,24 @@ def _equal_nfe(suite: Suite) -> Iterator[Cell]:
 
 
 def _teachers(suite: Suite) -> Iterator[Cell]:
-    yield from _block(suite, NARROW, ("forward", "ddil"), suite.seeds, expert="learned")
+    yield from _block(suite, NARROW, ("forward", "ddil"), suite.few_seeds, expert="learned")
 
 
 def _thresholds(suite: Suite) -> Iterator[Cell]:
-    yield from _block(suite, NARROW[:1], THRESHOLDED, suite.few_seeds)
+    yield from _block(suite, NARROW, THRESHOLDED, suite.few_seeds)
 
 
 def _shares(suite: Suite) -> Iterator[Cell]:
-    yield from _block(suite, NARROW[1:], ("forward", "student", "expert", "ddil", *MIXES), suite.few_seeds)
+    yield from _block(suite, NARROW, ("forward", "student", "expert", "ddil", *MIXES), suite.few_seeds)
+
+
+def _critic(suite: Suite) -> Iterator[Cell]:
+    for cell in _block(suite, ("grid25-matched", "imbalanced-matched"), ("base",), suite.few_seeds):
+        if cell.objective == "distribution":
+            yield cell
+            for about, own in CRITICS.items():
+                objective = {**cell.config["objective"], **own}
+                yield dataclasses.replace(cell, config={**cell.config, "objective": objective}, about=about)
 
 
 BLOCKS: dict[str, Callable[[Suite], Iterator[Cell]]] = {
@@ -147,6 +167,7 @@ BLOCKS: dict[str, Callable[[Suite], Iterator[Cell]]] = {
     "teachers": _teachers,
     "thresholds": _thresholds,
     "shares": _shares,
+    "critic": _critic,
 }
 """The blocks, the most important first."""
 

@@ -23,7 +23,7 @@ commands:
   shift     measure a student's covariate shift, step by step
   bench     compare what students are trained on: a suite of runs, a table and a report
   teacher   train the learned teacher of a task (once; it is cached)
-  list      name the tasks, objectives, experts, policies, thresholds or schedules there are
+  list      name the tasks, objectives, experts, policies, drivers, curricula, thresholds or schedules there are
 
 `dagdiff COMMAND --help` explains a command; `dagdiff --version` says which dagdiff this is.
 """
@@ -257,14 +257,15 @@ def teacher(words: Sequence[str]) -> None:
 
 
 def list_names(words: Sequence[str]) -> None:
-    """Name the tasks, objectives, experts, policies, thresholds or schedules that there are, a line each."""
+    """Name the tasks, objectives, experts, policies, drivers, curricula, ... that there are, a line each."""
     from dagdiff import config
     from dagdiff.benchmarks.tasks import task_names
     from dagdiff.checks import check_in
     from dagdiff.parts import PARTS, resolve
 
-    kinds = {f"{part}s": [part] for part in ("objective", "expert", "threshold")}
-    kinds |= {"tasks": [], "policies": ["policy"], "schedules": ["schedule", "beta", "shares_ramp", "lr_ramp"]}
+    kinds = {f"{part}s": [part] for part in ("objective", "expert", "threshold", "driver")}
+    kinds |= {"tasks": [], "policies": ["policy"], "curricula": ["curriculum"]}
+    kinds |= {"schedules": ["schedule", "beta", "shares_ramp", "lr_ramp"]}
     parser = _parser("list", list_names)
     parser.add_argument("kind", help=", ".join(kinds))
     kind = check_in("kind", config.read(parser, words).kind, kinds)

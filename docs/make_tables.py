@@ -45,7 +45,9 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def commands() -> dict[str, str]:
     """The options of each command, the parts of a run, and the options of each part."""
-    tables = {name: options(_plain(parser(name))) for name in COMMANDS}
+    tables = {name: options(_plain(parser(name))) for name in COMMANDS if name != "bench"}
+    for suite in cli.SUITES:
+        tables[f"bench {suite}"] = options(_plain(parser("bench", [suite])))
     rows = [f"| `--{part}` | {_cell(HELP[part])} | {_default(part)} |" for part in PARTS]
     tables["parts"] = "| part | what it is | default |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     alike: dict[tuple[str, ...], list[str]] = {}

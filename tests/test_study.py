@@ -65,13 +65,13 @@ def test_neutral_values_are_todays_defaults() -> None:
 
 def test_a_study_s_configuration_is_that_of_toy2d() -> None:
     """Equal runs in both suites have equal keys, though the study resolves each part only once."""
-    small = toy2d.Suite(["moons-scarce"], ["distribution"], ["base", "ddil"], seeds=1)
+    small = toy2d.Suite(["moons-biased"], ["distribution"], ["base", "ddil"], seeds=1)
     ours = {cell.variant: cell for cell in cells("headline") if (cell.config["task"], cell.objective) == WHERE}
     theirs = {cell.variant: cell.key for cell in toy2d.cells(small)}
     assert theirs == {name: ours[name].key for name in ("base", "ddil")}
 
 
-WHERE = ("moons-scarce", "distribution")
+WHERE = ("moons-biased", "distribution")
 
 
 # The blocks
@@ -79,20 +79,19 @@ WHERE = ("moons-scarce", "distribution")
 
 def test_every_cell_comes_once_and_the_headline_first() -> None:
     found = list(study.cells(study.Suite()))
-    assert len({cell.entry for cell in found}) == len(found) == 1332
-    assert len({cell.key for cell in found}) == 1002
-    assert {cell.variant for cell in found[:675]} == {"forward", "base", "ddil"}
-    assert [cell.config["seed"] for cell in found[:675:135]] == [0, 1, 2, 3, 4]
+    assert len({cell.entry for cell in found}) == len(found) == 1068
+    assert len({cell.key for cell in found}) == 763
+    assert {cell.variant for cell in found[:600]} == {"forward", "base", "ddil"}
+    assert [cell.config["seed"] for cell in found[:600:120]] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("block", "tasks", "variants", "steps"),
     [
-        ("headline", 15, {"forward", "base", "ddil"}, {4}),
-        ("sources", 2, {"forward", "student", "expert", "ddil", "reflected-forward", "reflected-ddil"}, {4}),
-        ("steps", 2, {"forward", "base", "ddil"}, {1, 2, 4, 8}),
+        ("sources", 1, {"forward", "student", "expert", "ddil", "reflected-forward", "reflected-ddil"}, {4}),
+        ("steps", 1, {"forward", "base", "ddil"}, {1, 2, 4, 8}),
         ("equal-nfe", 5, {"forward", "base", "ddil"}, {4}),
-        ("teachers", 2, {"forward", "ddil"}, {4}),
+        ("teachers", 1, {"forward", "ddil"}, {4}),
         ("thresholds", 1, {"ddil", "reflected-ddil", "dynamic-ddil", "quantile-ddil", "fold-ddil"}, {4}),
         ("shares", 1, {"forward", "student", "expert", "ddil", *study.MIXES}, {4}),
     ],
@@ -102,6 +101,24 @@ def test_blocks(block: str, tasks: int, variants: set[str], steps: set[int]) -> 
     assert {cell.variant for cell in found} == variants and {cell.config["steps"] for cell in found} == steps
     assert len({cell.config["task"] for cell in found}) == tasks
     assert len(found) == 3 * tasks * len(variants) * len(steps)
+
+
+def test_dmd2_is_not_shown_scarce_sets_that_it_never_looks_at() -> None:
+    found = cells("headline")
+    assert len({cell.config["task"] for cell in found}) == 15
+    assert {cell.config["task"].split("-")[1] for cell in found if cell.objective == "distribution"} == {
+        "matched",
+        "biased",
+    }
+    assert len(found) == 3 * (2 * 15 + 10)
+
+
+def test_critics_differ_in_the_objective_alone() -> None:
+    found = [cell for cell in cells("critic") if cell.config["task"] == "grid25-matched"]
+    assert [cell.about for cell in found] == ["", *study.CRITICS]
+    plain, *others = (cell.config for cell in found)
+    for config, own in zip(others, study.CRITICS.values(), strict=True):
+        assert config == {**plain, "objective": {**plain["objective"], **own}} != plain
 
 
 def test_what_a_block_changes_is_in_the_configuration() -> None:
