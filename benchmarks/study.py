@@ -12,7 +12,7 @@ equal-nfe   as many updates as cost, student and expert evaluations together, wh
 teachers    an expert that was learned instead of the exact one, for forward and ddil
 thresholds  each threshold with ddil: none, box, dynamic, quantile, fold
 shares      ten points of the triangle of shares, its corners among them
-critic      DMD2's fake score told the origin of an answer (as everywhere else), or not, as published; and with a GAN head
+critic      DMD2's fake score told the origin of an answer (as everywhere else), or not, as published; and a GAN head
 ==========  ==========================================================================================================
 
 gaussians8 and grid25 are the worlds that learning rates and shares were tuned on; the others are reported untouched.

@@ -78,7 +78,11 @@ class Suite:
 
 
 QUICK = Suite(
-    tasks=["gaussians8-matched", "gaussians8-biased"], variants=["forward", "base", "ddil"], seeds=3, updates=600
+    tasks=["gaussians8-matched", "gaussians8-biased"],
+    variants=["forward", "base", "ddil"],
+    seeds=3,
+    updates=300,
+    settings={"samples": 1000},
 )
 """The main contrast in a few minutes: ``--quick``."""
 
