@@ -91,12 +91,13 @@ def headline(rows: Sequence[Row]) -> str:
     """Return the study's table: a line a task, a column an objective, with mean energy distances and what is left.
 
     A cell holds forward-only's, the published method's where that is another, ddil's, and of forward-only's excess over
-    the expert the part that ddil leaves.
+    the expert the part that ddil leaves; a dash where the objective was not run.
     """
     found = _plain(rows)
     lines = _head("world, shown", *NAMES.values())
     for task in dict.fromkeys(task for task, _, variant in found if variant == "base"):
-        told = [_told(*(found[task, objective, variant] for variant in CONTRAST)) for objective in NAMES]
+        ran = ((task, objective) for objective in NAMES)
+        told = [_told(*(found[*key, name] for name in CONTRAST)) if (*key, "ddil") in found else "–" for key in ran]
         lines += _line(task.replace("-", ", "), *told)
     return "\n".join(lines)
 

@@ -62,7 +62,10 @@ class MLP(nn.Module):
         At first it answers as this network does, whatever it is told.
         """
         twin = copy.deepcopy(self)
-        twin.origin = nn.Linear(2 * len(self.octaves), self.feature_size).to(self.last.weight)
+        last = self.last.weight
+        twin.origin = nn.utils.skip_init(  # no draw from the global stream for weights that are zero
+            nn.Linear, 2 * len(self.octaves), self.feature_size, device=last.device, dtype=last.dtype
+        )
         nn.init.zeros_(twin.origin.weight)
         nn.init.zeros_(twin.origin.bias)
         return twin

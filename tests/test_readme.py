@@ -1,14 +1,18 @@
 """What README claims: its code runs, its commands work as written, its table is that of the committed results."""
 
+import dataclasses
 import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from dagdiff.benchmarks import readme, toy2d
+from dagdiff.benchmarks import readme, study
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.results import Results, summarise, write_summary
@@ -64,7 +68,6 @@ def test_the_committed_results_are_small_and_summed_up(name: str, tmp_path: Path
         assert (tmp_path / "summary.csv").read_text() == (place / "summary.csv").read_text()
 
 
-@pytest.mark.skipif("study" not in TABLES, reason="README shows no study yet")
 def test_the_study_s_figure_is_made_from_the_committed_results() -> None:
     with Image.open(ROOT / readme.STUDY_FIGURE) as image:
         assert image.info["Source"] == readme.source(ROOT / readme.KEPT / "study")
@@ -72,7 +75,7 @@ def test_the_study_s_figure_is_made_from_the_committed_results() -> None:
 
 def small_study(folder: Path) -> Path:
     """The committed results of another suite, as if they were a study's."""
-    content = json.loads((ROOT / readme.KEPT / "toy2d" / "results.json").read_text())
+    content = json.loads((ROOT / readme.KEPT / "toy2d-quick" / "results.json").read_text())
     (folder / "runs").mkdir()
     (folder / "runs" / "results.json").write_text(json.dumps({**content, "suite": "study"}))
     return folder / "runs"
@@ -87,7 +90,7 @@ def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
     assert text == f"before\n{start}\n{readme.headline(rows)}\n{readme.END}\nafter\n"
     forward, ddil = (
         next(f"{row.metrics['energy'].mean:.4f}" for row in rows if wanted == (row.task, row.objective, row.variant))
-        for wanted in (("moons-biased", "consistency", variant) for variant in ("forward", "ddil"))
+        for wanted in (("gaussians8-biased", "consistency", variant) for variant in ("forward", "ddil"))
     )
     assert f"{forward} → {ddil}; at the expert's level" in text
     with Image.open(own_folder / readme.STUDY_FIGURE) as image:
@@ -105,13 +108,10 @@ def test_a_readme_without_a_place_is_refused() -> None:
 
 
 def test_the_study_s_command_is_that_of_its_results() -> None:
-    words = next(words for words in commands() if "--seeds" in words and words[words.index("--seeds") + 1] == "5")
+    words = next(words for words in commands() if words[:2] == ["bench", "study"])
     options = dict(zip(words[2::2], words[3::2], strict=True))
-    settings = Results.load(ROOT / readme.KEPT / "toy2d").settings
-    for name in ("tasks", "variants"):
-        assert options[f"--{name}"].split(",") == settings[name]
-    assert int(options["--seeds"]) == settings["seeds"]
-    assert settings["updates"] == toy2d.Suite().updates and not settings["settings"]
+    asked = study.Suite(options["--blocks"].split(","), int(options["--seeds"]), int(options["--few_seeds"]))
+    assert dataclasses.asdict(asked) == Results.load(ROOT / readme.KEPT / "study").settings
 
 
 def test_the_figure_is_there() -> None:
@@ -124,23 +124,47 @@ def test_links_lead_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=["loop", "environment"])
-def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, object] = {}
-    exec(compile(code.replace("rounds=20", "rounds=2"), "README.md", "exec"), names)
-    if "points" in names:
-        assert names["points"].shape == (2000, 2)  # type: ignore[attr-defined]
-        assert len(capsys.readouterr().out.splitlines()) == 2
-    else:
-        assert set(names["observation"]) == {"x_t", "t", "s", "step"}  # type: ignore[call-overload]
+def run(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def test_the_loop_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (block for block in blocks("python") if "DAgger(" in block)
+    assert run(code.replace("rounds=20", "rounds=2"))["points"].shape == (2000, 2)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_environment_runs() -> None:
+    (code,) = (block for block in blocks("python") if "gymnasium" in block)
+    assert set(run(code)["observation"]) == {"x_t", "t", "s", "step"}
+
+
+def test_a_teacher_from_diffusers_runs(tmp_path: Path) -> None:
+    """On a small pipeline of the same kind, in a folder instead of on the hub."""
+    (code,) = (block for block in blocks("python") if "DiffusersExpert" in block)
+    small = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    DDPMPipeline(small, DDPMScheduler()).save_pretrained(tmp_path)
+    names = run(code.replace("google/ddpm-cifar10-32", str(tmp_path)))
+    x_t, t = torch.randn(2, 3, 8, 8), torch.full((2,), 0.5)
+    assert names["expert"](x_t, t).abs().max() <= 1.0
+    torch.testing.assert_close(names["student"](x_t, t), names["teacher"](x_t, t))
 
 
 def test_the_commands_work_as_written(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own_folder / "mine.py").write_text(MINE)
     found = commands()
     assert [words[0] for words in found] == ["bench", "distill", "sample", "shift", "bench", "list", "distill"]
-    study = found.pop(0)  # it takes too long for a test; that its results are the committed ones is told elsewhere
-    assert study[:2] == ["bench", "toy2d"]
+    slow = found.pop(0)  # it takes too long for a test; that its results are the committed ones is told elsewhere
+    assert slow[:2] == ["bench", "study"]
     for words in found:
         small = {"distill": SMALL, "bench": BENCH}.get(words[0], "")
         assert main([*words, *shlex.split(small)]) == 0, capsys.readouterr().err
