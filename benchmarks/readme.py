@@ -96,8 +96,10 @@ def headline(rows: Sequence[Row]) -> str:
     found = _plain(rows)
     lines = _head("world, shown", *NAMES.values())
     for task in dict.fromkeys(task for task, _, variant in found if variant == "base"):
-        ran = ((task, objective) for objective in NAMES)
-        told = [_told(*(found[*key, name] for name in CONTRAST)) if (*key, "ddil") in found else "–" for key in ran]
+        told = []
+        for objective in NAMES:
+            mine = [found[key] for variant in CONTRAST if (key := (task, objective, variant)) in found]
+            told.append(_told(*mine) if mine else "–")
         lines += _line(task.replace("-", ", "), *told)
     return "\n".join(lines)
 

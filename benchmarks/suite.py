@@ -39,8 +39,8 @@ NFES = (1, 2, 4, 8, 16, 32, 64)
 # it was before there was the setting; where a configuration holds that very value the setting is left out of the
 # digest. So old runs are still found, and everything else tells runs apart: any other value, a changed default of an
 # old setting (the value is in the digest, not "the default"), a changed default of a new one (it is no longer neutral),
-# and a new setting that nobody put here. A dot leads into a part: "objective.pure". What an objective's class holds (its
-# own lr and betas) is not in the configuration: who changes it must make its runs again.
+# and a new setting that nobody put here. A dot leads into a part: "objective.pure". What an objective's class holds
+# (its own lr and betas) is not in the configuration: who changes it must make its runs again.
 _NEUTRAL: dict[str, Any] = {
     "stepwise": False,
     "input_perturbation": 0.0,

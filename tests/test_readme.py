@@ -110,7 +110,7 @@ def test_a_readme_without_a_place_is_refused() -> None:
 def test_the_study_s_command_is_that_of_its_results() -> None:
     words = next(words for words in commands() if words[:2] == ["bench", "study"])
     options = dict(zip(words[2::2], words[3::2], strict=True))
-    asked = study.Suite(options["--blocks"].split(","), int(options["--seeds"]), int(options["--few_seeds"]))
+    asked = study.Suite(options["--blocks"].split(","), int(options["--seeds"]))
     assert dataclasses.asdict(asked) == Results.load(ROOT / readme.KEPT / "study").settings
 
 
