@@ -61,7 +61,7 @@ def scatter_panels(
         if np.ndim(points) != 2 or np.shape(points)[1] != 2:
             raise Refusal(f"panel {title!r} must be (n, 2) points; got shape {np.shape(points)}. Pick two coordinates.")
     half = half or half_width(panels.values())
-    figure, grid = _grid(len(panels), min(columns, len(panels)), 2.3, 2.5)
+    figure, grid = make_grid(len(panels), min(columns, len(panels)), 2.3, 2.5)
     for axes, (title, points) in zip(grid, panels.items(), strict=True):
         _dots(axes, points, 3, (colours or {}).get(title, "#555555"), 0.4)
         _square(axes, title, half)
@@ -82,7 +82,7 @@ def chain_panels(chains: Mapping[str, Points], truth: Points) -> Figure:
     A ring marks the noise a chain starts from, a dot where it ends. Names of :data:`ROLES` and :data:`VARIANTS` have
     their colour; "expert" is the role.
     """
-    figure, grid = _grid(len(chains), len(chains), 3.1, 3.3)
+    figure, grid = make_grid(len(chains), len(chains), 3.1, 3.3)
     half = half_width([truth, *(paths.reshape(-1, 2) for paths in chains.values())])
     for axes, (name, paths) in zip(grid, chains.items(), strict=True):
         colour = (VARIANTS | ROLES).get(name, "#555555")
@@ -108,7 +108,7 @@ def loss_by_step(panels: Mapping[str, Mapping[str, StepLosses]]) -> Figure:
     Solid is the loss on the student's own states, dashed on forward states; lines are means over seeds, bands run from
     the least to the greatest seed.
     """
-    figure, grid = _grid(len(panels), len(panels), 3.2, 3.0, sharey=True)
+    figure, grid = make_grid(len(panels), len(panels), 3.2, 3.0, sharey=True)
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):
         for variant, losses in variants.items():
             colour = VARIANTS.get(variant, "#555555")
@@ -116,7 +116,7 @@ def loss_by_step(panels: Mapping[str, Mapping[str, StepLosses]]) -> Figure:
             _band(axes, losses.t, losses.own, colour, f"{variant}: own states", "-")
         _time_axis(axes, title)
     grid[0].set_ylabel("imitation loss")
-    _legend_below(figure, grid[:1])
+    legend_below(figure, grid[:1])
     return figure
 
 
@@ -134,7 +134,7 @@ def quality_by_nfe(
         floor: quality of real samples, drawn as a line; smaller is better.
         ylabel: what quality is, with its unit.
     """
-    figure, grid = _grid(len(panels), len(panels), 3.2, 3.2, sharey=True)
+    figure, grid = make_grid(len(panels), len(panels), 3.2, 3.2, sharey=True)
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):
         axes.plot(list(expert), list(expert.values()), "o-", ms=4, color=ROLES["expert"], label="the expert")
         if floor is not None:
@@ -144,12 +144,12 @@ def quality_by_nfe(
             _points(axes, [steps * dodge for steps in points], list(points.values()), variant)
         axes.set_xscale("log", base=2)
         axes.set_yscale("symlog", linthresh=max(abs(floor or 0.0), 1e-4))
-        _dress(axes, title, "network evaluations a sample")
+        dress(axes, title, "network evaluations a sample")
         ticks = sorted({*expert, *(steps for points in variants.values() for steps in points)})
         axes.set_xticks(ticks, [str(steps) for steps in ticks])
         axes.minorticks_off()
     grid[0].set_ylabel(ylabel)
-    _legend_below(figure, grid)
+    legend_below(figure, grid)
     return figure
 
 
@@ -158,7 +158,7 @@ def shift_figure(rows: Sequence[StepShift]) -> Figure:
     titles = {"loss": "imitation loss", "energy": "energy distance (units of x)", "sliced_w2": "sliced W2 (units of x)"}
     if any(math.isfinite(row.accuracy_forward) for row in rows):
         titles["accuracy"] = "two-sample classifier, 0.5 = chance"
-    figure, grid = _grid(len(titles), len(titles), 3.2, 3.0)
+    figure, grid = make_grid(len(titles), len(titles), 3.2, 3.0)
     laws = [("forward", "data"), ("expert", "expert"), ("own", "student")]
     for axes, (name, title) in zip(grid, titles.items(), strict=True):
         for law, role in laws if name == "loss" else laws[:2]:
@@ -176,7 +176,7 @@ def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     Each round maps ``loss_forward`` and ``loss_own`` (lists over steps, perhaps empty), ``heldout`` and ``beta``.
     Rounds are counted as they come: their ``number`` starts anew with every stage of progressive distillation.
     """
-    figure, (forward, own, heldout) = _grid(3, 3, 3.2, 3.0)
+    figure, (forward, own, heldout) = make_grid(3, 3, 3.2, 3.0)
     own.sharey(forward)
     x = np.arange(1, len(rounds) + 1)
     for axes, name in ((forward, "loss_forward"), (own, "loss_own")):
@@ -185,9 +185,9 @@ def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
         for step, (values, shade) in enumerate(zip(steps, shades, strict=True), start=1):
             axes.plot(x, values, ".-", color=shade, label=f"step {step}")
         _log(axes)
-        _dress(axes, f"imitation loss on {name.removeprefix('loss_')} states", "round")
+        dress(axes, f"imitation loss on {name.removeprefix('loss_')} states", "round")
     heldout.plot(x, _numbers([done["heldout"] for done in rounds]), ".-", color=ROLES["student"], label="held-out loss")
-    _dress(heldout, "objective's loss, held-out states", "round")
+    dress(heldout, "objective's loss, held-out states", "round")
     if any(done["beta"] for done in rounds):
         share = heldout.twinx()
         share.fill_between(x, _numbers([done["beta"] for done in rounds]), color=ROLES["data"], alpha=0.25, linewidth=0)
@@ -220,7 +220,7 @@ def to_data_uri(figure: Figure, dpi: int = 130) -> str:
     return "data:image/png;base64," + base64.b64encode(image.getvalue()).decode("ascii")
 
 
-def _grid(count: int, columns: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+def make_grid(count: int, columns: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """Make ``count`` axes in rows of ``columns``, each of that size in inches."""
     if count == 0:
         raise Refusal("there is nothing to draw. Pass at least one panel.")
@@ -243,7 +243,8 @@ def _square(axes: Axes, title: str, half: float) -> None:
     axes.spines[:].set_color("#CCCCCC")
 
 
-def _dress(axes: Axes, title: str, xlabel: str) -> None:
+def dress(axes: Axes, title: str, xlabel: str) -> None:
+    """Give axes their title, the name of x, faint lines to read heights by, and no frame."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(xlabel)
     axes.tick_params(labelsize=9)
@@ -253,7 +254,7 @@ def _dress(axes: Axes, title: str, xlabel: str) -> None:
 
 
 def _time_axis(axes: Axes, title: str, log: bool = True) -> None:
-    _dress(axes, title, "time t (noise 1 → data 0)")
+    dress(axes, title, "time t (noise 1 → data 0)")
     low, high = sorted(axes.get_xlim())
     axes.set_xlim(high, low)
     if log:
@@ -280,7 +281,7 @@ def _points(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], varia
     axes.errorbar(x, mean, yerr=reach, fmt="D", ms=5, capsize=3, color=VARIANTS.get(variant, "#555555"), label=variant)
 
 
-def _legend_below(figure: Figure, grid: Sequence[Axes]) -> None:
+def legend_below(figure: Figure, grid: Sequence[Axes]) -> None:
     """One legend under all panels, each label once."""
     known = {label: mark for axes in grid for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     labels = sorted(known, key=[*(label for label in known if label not in VARIANTS), *VARIANTS].index)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dagdiff.checks import Refusal
 from dagdiff.metrics.intervention import Intervention
-from dagdiff.plots import ROLES
+from dagdiff.plots import ROLES, dress
 
 
 def intervention_figure(rows: Sequence[Intervention]) -> Figure:
@@ -43,8 +43,4 @@ def intervention_figure(rows: Sequence[Intervention]) -> Figure:
 def _draw(axes: Axes, x: Sequence[float], rows: Sequence[Intervention], title: str, xlabel: str) -> None:
     heights, bars = [row.energy for row in rows], [2.0 * row.error for row in rows]
     axes.errorbar(x, heights, yerr=bars, fmt="o-", ms=4, capsize=3, color="#0072B2")
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(xlabel)
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#EEEEEE")
+    dress(axes, title, xlabel)

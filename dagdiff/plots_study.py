@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from dagdiff.checks import Refusal, check_shares
 from dagdiff.metrics.statistics import Interval
-from dagdiff.plots import ROLES, VARIANTS
+from dagdiff.plots import ROLES, VARIANTS, dress, legend_below, make_grid
 
 Shares = tuple[float, float, float]
 """Parts of a batch: forward, student, expert states."""
@@ -27,28 +27,28 @@ def overview_figure(
     """Draw a line a task and a panel an objective: each variant's quality with its interval, and the expert's.
 
     Args:
-        panels: title -> task -> variant -> quality, smaller is better; all panels have the same tasks.
+        panels: title -> task -> variant -> quality, smaller is better; a panel may lack a task.
         expert: task -> the expert's quality.
         xlabel: what quality is.
     """
     tasks = list(expert)
-    figure, grid = _panels(len(panels), 3.6, 1.1 + 0.26 * len(tasks), sharey=True)
+    figure, grid = make_grid(len(panels), len(panels), 3.6, 1.1 + 0.26 * len(tasks), sharey=True)
     for axes, (title, found) in zip(grid, panels.items(), strict=True):
         axes.plot(
             [expert[task] for task in tasks], range(len(tasks)), "|", ms=11, color=ROLES["expert"], label="expert"
         )
         for variant in dict.fromkeys(variant for each in found.values() for variant in each):
-            rows = [place for place, task in enumerate(tasks) if variant in found[task]]
+            rows = [place for place, task in enumerate(tasks) if variant in found.get(task, {})]
             means, low, high = (np.array(x) for x in zip(*(found[tasks[row]][variant] for row in rows), strict=True))
             style: dict[str, Any] = {"fmt": "o", "ms": 4.5, "elinewidth": 1, "color": VARIANTS.get(variant, "#555555")}
             axes.errorbar(means, rows, xerr=(means - low, high - means), label=variant, **style)
         axes.set_yticks(range(len(tasks)), tasks)
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.margins(x=0.08)
-        _dress(axes, title, xlabel)
+        dress(axes, title, xlabel)
         axes.tick_params(axis="x", labelsize=7)
     grid[0].invert_yaxis()
-    _legend_below(figure, grid[0], 4)
+    legend_below(figure, grid)
     return figure
 
 
@@ -58,7 +58,7 @@ def shares_figure(panels: Mapping[str, Mapping[Shares, float]]) -> Figure:
     Args:
         panels: title -> shares -> quality, smaller is better; at least three mixtures that are not on one line.
     """
-    figure, grid = _panels(len(panels), 3.4, 3.3)
+    figure, grid = make_grid(len(panels), len(panels), 3.4, 3.3)
     for axes, (title, found) in zip(grid, panels.items(), strict=True):
         for shares in found:
             check_shares(shares)
@@ -95,7 +95,7 @@ def growth_figure(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, In
     Args:
         panels: title -> variant -> K -> e, the mean loss a step on forward states, and the summed loss on own states.
     """
-    figure, grid = _panels(len(panels), 3.4, 3.3)
+    figure, grid = make_grid(len(panels), len(panels), 3.4, 3.3)
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):
         for variant, found in variants.items():
             colour, counts = VARIANTS.get(variant, "#555555"), sorted(found)
@@ -110,15 +110,15 @@ def growth_figure(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, In
         ticks = sorted({steps for found in variants.values() for steps in found})
         axes.set_xticks(ticks, [str(steps) for steps in ticks])
         axes.minorticks_off()
-        _dress(axes, title, "student steps K")
+        dress(axes, title, "student steps K")
     grid[0].set_ylabel("loss summed over the chain")
-    _legend_below(figure, grid[0], 3)
+    legend_below(figure, grid)
     return figure
 
 
 def thresholds_figure(panels: Mapping[str, Mapping[str, Interval]], label: str = "energy distance") -> Figure:
     """Draw what each threshold makes of a training: title -> threshold -> quality; the line is the first one's mean."""
-    figure, grid = _panels(len(panels), 3.2, 2.6, sharey=True)
+    figure, grid = make_grid(len(panels), len(panels), 3.2, 2.6, sharey=True)
     for axes, (title, found) in zip(grid, panels.items(), strict=True):
         means, low, high = (np.array(values) for values in zip(*found.values(), strict=True))
         axes.errorbar(range(len(found)), means, (means - low, high - means), fmt="D", ms=5, capsize=3, color="#0072B2")
@@ -126,7 +126,7 @@ def thresholds_figure(panels: Mapping[str, Mapping[str, Interval]], label: str =
         axes.set_xticks(range(len(found)), list(found), rotation=30)
         axes.margins(x=0.12)
         _log(axes)
-        _dress(axes, title, "")
+        dress(axes, title, "")
     grid[0].set_ylabel(label)
     return figure
 
@@ -139,7 +139,7 @@ def laws_figure(rounds: Sequence[Mapping[str, Sequence[float]]]) -> Figure:
     if not rounds or not rounds[0]["loss_own"]:
         raise Refusal("there is no round with measured losses. Run with heldout above 0.")
     steps = len(rounds[0]["loss_own"])
-    figure, grid = _panels(steps, 2.6, 2.7, sharey=True)
+    figure, grid = make_grid(steps, steps, 2.6, 2.7, sharey=True)
     laws = {"loss_forward": ("forward", "data"), "loss_own": ("own", "student"), "loss_expert": ("expert", "expert")}
     for step, axes in enumerate(grid):
         for name, (law, role) in laws.items():
@@ -148,21 +148,21 @@ def laws_figure(rounds: Sequence[Mapping[str, Sequence[float]]]) -> Figure:
                 x = range(1, len(values) + 1)
                 axes.plot(x, values, ".-", color=ROLES[role], label=f"on {law} states")
         _log(axes)
-        _dress(axes, f"step {step + 1} of {steps}", "round")
+        dress(axes, f"step {step + 1} of {steps}", "round")
     grid[0].set_ylabel("imitation loss")
-    _legend_below(figure, grid[0], 3)
+    legend_below(figure, grid)
     return figure
 
 
 def amplification_figure(panels: Mapping[str, Mapping[float, float]]) -> Figure:
     """Draw by how much each step amplifies an error in its state: name -> t -> factor; above 1 errors grow."""
-    figure, (axes,) = _panels(1, 4.2, 3.0)
+    figure, (axes,) = make_grid(1, 1, 4.2, 3.0)
     for name, found in panels.items():
         colour = (VARIANTS | ROLES).get(name, "#555555")
         axes.plot(list(found), list(found.values()), "o-", ms=4, color=colour, label=name)
     axes.axhline(1.0, color=ROLES["data"], linestyle=":")
     _log(axes)
-    _dress(axes, "error out / error in, by step", "time t (noise 1 → data 0)")
+    dress(axes, "error out / error in, by step", "time t (noise 1 → data 0)")
     axes.invert_xaxis()
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -180,28 +180,8 @@ def _levels(values: Any) -> Any:
     return np.geomspace(low, high, 12) if low > 0 else np.linspace(low, high, 12)
 
 
-def _panels(count: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    if count == 0:
-        raise Refusal("there is nothing to draw. Pass at least one panel.")
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, list(figure.subplots(1, count, sharey=sharey, squeeze=False)[0])
-
-
-def _dress(axes: Axes, title: str, xlabel: str) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(xlabel)
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#EEEEEE")
-
-
 def _log(axes: Axes) -> None:
     """Make the height logarithmic, if all of it is above 0."""
     heights = [float(value) for line in axes.lines for value in np.ravel(line.get_ydata())]
     if heights and min((value for value in heights if math.isfinite(value)), default=0.0) > 0.0:
         axes.set_yscale("log")
-
-
-def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    marks, labels = axes.get_legend_handles_labels()
-    figure.legend(marks, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False, fontsize=8)

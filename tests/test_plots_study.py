@@ -72,6 +72,14 @@ def test_the_overview_has_a_line_a_task() -> None:
     assert np.allclose(axes.lines[1].get_data(), [[0.1, 0.3], [0, 1]])
 
 
+def test_the_overview_names_every_variant_and_leaves_out_what_was_not_run() -> None:
+    one, two = Interval(0.1, 0.05, 0.2), Interval(0.3, 0.2, 0.4)
+    panels = {"PD": {"a": {"ddil": one}, "b": {"ddil": two}}, "DMD2": {"b": {"ddil": one, "base": two}}}
+    figure = plots_study.overview_figure(panels, {"a": 0.01, "b": 0.02}, "energy distance")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"expert", "ddil", "base"}
+    assert np.allclose(figure.axes[1].lines[1].get_data(), [[0.1], [1]])
+
+
 def test_refusals() -> None:
     with pytest.raises(Refusal, match="three mixtures that are not on one line"):
         plots_study.shares_figure({"PD": {(1.0, 0.0, 0.0): 1.0, (0.5, 0.5, 0.0): 1.0, (0.0, 1.0, 0.0): 1.0}})
