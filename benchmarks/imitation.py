@@ -28,9 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.suite import Cell, check_settings, open_results, run_cells
-from dagdiff.benchmarks.tasks import task_names
-from dagdiff.checks import Refusal, check_at_least, check_in
+from dagdiff.benchmarks.suite import Cell, check_choices, open_results, run_cells
 from dagdiff.config import Config, configure
 
 FORWARD, MIXED = [1.0, 0.0, 0.0], [0.25, 0.5, 0.25]
@@ -105,16 +103,7 @@ def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
 
 def cells(suite: Suite) -> Iterator[Cell]:
     """Yield the suite's runs; refuse unknown names before the first."""
-    check_at_least("seeds", suite.seeds, 1)
-    for steps in suite.steps:
-        check_at_least("steps", steps, 1)
-    for name in ("tasks", "students", "objectives", "variants", "steps"):
-        if not getattr(suite, name):
-            raise Refusal(f"--{name} is empty. Name at least one, or leave the option away.")
-    check_settings(suite.settings, _OWN)
-    for name, values, known in (("task", suite.tasks, task_names()), ("variant", suite.variants, VARIANTS)):
-        for value in values:
-            check_in(name, value, known)
+    check_choices(suite, VARIANTS, _OWN)
     for task in suite.tasks:
         for student in suite.students:
             for objective in suite.objectives:

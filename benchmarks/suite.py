@@ -9,7 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import platform
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -21,8 +21,9 @@ import torch
 from tqdm import tqdm
 
 from dagdiff import __version__
+from dagdiff.benchmarks.tasks import task_names
 from dagdiff.checkpoint import load_json, save_arrays, save_json
-from dagdiff.checks import Refusal, check_at_least
+from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import Config
 from dagdiff.dagger import NonFiniteLoss
 from dagdiff.experiment import Experiment
@@ -253,6 +254,26 @@ def check_settings(settings: Mapping[str, Any], own: Mapping[str, str]) -> None:
     """Refuse settings that are the suite's own to set; ``own`` maps each to its cure."""
     for name in set(settings) & set(own):
         raise Refusal(f"--settings may not hold {name!r}: the suite sets it. {own[name]}")
+
+
+def check_choices(suite: Any, variants: Iterable[str], own: Mapping[str, str]) -> None:
+    """Refuse a suite's options before its first run: an empty list, an unknown task or variant, steps or seeds below 1.
+
+    Args:
+        suite: options with ``tasks``, ``variants``, ``steps``, ``seeds`` and ``settings``.
+        variants: the known ones.
+        own: as in :func:`check_settings`.
+    """
+    check_at_least("seeds", suite.seeds, 1)
+    for steps in suite.steps:
+        check_at_least("steps", steps, 1)
+    for name, value in vars(suite).items():
+        if value == []:
+            raise Refusal(f"--{name} is empty. Name at least one, or leave the option away.")
+    check_settings(suite.settings, own)
+    for name, values, known in (("task", suite.tasks, task_names()), ("variant", suite.variants, variants)):
+        for value in values:
+            check_in(name, value, known)
 
 
 def spelled(words: Sequence[str], suite: type) -> Iterator[str]:

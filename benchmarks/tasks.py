@@ -9,7 +9,6 @@ your own follow the same rule.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dagdiff.checkpoint import load_weights, save_weights
+from dagdiff.checkpoint import cache_folder, load_weights, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.envs.toy2d import SETS, WORLDS, Matched, World, world
 from dagdiff.policies.gaussian import GaussianMixtureExpert
@@ -165,11 +164,6 @@ def box_threshold(task: Task) -> StaticThreshold:
 def quantile_threshold(task: Task, quantile: float = 0.999, points: int = 20_000) -> QuantileBox:
     """Clamp each axis to the central ``quantile`` of samples of the whole world."""
     return QuantileBox.estimate(task.world.sample(points, torch.Generator().manual_seed(0)), quantile)
-
-
-def cache_folder() -> Path:
-    """Where teachers are cached: ``$DAGDIFF_CACHE``, else ``~/.cache/dagdiff``."""
-    return Path(os.environ.get("DAGDIFF_CACHE") or Path.home() / ".cache" / "dagdiff")
 
 
 def _mlp(task: Task, width: int, depth: int, prediction: str, seed: int) -> Student:

@@ -86,6 +86,11 @@ def load_weights(path: Path, module: nn.Module) -> None:
         ) from None
 
 
+def cache_folder() -> Path:
+    """Where trained teachers and data are kept between runs: ``$DAGDIFF_CACHE``, else ``~/.cache/dagdiff``."""
+    return Path(os.environ.get("DAGDIFF_CACHE") or Path.home() / ".cache" / "dagdiff")
+
+
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 

@@ -23,6 +23,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import avg_pool2d
 
+from dagdiff.checkpoint import cache_folder
 from dagdiff.checks import Refusal
 from dagdiff.envs.toy2d import Points
 
@@ -197,7 +198,7 @@ SETS: dict[str, Callable[[ImageWorld], Points]] = {"matched": matched, "scarce":
 def _fashion_folder(folder: Path | None) -> Path:
     """A folder that was named is the only one looked into."""
     named = folder or os.environ.get("DAGDIFF_FASHION_MNIST")
-    cache = Path(os.environ.get("DAGDIFF_CACHE") or Path.home() / ".cache" / "dagdiff") / "fashion-mnist"
+    cache = cache_folder() / "fashion-mnist"
     places = [Path(named)] if named else [Path("/usr/share/datasets/fashion-mnist"), cache]
     for place in places:
         if (place / "train-images-idx3-ubyte.gz").exists():

@@ -9,7 +9,6 @@ import torch
 from dagdiff.benchmarks.tasks import (
     Teacher,
     box_threshold,
-    cache_folder,
     exact_expert,
     fresh_student,
     learned_expert,
@@ -18,6 +17,7 @@ from dagdiff.benchmarks.tasks import (
     student_from_teacher,
     task_names,
 )
+from dagdiff.checkpoint import cache_folder
 from dagdiff.checks import Refusal
 from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule
 
