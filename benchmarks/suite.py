@@ -1,8 +1,8 @@
 """Running a suite: every cell once, in fresh processes, each result kept as soon as it is there, and no run done twice.
 
 A suite is a module with a dataclass ``Suite`` of its options, ``QUICK`` (one of them), ``cells(suite)`` and
-``run(suite, out, workers)``; ``dagdiff.cli`` lists them by name. A *cell* is one configuration under the name of a
-variant. Cells with equal configurations are one run, listed under each name.
+``run(suite, out, workers)``; ``dagdiff.commands.bench`` lists them by name. A *cell* is one configuration under the
+name of a variant. Cells with equal configurations are one run, listed under each name.
 """
 
 import hashlib

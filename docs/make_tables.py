@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 
 from dagdiff import cli, config
+from dagdiff.commands.bench import SUITES
 from dagdiff.parts import HELP, PARTS, resolve
 
 HERE = Path(__file__).resolve().parent
@@ -46,7 +47,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 def commands() -> dict[str, str]:
     """The options of each command, the parts of a run, and the options of each part."""
     tables = {name: options(_plain(parser(name))) for name in COMMANDS if name != "bench"}
-    for suite in cli.SUITES:
+    for suite in SUITES:
         tables[f"bench {suite}"] = options(_plain(parser("bench", [suite])))
     rows = [f"| `--{part}` | {_cell(HELP[part])} | {_default(part)} |" for part in PARTS]
     tables["parts"] = "| part | what it is | default |\n|---|---|---|\n" + "\n".join(rows) + "\n"
@@ -65,7 +66,7 @@ def parser(command: str, words: Sequence[str] = ()) -> Any:
 
     with patch.object(config, "read", seen):
         try:
-            cli.COMMANDS[command](list(words))
+            cli.find(command)(list(words))
         except _Seen as found:
             return found.args[0]
     raise RuntimeError(f"{command} read no words")

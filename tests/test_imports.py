@@ -45,11 +45,12 @@ ROOMS = (
     "config",
     "experiment",
     "run",
+    "commands",
     "cli",
 )
 WINGS = ("envs", "policies", "benchmarks")  # top-level folders, installed as dagdiff.<wing>
 OUTSIDE = ("tests", "notebooks")  # nothing imports these
-MAY_IMPORT_WINGS = ("config", "experiment", "run", "cli")
+MAY_IMPORT_WINGS = ("config", "experiment", "run", "commands", "cli")
 WINGS_OF = {"envs": ("envs",), "policies": ("policies",), "benchmarks": WINGS}
 HEAVY = ("torch", "torchrl", "tensordict", "diffusers", "matplotlib")
 

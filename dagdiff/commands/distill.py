@@ -1,0 +1,40 @@
+"""``dagdiff distill``: the whole of a run, from its settings to its folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from dagdiff import config, run
+from dagdiff.commands import check_given
+from dagdiff.experiment import Experiment
+
+
+def distill(words: Sequence[str]) -> None:
+    """Distil a teacher into a few-step student, and keep the run in a folder.
+
+    A part's own options follow its name: --objective distribution --objective.gan_weight 1e-3.
+    """
+    words = config.spelled(words)
+    parser = config.build_parser(words, "dagdiff distill")
+    parser.description = distill.__doc__
+    parser.add_argument("--out", type=Path | None, default=None, help="the folder to fill; it must be new or empty")
+    parser.add_argument("--logger", default="csv", help="csv, tensorboard, wandb (offline) or mlflow")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; later options win")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
+    if {"-h", "--help"} & set(words):
+        print(config.help_text(parser), end="")
+        return
+    given = config.read(parser, [word for word in words if word != "--print_config"])
+    config.check_settings(given)
+    out, logger = given.pop("out"), given.pop("logger")
+    given.pop("config"), given.pop("print_config")
+    chosen = config.plain(given, parser)
+    if "--print_config" in words:
+        print(yaml.safe_dump(chosen, sort_keys=False), end="")
+        return
+    run.check_folder(check_given(out, "--out"))
+    found = run.distil(Experiment.build(chosen), out, logger=logger)["metrics"]
+    print(f"energy distance {found['energy']:.4g}, W2 {found['w2']:.3g}")
+    print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
+    print(f"the run is kept in {out}")

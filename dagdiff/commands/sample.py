@@ -1,0 +1,30 @@
+"""``dagdiff sample``: points from the student of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dagdiff import config, plots, run
+from dagdiff.checkpoint import save_arrays
+from dagdiff.checks import Refusal, check_at_least
+from dagdiff.commands import make_parser
+
+
+def sample(words: Sequence[str]) -> None:
+    """Draw points from the student of a run; writes FILE.npz (x: points, noise: where they started) and FILE.png."""
+    parser = make_parser("sample", sample)
+    parser.add_argument("folder", type=Path, help="the folder of a run")
+    parser.add_argument("--num", type=int, default=2000, help="how many points")
+    parser.add_argument("--seed", type=int, default=0, help="of start noise and fresh noise")
+    parser.add_argument("--out", type=Path, default=Path("samples.npz"), help="the .npz file to write")
+    parser.add_argument("--weights", default="student", help="student (the last round's) or best")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    given = config.read(parser, words)
+    check_at_least("num", given.num, 1)
+    if given.out.suffix != ".npz" or given.out.is_dir():
+        raise Refusal(f"--out {given.out} must be a .npz file, no folder. Pass e.g. --out samples.npz.")
+    experiment = run.load(given.folder, given.device, given.weights)
+    points = experiment.sample(given.num, given.seed)
+    noise, condition, _ = experiment.start(given.num, given.seed)
+    save_arrays(given.out, x=points, noise=noise, **({} if condition is None else {"condition": condition}))
+    plots.save(plots.scatter_panels({"student": points.numpy(force=True)}), given.out.with_suffix(".png"))
+    print(f"{given.num} points in {given.out}, drawn in {given.out.with_suffix('.png')}")
