@@ -19,7 +19,7 @@ differ in states and in formulas alone; the last is what a user gets who names n
 (rectified flow, the only one that ModelOpt knows), the learned teacher, the student and fake score that start from it,
 both optimisers with clipping and learning-rate ramp, batch, updates, critic updates, the range of tau (uniform), the
 grid, and the law by which students are sampled (fresh noise each step, ModelOpt's "sde"). ModelOpt leaves the loop to
-its user; :func:`modelopt` is that loop, as bare as can be.
+its user; ours for it is :mod:`dagdiff.benchmarks.modelopt_dmd2`.
 
 *Different*, because it is what ModelOpt does (``tests/test_peers.py`` holds the formulas):
 
@@ -30,14 +30,13 @@ its user; :func:`modelopt` is that loop, as bare as can be.
   once a round, keep what was visited, and a batch holds all times.
 * It perturbs and converts in float64.
 
-Times are CPU time of an update of the student together with its critic updates, roll-ins included. The columns of a
-task and seed train in turns, a round each, on one thread, so that whatever else the machine does slows all alike.
+Times are CPU time of an update of the student together with its critic updates, roll-ins included; the columns of a
+task and seed train in turns (:mod:`dagdiff.benchmarks.race`).
 """
 
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -45,78 +44,24 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dagdiff.benchmarks import modelopt_dmd2
+from dagdiff.benchmarks.race import Racer, Training, race
 from dagdiff.benchmarks.suite import Cell, check_settings, open_results, refer
 from dagdiff.benchmarks.tasks import Task, Teacher, task_names
-from dagdiff.checkpoint import load_json, save_arrays, save_json, save_text
+from dagdiff.checkpoint import load_json, save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import configure
 from dagdiff.experiment import Experiment
 from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.results import Results, Row, summarise, write_summary
-from dagdiff.shapes import Denoiser
 
 
 def ours(it: Experiment) -> Iterator[tuple[int, int]]:
-    """Train the experiment's student by our own loop; yield after each round what student and expert were asked."""
+    """Train the experiment's student by our own loop; yield after each round the NFE of student and expert so far."""
     for _, done in it.rounds():
         yield done.nfe_student, done.nfe_expert
-
-
-def modelopt(it: Experiment, backward_simulation: bool) -> Iterator[tuple[int, int]]:
-    """Train the experiment's student by ModelOpt's losses, with our loop's networks, optimisers and data.
-
-    Yields as often as our loop does. ModelOpt draws its times and noise from torch's global stream.
-    """
-    loop = it._loop(it.expert, it.settings.steps)
-    critic: Any = loop.objective  # begun: it holds the fake score and its optimiser
-    networks = Asked(it.student), Asked(it.expert), Asked(critic.fake)
-    pipeline = _fastgen().DMDPipeline(*networks, modelopt_config(it, backward_simulation))
-
-    def batch() -> tuple[Tensor, Tensor]:
-        x0 = loop.data.sample(loop.batch_size, loop.generator)
-        return x0, torch.randn(x0.shape, generator=loop.generator)
-
-    it.student.register_forward_hook(loop._count)
-    for _ in range(loop.rounds):
-        losses = []
-        for _ in range(loop.updates_per_round):
-            for _ in range(critic.critic_updates):
-                critic.optimiser.zero_grad(set_to_none=True)
-                pipeline.compute_fake_score_loss(*batch())["total"].backward()
-                nn.utils.clip_grad_norm_(critic.critic.parameters(), 10.0)
-                critic.optimiser.step()
-            losses.append(pipeline.compute_student_loss(*batch())["total"])
-            loop._step(losses[-1])
-        loop._checked({"loss": torch.stack(losses).detach()})
-        yield loop.nfe_student, it.expert.nfe
-
-
-def modelopt_config(it: Experiment, backward_simulation: bool) -> Any:
-    """Say the experiment's settings in ModelOpt's words; what it leaves open keeps ModelOpt's default."""
-    fastgen, (low, high) = _fastgen(), it.settings.objective.tau
-    times = fastgen.SampleTimestepConfig(time_dist_type="uniform", min_t=low, max_t=high, t_list=it.times.tolist())
-    return fastgen.DMDConfig(
-        pred_type="x0",
-        sample_t_cfg=times,
-        student_sample_steps=len(it.times) - 1,
-        student_sample_type="sde",
-        backward_simulation=backward_simulation,
-    )
-
-
-class Asked(nn.Module):
-    """A denoiser asked as ModelOpt asks: by keyword, with diffusers' names. It answers with x0 (``pred_type="x0"``)."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
-        """Return the guess of x0, ``(B, *D)``."""
-        return self.denoiser(hidden_states, timestep)
 
 
 def flow_expert(task: Task) -> nn.Module:
@@ -139,7 +84,7 @@ class Column(NamedTuple):
     """A variant: the shares (forward, student, expert) of its states, what trains it, and its settings."""
 
     shares: tuple[float, float, float]
-    train: Callable[[Experiment], Iterator[tuple[int, int]]] = ours
+    train: Training = ours
     settings: dict[str, Any] = PUBLISHED
     peer: bool = False
 
@@ -148,8 +93,8 @@ VARIANTS = {
     "forward": Column((1.0, 0.0, 0.0)),
     "student": Column((0.0, 1.0, 0.0)),
     "ddil": Column((0.25, 0.5, 0.25)),
-    "modelopt-forward": Column((1.0, 0.0, 0.0), partial(modelopt, backward_simulation=False), peer=True),
-    "modelopt-student": Column((0.0, 1.0, 0.0), partial(modelopt, backward_simulation=True), peer=True),
+    "modelopt-forward": Column((1.0, 0.0, 0.0), partial(modelopt_dmd2.train, backward_simulation=False), peer=True),
+    "modelopt-student": Column((0.0, 1.0, 0.0), partial(modelopt_dmd2.train, backward_simulation=True), peer=True),
     "default": Column(DistributionMatching.shares, settings={"objective": "distribution"}),
 }
 
@@ -220,16 +165,16 @@ def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
         raise Refusal(f"--workers must be 1, for this suite measures time; got {workers}. Leave the option away.")
     results, wanted = open_results(out, "peers"), list(cells(suite))
     if any(VARIANTS[name].peer for name in suite.variants):
-        _fastgen()
+        modelopt_dmd2.library()
     results |= {"settings": asdict(suite), "failures": {}}
     for (task, _), racers in groupby(wanted, lambda cell: (cell.config["task"], cell.config["seed"])):
-        columns = list(racers)
-        keys = {key(cell) for cell in columns}
-        if results["references"].get(task, {}).get("yardstick") != columns[0].yardstick:
-            results["references"][task] = refer(columns[0], out)
-        if not keys <= {record["config"] for record in results["records"]}:
-            others = [record for record in results["records"] if record["config"] not in keys]
-            results["records"] = others + race(columns, out)
+        columns = {key(cell): cell for cell in racers}
+        first = next(iter(columns.values()))
+        if results["references"].get(task, {}).get("yardstick") != first.yardstick:
+            results["references"][task] = refer(first, out)
+        if not set(columns) <= {record["config"] for record in results["records"]}:
+            others = [record for record in results["records"] if record["config"] not in columns]
+            results["records"] = others + race([racer(cell) for cell in columns.values()], out)
         save_json(out / "results.json", results)
     save_text(out / "table.txt", table(out))
     return results
@@ -240,53 +185,9 @@ def key(cell: Cell) -> str:
     return f"{cell.key}-modelopt-{version('nvidia-modelopt')}" if VARIANTS[cell.variant].peer else cell.key
 
 
-def race(racers: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
-    """Train all columns in turns, a round each; return their records, times as ratios to the first column's too."""
-    torch.set_num_threads(1)
-    columns = [Racer(cell) for cell in racers]
-    for number in range(racers[0].config["rounds"]):
-        for place in range(len(columns)):
-            columns[(number + place) % len(columns)].turn()  # nobody always comes after the same one
-    records = [column.record(out) for column in columns]
-    return [{**record, "ratio": record["milliseconds"] / records[0]["milliseconds"]} for record in records]
-
-
-class Racer:
-    """One column under way, with a global random stream of its own, so that the others' turns change nothing in it."""
-
-    def __init__(self, cell: Cell) -> None:
-        with torch.random.fork_rng(devices=[]):
-            self.cell, self.it = cell, Experiment.build(cell.config)
-        self.training = VARIANTS[cell.variant].train(self.it)
-        self.nfe, self.wall, self.cpu = (0, 0), 0.0, list[float]()
-        self.random = torch.Generator().manual_seed(self.it.settings.seed).get_state()
-
-    def turn(self) -> None:
-        """Train for a round."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.random)
-            wall, cpu = time.perf_counter(), time.process_time()
-            self.nfe = next(self.training)
-            self.cpu.append(time.process_time() - cpu)
-            self.wall += time.perf_counter() - wall
-            self.random = torch.get_rng_state()
-
-    def record(self, out: Path) -> dict[str, Any]:
-        """End the training and score the student, as :func:`dagdiff.benchmarks.suite.run_cell` does.
-
-        ``milliseconds`` of CPU an update are the median over rounds, but for the first, which also builds things.
-        """
-        with torch.random.fork_rng(devices=[]):
-            list(self.training)
-        chosen, file = self.it.settings, f"samples/{key(self.cell)}.npz"
-        metrics, by_step = self.it.measure(chosen.seed)
-        points, chains = self.it.sample(chosen.samples, chosen.seed), self.it.chains(64, chosen.seed)
-        save_arrays(out / file, x=points, chains=chains)
-        a_round = statistics.median(self.cpu[1:] or self.cpu)
-        cost = {"nfe_student": self.nfe[0], "nfe_expert": self.nfe[1], "seconds": self.wall}
-        cost |= {"milliseconds": 1e3 * a_round / (chosen.updates // chosen.rounds)}
-        made = {"config": key(self.cell), "samples": file, "metrics": metrics, "by_step": by_step}
-        return {**self.cell.labels, **cost, **made}
+def racer(cell: Cell) -> Racer:
+    """Return the cell at its start, to be trained as its variant is."""
+    return Racer(cell, key(cell), VARIANTS[cell.variant].train)
 
 
 def table(out: Path) -> str:
@@ -310,15 +211,6 @@ def _line(row: Row, names: Sequence[str], raw: Sequence[dict[str, Any]]) -> list
     mine = [record for record in raw if record["config"] in row.runs]
     times = (statistics.mean(record[name] for record in mine) for name in ("milliseconds", "ratio"))
     return [f"  {row.variant}", str(len(row.records)), *told, *(f"{each:.2f}" for each in times)]
-
-
-def _fastgen() -> Any:
-    """ModelOpt's library of distillation losses; refuse if it is not there."""
-    try:
-        from modelopt.torch import fastgen
-    except ImportError as error:
-        raise Refusal(f"the suite peers needs nvidia-modelopt ({error}). Run pip install 'dagdiff[peers]'.") from None
-    return fastgen
 
 
 def main(words: Sequence[str]) -> None:

@@ -21,19 +21,15 @@ import torch
 from tqdm import tqdm
 
 from dagdiff import __version__
-from dagdiff.benchmarks.tasks import task_names
+from dagdiff.benchmarks.tasks import check_task, split_name
 from dagdiff.checkpoint import load_json, save_arrays, save_json
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import Config
 from dagdiff.dagger import NonFiniteLoss
 from dagdiff.experiment import Experiment
 from dagdiff.expert import Expert
-from dagdiff.metrics.samples import score
 from dagdiff.schedule import step_grid
 from dagdiff.transition import Ddim, sample
-
-NFES = (1, 2, 4, 8, 16, 32, 64)
-"""The numbers of steps at which the expert's own chain is scored."""
 
 # The key of a run is a digest of its whole configuration, so a setting that is new would make every run a new one. The
 # rule: a setting that came later stands below with its *neutral* value, the one under which a run is, bit for bit, what
@@ -111,7 +107,7 @@ class Cell:
     def labels(self) -> dict[str, Any]:
         """What a record says of the cell."""
         task = self.config["task"]
-        world, data, *_ = task.split("-")
+        world, data, _ = split_name(task)
         copied = {name: self.config[name] for name in ("shares", "seed", "steps", "updates", "substeps")}
         return {
             "task": task,
@@ -207,9 +203,10 @@ def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     it = Experiment.build(cell.config)
     *_, (_, last) = it.rounds()
     seed = it.settings.seed
-    metrics, by_step = it.measure(seed)
+    points = it.sample(it.settings.samples, seed)
+    metrics, by_step = it.measure(points, seed)
     file = f"samples/{cell.key}.npz"
-    save_arrays(out / file, x=it.sample(it.settings.samples, seed), chains=it.chains(64, seed))
+    save_arrays(out / file, x=points[: it.task.kept], chains=it.chains(64, seed))
     cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
     return {**cell.labels, **cost, "config": cell.key, "samples": file, "metrics": metrics, "by_step": by_step}
 
@@ -218,22 +215,22 @@ def refer(cell: Cell, out: Path) -> dict[str, Any]:
     """Score real data (the floor) and the expert as students are; keep their samples, and chains from one noise."""
     torch.set_num_threads(1)
     it = Experiment.build({**cell.config, "seed": 0, "threshold": {"class": "none"}})
-    n, world, schedule = it.settings.samples, it.task.world, it.task.schedule
-    reference = world.reference(n, it.generator(4))
+    n, task, schedule = it.settings.samples, it.task, it.task.schedule
+    noise, condition, _ = it.start(n, seed=0)
 
     def judged(points: torch.Tensor) -> dict[str, float]:
-        return score(points, reference, world.mixture, it.generator(5))
+        return task.judge(points, it.generator(4), it.generator(5), condition)
 
-    noise, condition, _ = it.start(n, seed=0)
     plain = Expert(it.expert.denoiser, schedule, 1, it.expert.guidance)
-    by_nfe = {steps: judged(sample(plain, Ddim(schedule), step_grid(steps), noise, condition)) for steps in NFES}
+    by_nfe = {steps: judged(sample(plain, Ddim(schedule), step_grid(steps), noise, condition)) for steps in task.nfes}
     walked = it.expert.walk(noise, it.times, condition)[-1]
     start, label, _ = it.start(64, seed=0)
     chains = torch.stack(it.expert.walk(start, it.times, label), dim=1)
-    file = f"samples/{it.task.name}-{cell.yardstick[:6]}.npz"
-    data, truth, real = (law.sample(n, it.generator(6 + i)) for i, law in enumerate((it.task.data, world, world)))
-    save_arrays(out / file, data=data, truth=truth, x=walked, chains=chains)
-    scores = {"floor": judged(real), "expert": judged(walked), "expert_by_nfe": by_nfe}
+    file = f"samples/{task.name.replace('/', '_')}-{cell.yardstick[:6]}.npz"
+    data, truth = task.data.sample(n, it.generator(6)), task.world.sample(n, it.generator(7))
+    seen = {"data": data, "truth": truth, "x": walked, "chains": chains}
+    save_arrays(out / file, **{name: points[: task.kept] for name, points in seen.items()})
+    scores = {"floor": judged(task.real(n, it.generator(8))), "expert": judged(walked), "expert_by_nfe": by_nfe}
     return {**scores, "samples": file, "yardstick": cell.yardstick}
 
 
@@ -271,9 +268,10 @@ def check_choices(suite: Any, variants: Iterable[str], own: Mapping[str, str]) -
         if value == []:
             raise Refusal(f"--{name} is empty. Name at least one, or leave the option away.")
     check_settings(suite.settings, own)
-    for name, values, known in (("task", suite.tasks, task_names()), ("variant", suite.variants, variants)):
-        for value in values:
-            check_in(name, value, known)
+    for task in suite.tasks:
+        check_task(task)
+    for variant in suite.variants:
+        check_in("variant", variant, variants)
 
 
 def spelled(words: Sequence[str], suite: type) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """Tasks: a named world to distil in. It knows the whole law, the part of it the student is shown, and an expert.
 
 The name is ``world-set`` or ``world-set-labelled``: ``grid25-biased`` shows the student one half of the 5 x 5 grid, and
-``gaussians8-matched-labelled`` conditions every chain on its mode. The expert always knows the whole world.
+``gaussians8-matched-labelled`` conditions every chain on its mode. The expert always knows the whole world. The world
+may also be a data set of images (``digits-biased``), or the folder or file of your own (``photos/cats-matched``): see
+:mod:`dagdiff.benchmarks.image_tasks`.
 
-Below stand the parts that need a task to be built, as classes or functions whose first parameter is ``task``. Parts of
-your own follow the same rule.
+Below stand the parts that need a task in the plane to be built, as classes or functions whose first parameter is
+``task``. Parts of your own follow the same rule.
 """
 
 import hashlib
@@ -12,21 +14,24 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dagdiff.checkpoint import cache_folder, load_weights, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_in
-from dagdiff.envs.toy2d import SETS, WORLDS, Matched, World, world
+from dagdiff.envs import images
+from dagdiff.envs.toy2d import SETS, WORLDS, World, world
+from dagdiff.expert import Expert
+from dagdiff.metrics.samples import score
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
 from dagdiff.prediction import PREDICTIONS
 from dagdiff.rollout import Data
 from dagdiff.schedule import CosineSchedule, Schedule
-from dagdiff.shapes import Denoiser
+from dagdiff.shapes import Condition, Denoiser, Times
 from dagdiff.teacher import train_teacher
 from dagdiff.threshold import QuantileBox, StaticThreshold
 
@@ -36,11 +41,15 @@ class Task:
     """A world, the data the student is shown, the noise schedule, and whether chains are conditioned on labels."""
 
     name: str
-    world: World
+    world: World | images.ImageWorld
     data: Data
     schedule: Schedule
     conditional: bool = False
     shape: tuple[int, ...] = (2,)
+    nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64)
+    """The numbers of steps at which a suite scores the expert's own chain."""
+    kept: ClassVar[int | None] = None
+    """How many of a run's samples a suite keeps on disk; None for all."""
 
     @property
     def labels(self) -> int:
@@ -62,19 +71,76 @@ class Task:
     def _labels(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self.world.sample_labelled(n, generator)[1]
 
+    def judge(
+        self,
+        samples: Tensor,
+        truth: torch.Generator,
+        chance: torch.Generator,
+        asked: Tensor | None = None,
+        paired: Tensor | None = None,
+    ) -> dict[str, float]:
+        """Score samples by every metric of this kind of task.
+
+        Args:
+            samples: ``(n, *D)``.
+            truth: draws the reference.
+            chance: of what the metrics themselves draw.
+            asked: the labels that the samples were to show, ``(n,)``.
+            paired: the expert's samples from the same noise, ``(m, *D)`` with m at most n, of the first rows.
+        """
+        return score(samples, self.world.reference(len(samples), truth), self.world.mixture, chance)
+
+    def real(self, n: int, generator: torch.Generator) -> Tensor:
+        """Real points to be scored as if they were samples, ``(n, *D)``: the floor."""
+        return self.world.sample(n, generator)
+
+    def pair(self, expert: Expert, noise: Tensor, times: Times, condition: Condition) -> Tensor | None:
+        """What the expert makes of the same noise, if samples are compared one by one; in the plane they are not."""
+        return None
+
+    def probes(self, samples: int) -> int:
+        """How many chains measure the held-out losses, where so many samples are scored."""
+        return samples // 2
+
 
 def task_names() -> list[str]:
-    """Every task's name."""
-    plain = [f"{name}-{part}" for name in WORLDS for part in SETS]
-    return plain + [f"{name}-{part}-labelled" for name in WORLDS if world(name).labels for part in SETS]
+    """Every task's name, those of your own images apart."""
+    toys = [f"{name}-{part}" for name in WORLDS for part in SETS]
+    toys += [f"{name}-{part}-labelled" for name in WORLDS if world(name).labels for part in SETS]
+    seen = [f"{name}-{part}" for name in images.WORLDS for part in images.SETS]
+    return toys + seen + [f"{name}-labelled" for name in seen]
+
+
+def shows_images(name: str) -> bool:
+    """Whether the task of that name is one of images."""
+    of = split_name(name)[0]
+    return of in images.WORLDS or (bool(of) and of not in WORLDS and Path(of).exists())
+
+
+def check_task(name: str) -> str:
+    """Return a task's name; refuse an unknown one with the nearest name."""
+    if shows_images(name):
+        check_in("set", split_name(name)[1], images.SETS)
+        return name
+    return check_in("task", name, task_names())
+
+
+def split_name(name: str) -> tuple[str, str, bool]:
+    """Split a task's name into world, set, and whether chains are labelled."""
+    of, _, part = name.removesuffix("-labelled").rpartition("-")
+    return of, part, name.endswith("-labelled")
 
 
 def make_task(name: str, schedule: Schedule | None = None) -> Task:
     """Return the task of that name; refuse an unknown one with the nearest name."""
-    check_in("task", name, task_names())
-    of, part, *labelled = name.split("-")
+    of, part, labelled = split_name(check_task(name))
+    schedule = schedule or CosineSchedule()
+    if shows_images(name):
+        from dagdiff.benchmarks.image_tasks import image_task  # only they need diffusers
+
+        return image_task(name, of, part, schedule, labelled)
     law = world(of)
-    return Task(name, law, SETS[part](law), schedule or CosineSchedule(), conditional=bool(labelled))
+    return Task(name, law, SETS[part](law), schedule, conditional=labelled)
 
 
 def exact_expert(task: Task) -> Denoiser:
@@ -107,25 +173,19 @@ class Teacher:
     @property
     def path(self) -> Path:
         """Where the trained weights are, or will be, cached."""
-        kind = "labelled" if self.task.conditional else "plain"
-        name = self.task.world.name
-        noise = torch.stack(self.task.schedule(torch.linspace(0.0, 1.0, 4001))).numpy().tobytes()
-        key: dict[str, Any] = {"world": name, "kind": kind, "schedule": hashlib.sha256(noise).hexdigest(), "version": 1}
-        key |= {field: getattr(self, field) for field in ("width", "depth", "updates", "seed", "prediction")}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        return cache_folder() / "teachers" / f"{name}-{kind}-{digest}.safetensors"
+        fields = ("width", "depth", "updates", "seed", "prediction")
+        return teacher_path(self.task, {"version": 1, **{field: getattr(self, field) for field in fields}})
 
     def network(self) -> Student:
         """Return a fresh network, its weights fixed by the seed."""
         return _mlp(self.task, self.width, self.depth, self.prediction, self.seed)
 
-    def train(self) -> Iterator[float]:
+    def train(self, device: torch.device | str = "cpu") -> Iterator[float]:
         """Train, yield the loss now and then, and cache the weights at the end."""
-        network = self.network()
-        generator = torch.Generator().manual_seed(self.seed)
-        world = Matched(self.task.world)
+        network = self.network().to(device)
+        generator = torch.Generator(device).manual_seed(self.seed)
         options: dict[str, Any] = {"conditional": self.task.conditional, "generator": generator}
-        yield from train_teacher(network, world, self.task.schedule, self.updates, **options)
+        yield from train_teacher(network, self.task.world, self.task.schedule, self.updates, **options)
         save_weights(self.path, network)
 
     def load(self) -> Student:
@@ -136,6 +196,24 @@ class Teacher:
         network = self.network()
         load_weights(self.path, network)
         return network
+
+
+def teacher_of(name: str) -> Any:
+    """Return the class of the teacher that a task of this name learns from."""
+    if not shows_images(name):
+        return Teacher
+    from dagdiff.benchmarks.image_tasks import UNetTeacher  # only they need diffusers
+
+    return UNetTeacher
+
+
+def teacher_path(task: Task, options: dict[str, Any]) -> Path:
+    """Return where the weights of a teacher with these options are cached: a content hash tells teachers apart."""
+    kind = "labelled" if task.conditional else "plain"
+    noise = torch.stack(task.schedule(torch.linspace(0.0, 1.0, 4001))).numpy().tobytes()
+    key = {"world": task.world.name, "kind": kind, "schedule": hashlib.sha256(noise).hexdigest(), **options}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder() / "teachers" / f"{task.world.name}-{kind}-{digest}.safetensors"
 
 
 def learned_expert(task: Task, width: int = 128, depth: int = 3, updates: int = 4000, seed: int = 0) -> nn.Module:
@@ -167,6 +245,8 @@ def quantile_threshold(task: Task, quantile: float = 0.999, points: int = 20_000
 
 
 def _mlp(task: Task, width: int, depth: int, prediction: str, seed: int) -> Student:
+    if len(task.shape) > 1:
+        raise Refusal(f"{task.name!r} is of images, an MLP is for points. Leave --policy and --expert away.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = MLP(size=task.shape[0], width=width, depth=depth, labels=task.labels)

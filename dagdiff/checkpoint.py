@@ -3,11 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
@@ -84,6 +86,27 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise Refusal(
             f"{path} does not hold the weights of this network ({reason}). Delete it, or fix the settings."
         ) from None
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write nested dicts of tensors and numbers, such as what ``state_dict()`` returns, atomically."""
+    write_atomically(path, lambda partial: torch.save(state, partial))
+
+
+def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Load what :func:`save_state` wrote: each of ``parts`` takes its own state back; return the whole.
+
+    Raises:
+        Refusal: if the file is broken, or holds the state of other parts.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refusal(f"{path} is not a state to go on from ({reason}). Delete it to begin anew.") from None
+    return state
 
 
 def cache_folder() -> Path:

@@ -17,9 +17,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from dagdiff.benchmarks.tasks import shows_images
 from dagdiff.checks import Refusal, check_above, check_at_least, check_shares
 from dagdiff.halving import check_stages
-from dagdiff.parts import DEFAULTS, GIVEN, HELP, PARTS, known, resolve
+from dagdiff.parts import DEFAULTS, GIVEN, HELP, IMAGE_SETTINGS, PARTS, known, resolve
 
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
@@ -128,15 +129,19 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
     """Return the parser of a run whose parts are named in spelled ``words``; their own arguments are options too."""
     parser = ArgumentParser(prog=prog, usage=f"{prog} [options]", exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Settings, None)
+    defaults = dict(DEFAULTS)
+    if shows_images(_last(words, "--task") or Settings.task):
+        parser.set_defaults(IMAGE_SETTINGS)
+        defaults["policy"] = {"class": "unet"}
     for part in PARTS:
-        default = dict(DEFAULTS.get(part, {}))
+        default = dict(defaults.get(part, {}))
         name = _last(words, f"--{part}.class")
         if name is not None and name != default.get("class"):
             default = {"class": name}
         told = f"{HELP[part]}; {known(part)}"
         parser.add_argument(f"--{part}.class", type=str | None, default=default.pop("class", None), help=told)
-        if name or part in DEFAULTS:
-            kind = resolve(part, name or DEFAULTS[part]["class"])
+        if name or part in defaults:
+            kind = resolve(part, name or defaults[part]["class"])
             add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
             add(kind, part, skip={"task", *GIVEN.get(part, ())}, fail_untyped=False)
             parser.set_defaults({f"{part}.{key}": value for key, value in default.items()})
@@ -216,7 +221,7 @@ def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]
     for word in words:
         option, equals, value = word.partition("=")
         name = option.removeprefix("--").removesuffix(".class")
-        if not option.startswith("--") or name not in (*PARTS, "config", "shares", "stages"):
+        if not option.startswith("--") or name not in (*PARTS, "config", "shares", "stages", "task"):
             yield source, word
             continue
         value = value if equals else next(words, "")
@@ -228,6 +233,8 @@ def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]
                 raise Refusal(f"--{name} needs a value: {known(name)}.")
             if value != "null":  # null is the default, whatever that is
                 yield source, f"--{name}.class={value}"
+        elif name == "task":
+            yield source, f"{option}={value}"
         else:
             yield source, f"{option}=null" if value in ("", "null") else f"{option}=[{value.strip('[]() ')}]"
 

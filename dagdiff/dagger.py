@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -35,9 +36,9 @@ class Round:
     """What one round of the loop did.
 
     ``losses`` are means over the round's updates; ``nfe_*`` count network evaluations (rows) since training began;
-    ``loss_forward`` and ``loss_own`` are the held-out imitation losses at each step of the grid, ``heldout`` the
-    objective's own loss on held-out states of the student (the measure that picks the best round). All three are empty
-    or nan when ``heldout=0``.
+    ``loss_forward``, ``loss_own`` and ``loss_expert`` are the held-out imitation losses at each step of the grid, on
+    forward states, the student's own and the expert's; ``heldout`` is the objective's own loss on held-out states of
+    the student (the measure that picks the best round). They are empty or nan when ``heldout=0``.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Round:
     seconds: float
     loss_forward: list[float] = field(default_factory=list)
     loss_own: list[float] = field(default_factory=list)
+    loss_expert: list[float] = field(default_factory=list)
     heldout: float = math.nan
 
 
@@ -159,9 +161,15 @@ class DAgger:
         Raises:
             NonFiniteLoss: names the update; the student is back at the end of the last good round.
         """
+        with self.counting():
+            yield from self._rounds()
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """While this lasts, charge every row shown to the student to ``nfe_student``; iterating does it by itself."""
         counter = self.student.register_forward_hook(self._count)
         try:
-            yield from self._rounds()
+            yield
         finally:
             counter.remove()
 
@@ -218,12 +226,12 @@ class DAgger:
             for _ in range(self.objective.critic_updates):
                 parts.update(self.objective.improve_critic(self.student, self.aggregate.draw(self.batch_size, shares)))
             loss = self.objective.loss(self.student, self.aggregate.draw(self.batch_size, shares))
-            norm = self._step(loss.loss)
+            norm = self.update(loss.loss)
             logs.append({**parts, **loss.parts, "loss": loss.loss.detach(), "gradient_norm": norm})
-        return self._checked({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
+        return self.close_updates({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
 
-    def _step(self, loss: Tensor) -> Tensor:
-        """Take one step of the optimiser; return the gradient's norm before clipping."""
+    def update(self, loss: Tensor) -> Tensor:
+        """Make one update of the student, clipped, at the ramp's rate; return the gradient's norm before clipping."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
@@ -234,8 +242,14 @@ class DAgger:
             self.averaged.update_parameters(self.student)
         return norm
 
-    def _checked(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """Return the means of the round's losses, ``(updates_per_round,)`` each; one look at the device a round."""
+    def close_updates(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """End a round's updates, the losses of which are ``(updates_per_round,)`` each; return their means.
+
+        The student is the last good one from now on. This is the loop's one look at the device a round.
+
+        Raises:
+            NonFiniteLoss: if a loss is not finite; the student is back at the end of the last good round.
+        """
         finite = torch.stack([values.isfinite() for values in losses.values()]).all(0)
         if not finite.all():
             first = self._updates + int((~finite).nonzero()[0]) + 1

@@ -20,7 +20,6 @@ from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
 from dagdiff.halving import halve
 from dagdiff.heldout import HeldOut
-from dagdiff.metrics.samples import score
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.parts import resolve
@@ -172,12 +171,17 @@ class Experiment:
         steps = chain(self.policy, self.sampler, self.times, noise, condition, generator)
         return torch.stack([noise, *(step.x_s for step in steps)], dim=1)
 
-    def measure(self, seed: int = 0) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Score the student: every sample metric and the mean held-out imitation losses; and the losses by step."""
-        count = self.settings.samples
-        truth = self.task.world.reference(count, self.generator(4, seed))
-        metrics = score(self.sample(count, seed), truth, self.task.world.mixture, self.generator(5, seed))
-        heldout = HeldOut(self.task.data, self.sampler, self.times, count // 2, self.task.conditional, seed)
+    def measure(self, samples: Tensor, seed: int = 0) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Score the student: every metric of its ``samples`` and the mean held-out imitation losses; losses by step.
+
+        Samples are those of :meth:`sample` with this seed.
+        """
+        chains = self.task.probes(len(samples))
+        noise, asked, _ = self.start(len(samples), seed)
+        paired = self.task.pair(self.expert, noise[:chains], self.times, None if asked is None else asked[:chains])
+        streams = self.generator(4, seed), self.generator(5, seed)
+        metrics = self.task.judge(samples, *streams, asked, paired)
+        heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
         found = heldout.imitation(self.policy, self.expert)
         forward, own = (sum(found[name]) / len(found[name]) for name in ("loss_forward", "loss_own"))
         metrics |= {"loss_forward": forward, "loss_own": own, "loss_gap": own - forward}
@@ -192,9 +196,11 @@ def _check_kind(part: str, made: Any, kind: Any, wanted: str) -> None:
 def _without_teacher(config: Config) -> Config:
     """The same configuration with a student of the same build that does not start from a teacher."""
     policy = dict(config["policy"])
-    if policy.get("class") != "teacher":
+    fresh = {"teacher": ("fresh", "width", "depth"), "unet": ("fresh-unet", "channels", "layers")}
+    if policy.get("class") not in fresh:
         return config
-    return {**config, "policy": {"class": "fresh", "width": policy["width"], "depth": policy["depth"]}}
+    name, *kept = fresh[policy["class"]]
+    return {**config, "policy": {"class": name, **{option: policy[option] for option in kept}}}
 
 
 def _make(part: str, chosen: Namespace, task: Task | None = None) -> Any:

@@ -1,7 +1,11 @@
-"""The held-out measurement that closes a round: how the student does on forward states and on its own, step by step.
+"""The held-out measurement that closes a round: how the student does, step by step, on each law of states.
 
-The same noise and the same data rows serve every round, so that rounds compare.
+The laws are those that training mixes: forward-diffused data, the student's own chains, and the expert's, which walks
+its own path from the noise that the student starts from. The same noise and the same data rows serve every round, so
+that rounds compare.
 """
+
+import copy
 
 import torch
 from tensordict import TensorDict
@@ -37,12 +41,14 @@ class HeldOut:
         self.noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
 
     def imitation(self, policy: StudentPolicy, expert: Expert) -> dict[str, list[float]]:
-        """Return ``loss_forward`` and ``loss_own``, the imitation loss at each step."""
+        """Return ``loss_forward``, ``loss_own`` and ``loss_expert``, the imitation loss at each step, at no charge."""
         generator = self._generator()
         steps = self._chains(policy)
+        led = copy.copy(expert).walk(self.noise, self.times[:-1], self.condition)
         return {
             "loss_forward": [self._loss(policy, expert, self._forward(step, generator), step) for step in steps],
             "loss_own": [self._loss(policy, expert, step.x_t, step) for step in steps],
+            "loss_expert": [self._loss(policy, expert, x_t, step) for x_t, step in zip(led, steps, strict=True)],
         }
 
     @torch.no_grad()

@@ -22,10 +22,16 @@ PARTS: dict[str, dict[str, str]] = {
         "distribution": "dagdiff.objectives.DistributionMatching",
         "gaussian-kl": "dagdiff.objectives.GaussianKL",
     },
-    "expert": {"exact": "dagdiff.benchmarks.tasks.exact_expert", "learned": "dagdiff.benchmarks.tasks.learned_expert"},
+    "expert": {
+        "exact": "dagdiff.benchmarks.tasks.exact_expert",
+        "learned": "dagdiff.benchmarks.tasks.learned_expert",
+        "unet": "dagdiff.benchmarks.image_tasks.unet_expert",
+    },
     "policy": {
         "teacher": "dagdiff.benchmarks.tasks.student_from_teacher",
         "fresh": "dagdiff.benchmarks.tasks.fresh_student",
+        "unet": "dagdiff.benchmarks.image_tasks.unet_student",
+        "fresh-unet": "dagdiff.benchmarks.image_tasks.fresh_unet",
     },
     "data": {},
     "threshold": {
@@ -62,8 +68,8 @@ PARTS: dict[str, dict[str, str]] = {
 
 HELP = {
     "objective": "what the student is asked to match",
-    "expert": "the teacher (default: exact where the world is a mixture, else learned)",
-    "policy": "the student's network",
+    "expert": "the teacher (default: exact where the world is a mixture, unet for images, else learned)",
+    "policy": "the student's network (default: the learned teacher's; unet for images)",
     "data": "what forward states are made of: anything with sample(n, generator) (default: the task's set)",
     "threshold": "the reflected operator, on expert, targets and roll-ins",
     "schedule": "the noise schedule",
@@ -88,6 +94,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "curriculum": {"class": "plain"},
 }
 """What a run takes if it does not name the part; a part that is missing here is the task's to choose."""
+
+
+IMAGE_SETTINGS = {"batch_size": 64, "chains": 64, "rounds": 10, "substeps": 4, "heldout": 32, "updates": 400}
+"""What a run of images takes where a run in the plane takes more: a U-Net costs a thousand times an MLP."""
 
 
 GIVEN = {

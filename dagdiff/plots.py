@@ -71,11 +71,6 @@ def scatter_panels(
     return figure
 
 
-def chain_figure(student_chains: Points, expert_chains: Points, truth: Points, name: str = "student") -> Figure:
-    """Draw a student's chains beside the expert's from the same noise; see :func:`chain_panels`."""
-    return chain_panels({name: student_chains, "expert": expert_chains}, truth)
-
-
 def chain_panels(chains: Mapping[str, Points], truth: Points) -> Figure:
     """Draw chains ``(n, K + 1, 2)``, a panel for each name, over points of the true law in grey.
 
@@ -114,7 +109,7 @@ def loss_by_step(panels: Mapping[str, Mapping[str, StepLosses]]) -> Figure:
             colour = VARIANTS.get(variant, "#555555")
             _band(axes, losses.t, losses.forward, colour, f"{variant}: forward states", "--")
             _band(axes, losses.t, losses.own, colour, f"{variant}: own states", "-")
-        _time_axis(axes, title)
+        time_axis(axes, title)
     grid[0].set_ylabel("imitation loss")
     legend_below(figure, grid[:1])
     return figure
@@ -165,35 +160,32 @@ def shift_figure(rows: Sequence[StepShift]) -> Figure:
             label = f"on {law} states" if name == "loss" else f"own to {law} states"
             values = [getattr(row, f"{name}_{law}") for row in rows]
             axes.plot([row.t for row in rows], values, "o-", ms=4, color=ROLES[role], label=label)
-        _time_axis(axes, title, log=name == "loss")
+        time_axis(axes, title, log=name == "loss")
         axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw a run, round by round: the loss at each step on forward and own states, and the held-out loss.
+    """Draw a run, round by round: the loss at each step on forward, own and expert states, and the held-out loss.
 
-    Each round maps ``loss_forward`` and ``loss_own`` (lists over steps, perhaps empty), ``heldout`` and ``beta``.
-    Rounds are counted as they come: their ``number`` starts anew with every stage of progressive distillation.
+    Each round maps ``loss_forward``, ``loss_own`` and ``loss_expert`` (lists over steps, perhaps empty), ``heldout``
+    and ``beta``. Rounds are counted as they come: their ``number`` starts anew with every stage of halving.
     """
-    figure, (forward, own, heldout) = make_grid(3, 3, 3.2, 3.0)
-    own.sharey(forward)
+    figure, (*laws, heldout) = make_grid(4, 4, 3.0, 3.0)
+    for axes in laws[1:]:
+        axes.sharey(laws[0])
     x = np.arange(1, len(rounds) + 1)
-    for axes, name in ((forward, "loss_forward"), (own, "loss_own")):
-        steps = _by_step([done[name] for done in rounds])
-        shades = colormaps["viridis"](np.linspace(0.0, 0.9, len(steps)))  # dark at noise, light at data
-        for step, (values, shade) in enumerate(zip(steps, shades, strict=True), start=1):
-            axes.plot(x, values, ".-", color=shade, label=f"step {step}")
-        _log(axes)
-        dress(axes, f"imitation loss on {name.removeprefix('loss_')} states", "round")
+    for axes, law in zip(laws, ("forward", "own", "expert"), strict=True):
+        _step_lines(axes, x, [done[f"loss_{law}"] for done in rounds])
+        dress(axes, f"imitation loss on {law} states", "round")
     heldout.plot(x, _numbers([done["heldout"] for done in rounds]), ".-", color=ROLES["student"], label="held-out loss")
     dress(heldout, "objective's loss, held-out states", "round")
     if any(done["beta"] for done in rounds):
         share = heldout.twinx()
         share.fill_between(x, _numbers([done["beta"] for done in rounds]), color=ROLES["data"], alpha=0.25, linewidth=0)
         share.set(ylim=(0, 1), ylabel="beta, the expert's share (grey)")
-    if forward.lines:
-        forward.legend(frameon=False, fontsize=8, ncols=2)
+    if laws[0].lines:
+        laws[0].legend(frameon=False, fontsize=8, ncols=2)
     return figure
 
 
@@ -253,7 +245,8 @@ def dress(axes: Axes, title: str, xlabel: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _time_axis(axes: Axes, title: str, log: bool = True) -> None:
+def time_axis(axes: Axes, title: str, log: bool = True) -> None:
+    """Dress axes whose x is time, noise on the left; make the height logarithmic if asked to and if it can be."""
     dress(axes, title, "time t (noise 1 → data 0)")
     low, high = sorted(axes.get_xlim())
     axes.set_xlim(high, low)
@@ -289,10 +282,14 @@ def legend_below(figure: Figure, grid: Sequence[Axes]) -> None:
     figure.legend(marks, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
 
 
-def _by_step(rounds: Sequence[Sequence[float]]) -> Points:
-    """Lists over steps, one a round and perhaps of unequal lengths -> ``(most steps, rounds)``, NaN where none is."""
+def _step_lines(axes: Axes, x: Points, rounds: Sequence[Sequence[float]]) -> None:
+    """A line for each step over the rounds, dark at noise and light at data; rounds may have unequal steps."""
     most = max((len(values) for values in rounds), default=0)
-    return _numbers([[*values, *[math.nan] * (most - len(values))] for values in rounds]).reshape(len(rounds), most).T
+    table = _numbers([[*values, *[math.nan] * (most - len(values))] for values in rounds]).reshape(len(rounds), most)
+    shades = colormaps["viridis"](np.linspace(0.0, 0.9, most))
+    for step, (values, shade) in enumerate(zip(table.T, shades, strict=True), start=1):
+        axes.plot(x, values, ".-", color=shade, label=f"step {step}")
+    _log(axes)
 
 
 def _numbers(values: Any) -> Points:

@@ -1,7 +1,8 @@
-"""The intervention curve, drawn: what the student's samples gain where the expert acts; see :mod:`dagdiff.plots`.
+"""A student's shift, drawn: where its expert's help pays, and what its errors cost; see :mod:`dagdiff.plots`.
 
-Left, the expert acts in a part p of the chains at every step; right, at one step alone, between the lines of the
-student alone (p = 0) and of the expert throughout (p = 1).
+The intervention curve is what the student's samples gain where the expert acts: left, in a part p of the chains at
+every step; right, at one step alone, between the lines of the student alone (p = 0) and of the expert throughout
+(p = 1). The amplification is what is left, at the end of the chain, of the error made at one step.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dagdiff.checks import Refusal
+from dagdiff.metrics.amplification import StepAmplification
 from dagdiff.metrics.intervention import Intervention
-from dagdiff.plots import ROLES, dress
+from dagdiff.plots import ROLES, dress, make_grid, time_axis
 
 
 def intervention_figure(rows: Sequence[Intervention]) -> Figure:
@@ -37,6 +39,24 @@ def intervention_figure(rows: Sequence[Intervention]) -> Figure:
             level = next(row.energy for row in curve if row.p == p)
             panels[1].axhline(level, linestyle="--", linewidth=1, color=ROLES[role], label=label)
         panels[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def amplification_figure(rows: Sequence[StepAmplification]) -> Figure:
+    """Draw, by step, the student's error beside what it costs at the end (units of x), and the factor between them.
+
+    Above the dotted line, 1, the rest of the chain makes an error worse; below it, it forgives.
+    """
+    figure, (sizes, factor) = make_grid(2, 2, 3.6, 3.1)
+    t = [row.t for row in rows]
+    sizes.plot(t, [row.error for row in rows], "o-", ms=4, color=ROLES["student"], label="error at the step")
+    sizes.plot(t, [row.cost for row in rows], "s--", ms=4, color=ROLES["student"], label="its cost at the end")
+    factor.plot(t, [row.amplification for row in rows], "o-", ms=4, color=ROLES["student"])
+    factor.axhline(1.0, color=ROLES["data"], linestyle=":")
+    time_axis(sizes, "root mean square (units of x)")
+    time_axis(factor, "amplification: cost / error", log=False)
+    factor.set_ylim(bottom=0.0)
+    sizes.legend(frameon=False, fontsize=8)
     return figure
 
 

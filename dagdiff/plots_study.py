@@ -1,7 +1,7 @@
-"""Figures of a study: what changes with shares, steps and thresholds, and of a run by step; see :mod:`dagdiff.plots`.
+"""Figures of a study: what changes with shares, steps and thresholds; see :mod:`dagdiff.plots`.
 
 They take plain mappings from a variant, a mixture or a number of steps to numbers, so that the measurements can come
-from results, from a run, or from elsewhere.
+from results or from elsewhere.
 """
 
 import math
@@ -128,43 +128,6 @@ def thresholds_figure(panels: Mapping[str, Mapping[str, Interval]], label: str =
         _log(axes)
         dress(axes, title, "")
     grid[0].set_ylabel(label)
-    return figure
-
-
-def laws_figure(rounds: Sequence[Mapping[str, Sequence[float]]]) -> Figure:
-    """Draw, step by step, a run's imitation loss on forward, own and expert states over its rounds.
-
-    Each round maps ``loss_forward``, ``loss_own`` and, where it was measured, ``loss_expert`` to a list over steps.
-    """
-    if not rounds or not rounds[0]["loss_own"]:
-        raise Refusal("there is no round with measured losses. Run with heldout above 0.")
-    steps = len(rounds[0]["loss_own"])
-    figure, grid = make_grid(steps, steps, 2.6, 2.7, sharey=True)
-    laws = {"loss_forward": ("forward", "data"), "loss_own": ("own", "student"), "loss_expert": ("expert", "expert")}
-    for step, axes in enumerate(grid):
-        for name, (law, role) in laws.items():
-            values = [done[name][step] for done in rounds if done.get(name)]
-            if values:
-                x = range(1, len(values) + 1)
-                axes.plot(x, values, ".-", color=ROLES[role], label=f"on {law} states")
-        _log(axes)
-        dress(axes, f"step {step + 1} of {steps}", "round")
-    grid[0].set_ylabel("imitation loss")
-    legend_below(figure, grid)
-    return figure
-
-
-def amplification_figure(panels: Mapping[str, Mapping[float, float]]) -> Figure:
-    """Draw by how much each step amplifies an error in its state: name -> t -> factor; above 1 errors grow."""
-    figure, (axes,) = make_grid(1, 1, 4.2, 3.0)
-    for name, found in panels.items():
-        colour = (VARIANTS | ROLES).get(name, "#555555")
-        axes.plot(list(found), list(found.values()), "o-", ms=4, color=colour, label=name)
-    axes.axhline(1.0, color=ROLES["data"], linestyle=":")
-    _log(axes)
-    dress(axes, "error out / error in, by step", "time t (noise 1 → data 0)")
-    axes.invert_xaxis()
-    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

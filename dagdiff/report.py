@@ -14,10 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from dagdiff import __version__, plots, plots_study
+from dagdiff import __version__, plots, plots_images, plots_study
 from dagdiff.checkpoint import save_text
+from dagdiff.glossary import DISTANCES, METRICS
 from dagdiff.metrics.statistics import Interval
-from dagdiff.results import METRICS, Results, Row, distinct, summarise
+from dagdiff.results import Results, Row, distinct, summarise
 from dagdiff.verdict import caveat, judge, number, spell, title, told_excess
 
 _OPERATORS = {"ddil": "none", "reflected-ddil": "box"}
@@ -45,7 +46,10 @@ def write_report(folder: Path) -> Path:
         tasks=tasks,
         verdicts=judge(rows),
         caveat=caveat(rows),
-        metrics=METRICS,
+        metrics={name: told for name, told in METRICS.items() if any(row.metrics[name] for row in rows)},
+        judge=results.judged_by,
+        distance=DISTANCES[results.judged_by],
+        heading=DISTANCES[results.judged_by][0].upper() + DISTANCES[results.judged_by][1:],
         colours=plots.VARIANTS,
         settings=json.dumps(_harmless(results.settings), indent=2),
         made={"dagdiff": results.version, **results.versions},
@@ -79,8 +83,9 @@ def _figures(results: Results, place: str, rows: Sequence[Row], dpi: int) -> dic
     main = [row for row in rows if row.steps == usual]
     strayed = max((row for row in main if row.variant == "forward"), key=lambda row: row.ratio, default=main[0])
     pair = [row for row in main if row.group == strayed.group and row.variant in _SHOWN]
-    chains = {row.variant: _arrays(results, row)["chains"] for row in pair}
-    figures: dict[str, Figure] = {"chains": plots.chain_panels({**chains, "expert": world["chains"]}, world["truth"])}
+    chains = {**{row.variant: _arrays(results, row)["chains"] for row in pair}, "expert": world["chains"]}
+    seen = plots_images.image_chains(chains) if _is_images(world) else plots.chain_panels(chains, world["truth"])
+    figures: dict[str, Figure] = {"chains": seen}
     figures |= {"losses": _losses(main)} if pair else {}
     figures |= {"quality": _quality(rows, reference), **_study(rows)}
     return {
@@ -92,8 +97,10 @@ def _figures(results: Results, place: str, rows: Sequence[Row], dpi: int) -> dic
 
 def _clouds(results: Results, world: Mapping[str, plots.Points], rows: Sequence[Row]) -> dict[str, Figure]:
     """The yardsticks under "", then each objective's students, all on the same square."""
-    half = plots.half_width([world["data"], world["truth"], world["x"]])
     clouds = {"shown to the student": world["data"], "the truth": world["truth"], "the expert": world["x"]}
+    if _is_images(world):
+        return {"": plots_images.image_panels(clouds), **_pictures(results, world, rows)}
+    half = plots.half_width(clouds.values())
     roles = dict(zip(clouds, (plots.ROLES["data"], plots.ROLES["data"], plots.ROLES["expert"]), strict=True))
     figures = {"": plots.scatter_panels(clouds, colours=roles, half=half)}
     for name in dict.fromkeys(title(row, rows) for row in rows):
@@ -102,6 +109,19 @@ def _clouds(results: Results, world: Mapping[str, plots.Points], rows: Sequence[
         made = {label: _arrays(results, row)["x"] for label, row in group}
         figures |= {name: plots.scatter_panels(made, columns=5, colours=colours, half=half)} if made else {}
     return figures
+
+
+def _pictures(results: Results, world: Mapping[str, plots.Points], rows: Sequence[Row]) -> dict[str, Figure]:
+    """Each objective's images beside the expert's, equal places from equal noise."""
+    figures = {}
+    for name in dict.fromkeys(title(row, rows) for row in rows):
+        made = {label: _arrays(results, row)["x"] for label, row in distinct(rows) if title(row, rows) == name}
+        figures[name] = plots_images.image_panels({"the expert": world["x"], **made})
+    return figures
+
+
+def _is_images(world: Mapping[str, plots.Points]) -> bool:
+    return world["x"].ndim == 4
 
 
 def _losses(rows: Sequence[Row]) -> Figure:
@@ -116,10 +136,12 @@ def _losses(rows: Sequence[Row]) -> Figure:
 def _quality(rows: Sequence[Row], reference: Mapping[str, Any]) -> Figure:
     panels: dict[str, dict[str, dict[int, Interval]]] = {}
     for _, row in distinct(rows):
-        if (energy := row.metrics["energy"]) and not _is_mix(row):
-            panels.setdefault(row.objective, {}).setdefault(row.variant, {})[row.steps] = energy
-    expert = {steps: found["energy"] for steps, found in reference["expert_by_nfe"].items()}
-    return plots.quality_by_nfe(panels or {"no student measured": {}}, expert, reference["floor"]["energy"])
+        if row.distance and not _is_mix(row):
+            panels.setdefault(row.objective, {}).setdefault(row.variant, {})[row.steps] = row.distance
+    judge = rows[0].judged_by
+    expert = {steps: found[judge] for steps, found in reference["expert_by_nfe"].items()}
+    panels = panels or {"no student measured": {}}
+    return plots.quality_by_nfe(panels, expert, reference["floor"][judge], DISTANCES[judge])
 
 
 def _study(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -128,13 +150,13 @@ def _study(rows: Sequence[Row]) -> dict[str, Figure]:
     growth: dict[str, dict[str, dict[int, tuple[float, Interval]]]] = {}
     thresholds: dict[str, dict[str, Interval]] = {}
     for row in rows:
-        energy, forward, own = (row.metrics[name] for name in ("energy", "loss_forward", "loss_own"))
-        if energy and row.variant.endswith("ddil"):
+        forward, own = (row.metrics[name] for name in ("loss_forward", "loss_own"))
+        if row.distance and row.variant.endswith("ddil"):
             name = _OPERATORS.get(row.variant, row.variant.removesuffix("-ddil"))
-            thresholds.setdefault(title(row, rows), {})[name] = energy
-        if energy and "-" not in row.variant:
+            thresholds.setdefault(title(row, rows), {})[name] = row.distance
+        if row.distance and "-" not in row.variant:
             first, second, third = row.records[0].shares
-            shares.setdefault(title(row, rows), {})[first, second, third] = energy.mean
+            shares.setdefault(title(row, rows), {})[first, second, third] = row.distance.mean
         if forward and own and row.variant in _SHOWN:
             summed = Interval(*(value * row.steps for value in own))
             growth.setdefault(row.objective, {}).setdefault(row.variant, {})[row.steps] = forward.mean, summed

@@ -21,33 +21,8 @@ import numpy as np
 from dagdiff.checkpoint import save_text
 from dagdiff.checks import Refusal
 from dagdiff.excess import Excess, excess_left
+from dagdiff.glossary import BASELINES, COMPARED, DISTANCES, EXCESSES, LARGER_IS_BETTER, METRICS
 from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
-
-METRICS = {
-    "energy": "Energy distance to the true law, in units of x: 0 for equal laws, by chance perhaps just below.",
-    "w2": "Wasserstein distance: how far samples must be moved (root mean square) to become real ones; never quite 0.",
-    "sliced_w2": "The same along random lines through the plane, averaged.",
-    "mmd": "Maximum mean discrepancy, squared: how far averages of smooth bumps differ; 0 for equal laws.",
-    "precision": "Share of samples that lie among real points.",
-    "recall": "Share of real points that lie among samples.",
-    "density": "How crowded with real points the places of the samples are; 1 for equal laws.",
-    "coverage": "Share of real points that have a sample near by; about 0.97 for equal laws.",
-    "on_mode": "Share of samples within 3 standard deviations of a mode of the true law; 0.989 for equal laws.",
-    "mode_kl": "How far the shares of the modes are from the true ones, in nats: 0 when each gets its own.",
-    "spread": "Width of the modes over their true width: 1 is right, 0 is collapse.",
-    "loss_forward": "Imitation loss on forward states, noised data: the student's guess against the expert's, squared.",
-    "loss_own": "Imitation loss on own states: the same, where the student's own chains have led it.",
-    "loss_gap": "Loss on own states minus on forward states: what training on noised data alone does not see.",
-}
-"""Metric -> what it means, in a sentence."""
-
-COMPARED = ("energy", "w2", "loss_gap", "coverage")
-
-EXCESSES = ("energy", "w2")
-LARGER_IS_BETTER = ("coverage",)
-
-BASELINES = {"forward": "forward-only", "base": "the base method"}
-"""What every variant is compared with -> its name in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +85,12 @@ class Results:
         return found
 
     @cached_property
+    def judged_by(self) -> str:
+        """The metric that counts: the last of :data:`~dagdiff.glossary.DISTANCES` that any run holds."""
+        held = [name for name in DISTANCES if any(math.isfinite(record.metrics[name]) for record in self.records)]
+        return (held or list(DISTANCES))[-1 if held else 0]
+
+    @cached_property
     def rows(self) -> list["Row"]:
         """The summary, made once: a study's has thousands of intervals."""
         groups: dict[Hashable, dict[str, list[Record]]] = {}
@@ -144,9 +125,10 @@ class Difference(NamedTuple):
 class Row:
     """One line of the summary: the runs of a variant, one a seed.
 
-    ``metrics`` hold the mean over seeds and its interval (None: never measured), ``excess`` the mean energy distance
-    and W2 minus the expert's own on the same grid, ``against`` the paired differences, baseline -> metric ->
-    difference, without baselines that are the same runs, ``left`` the part of forward-only's excess that is left.
+    ``judged_by`` is the metric that counts. ``metrics`` hold the mean over seeds and its interval (None: never
+    measured), ``excess`` the mean distances minus the expert's own on the same grid, ``against`` the paired
+    differences, baseline -> metric -> difference, without baselines that are the same runs, ``left`` the part of
+    forward-only's excess that is left.
     """
 
     task: str
@@ -154,6 +136,7 @@ class Row:
     variant: str
     steps: int
     records: tuple[Record, ...]
+    judged_by: str
     metrics: dict[str, Interval | None]
     excess: dict[str, float]
     against: dict[str, dict[str, Difference]]
@@ -168,6 +151,15 @@ class Row:
     def place(self) -> str:
         """The task, and what sets the comparison apart: whose yardsticks the row stands beside."""
         return self.records[0].place
+
+    @property
+    def distance(self) -> Interval | None:
+        """The metric that counts."""
+        return self.metrics[self.judged_by]
+
+    def minus(self, baseline: str) -> Difference | None:
+        """Return the distance minus that of a baseline, if they were compared."""
+        return self.against.get(baseline, {}).get(self.judged_by)
 
     @property
     def runs(self) -> frozenset[str]:
@@ -221,8 +213,9 @@ def _row(results: Results, group: Mapping[str, list[Record]], variant: str) -> R
     reference = results.references[first.place]
     expert = _expert(first, reference)
     excess = {name: mean.mean - expert[name] if (mean := metrics[name]) else math.nan for name in EXCESSES}
-    left = _left(records, others.get("forward", ()), expert["energy"], abs(reference["floor"]["energy"]))
-    return Row(first.task, first.objective, variant, first.steps, records, metrics, excess, against, left)
+    judge = results.judged_by
+    left = _left(records, others.get("forward", ()), judge, expert[judge], abs(reference["floor"][judge]))
+    return Row(first.task, first.objective, variant, first.steps, records, judge, metrics, excess, against, left)
 
 
 def _expert(record: Record, reference: Mapping[str, Any]) -> Mapping[str, float]:
@@ -231,11 +224,9 @@ def _expert(record: Record, reference: Mapping[str, Any]) -> Mapping[str, float]
     return scores
 
 
-def _left(ours: Iterable[Record], forward: Iterable[Record], expert: float, noise: float) -> Excess | None:
+def _left(ours: Iterable[Record], forward: Iterable[Record], metric: str, expert: float, noise: float) -> Excess | None:
     """The part of forward-only's excess that is left, over the seeds at which both were measured."""
-    mine, theirs = (
-        {record.seed: record.metrics["energy"] - expert for record in records} for records in (ours, forward)
-    )
+    mine, theirs = ({record.seed: record.metrics[metric] - expert for record in records} for records in (ours, forward))
     common = sorted(seed for seed in mine.keys() & theirs.keys() if math.isfinite(mine[seed] + theirs[seed]))
     if not common or not math.isfinite(noise):
         return None

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dagdiff import plots
+from dagdiff import plots, plots_images
 from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.config import read_yaml
@@ -55,7 +55,7 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
         experiment.student.load_state_dict(loop.averaged.module.state_dict())
     save_student(experiment, out)
     save_rounds(rounds, out)
-    metrics, by_step = experiment.measure()
+    metrics, by_step = experiment.measure(experiment.sample(experiment.settings.samples, seed=0))
     best = {"round": loop.best[0], "heldout": loop.best[1]} if loop.best else None
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
     report = {"metrics": metrics, "by_step": by_step, "best": best, **nfe}
@@ -107,7 +107,7 @@ def save_rounds(rounds: list[Round], out: Path) -> None:
 
 
 def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None:
-    """Draw the student's samples beside the data and the truth, its chains beside the expert's, and the rounds."""
+    """Draw the student's samples beside the data and the truth, and its losses over the rounds."""
     n = experiment.settings.samples
     generator = experiment.generator(6)
     panels = {
@@ -115,9 +115,8 @@ def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None
         "truth": experiment.task.world.sample(n, generator),
         "student": experiment.sample(n, seed=0),
     }
-    plots.save(
-        plots.scatter_panels({name: points.cpu().numpy() for name, points in panels.items()}), out / "samples.png"
-    )
+    clouds = {name: points.numpy(force=True) for name, points in panels.items()}
+    plots.save(plots_images.sample_panels(clouds), out / "samples.png")
     plots.save(plots.rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
 
 
@@ -134,7 +133,8 @@ def _row(done: Round) -> dict[str, Any]:
     fields = asdict(done)
     shares = dict(zip(("share_forward", "share_student", "share_expert"), fields.pop("shares"), strict=True))
     losses = {f"train_{name}": value for name, value in fields.pop("losses").items()}
-    by_step = {f"{name}_{k}": v for name in ("loss_forward", "loss_own") for k, v in enumerate(fields.pop(name))}
+    laws = ("loss_forward", "loss_own", "loss_expert")
+    by_step = {f"{name}_{k}": value for name in laws for k, value in enumerate(fields.pop(name))}
     return {**fields, **shares, **losses, **by_step}
 
 

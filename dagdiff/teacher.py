@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dagdiff.checkpoint import load_state, save_state
 from dagdiff.objectives.base import denoising_loss
 from dagdiff.rollout import Data, draw
 from dagdiff.schedule import Schedule
@@ -23,17 +26,27 @@ def train_teacher(
     unlabelled: float = 0.1,
     conditional: bool = False,
     generator: torch.Generator | None = None,
+    keep: Path | None = None,
 ) -> Iterator[float]:
     """Train a denoising network in place and yield the loss every 100 updates; in the end it holds the EMA weights.
 
     The learning rate falls to 0 along half a cosine. Conditional teachers see no label in a part ``unlabelled`` of the
     rows, so that guidance can ask them without one (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
+
+    With a file to ``keep`` its state in, training that was stopped goes on from its last kept hundred, bit for bit as
+    if it had not been stopped; the file is the caller's to delete.
+
+    Raises:
+        Refusal: if the file is broken, or was kept by the training of another network.
     """
     device = next(network.parameters()).device
+    generator = generator or torch.Generator(device).manual_seed(0)
     optimiser = torch.optim.Adam(network.parameters(), lr=lr)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
-    for update in range(1, updates + 1):
+    parts: dict[str, Any] = {"network": network, "averaged": averaged, "optimiser": optimiser, "falling": falling}
+    done = _resume(keep, parts, generator) if keep and keep.exists() else 0
+    for update in range(done + 1, updates + 1):
         x0, condition = draw(data, batch_size, generator, conditional)
         noise = torch.randn(x0.shape, generator=generator, device=device)
         t = torch.rand(batch_size, generator=generator, device=device).clamp(min=1e-3)
@@ -47,5 +60,15 @@ def train_teacher(
         falling.step()
         averaged.update_parameters(network)
         if update % 100 == 0 or update == updates:
+            if keep:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                save_state(keep, {**states, "generator": generator.get_state(), "update": update})
             yield float(loss.detach())
     network.load_state_dict(copy.deepcopy(averaged.module.state_dict()))
+
+
+def _resume(keep: Path, parts: dict[str, Any], generator: torch.Generator) -> int:
+    """Put all parts back to where they were kept; return how many updates had been made."""
+    kept = load_state(keep, parts)
+    generator.set_state(kept["generator"])
+    return int(kept["update"])

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dagdiff.excess import NOTHING, REPAIRED
+from dagdiff.glossary import BASELINES, DISTANCES
 from dagdiff.metrics.statistics import Interval
-from dagdiff.results import BASELINES, Difference, Results, Row, distinct, summarise
+from dagdiff.results import Difference, Results, Row, distinct, summarise
 
 
 class Verdict(NamedTuple):
@@ -32,10 +33,10 @@ def judge(rows: Sequence[Row]) -> list[Verdict]:
     for row in (row for row in rows if row.variant == "ddil"):
         peers = {other.variant: other for other in rows if other.group == row.group}
         for baseline, name in BASELINES.items():
-            difference = row.against.get(baseline, {}).get("energy")
+            difference = row.minus(baseline)
             told = baseline == "base" and "forward" in peers and peers["forward"].runs == peers.get("base", row).runs
             if difference and not told:
-                verdict = _compare(difference, name)
+                verdict = _compare(difference, name, DISTANCES[row.judged_by])
                 more = _excess(row) + _shift(row, peers["forward"], verdict.way) if baseline == "forward" else ""
                 found.append(Verdict(verdict.way, f"{row.place}, {title(row, rows)}: {verdict.text}.{more}"))
     return found or [Verdict("open", "ddil and a baseline were not run on a common seed: nothing can be compared.")]
@@ -43,7 +44,7 @@ def judge(rows: Sequence[Row]) -> list[Verdict]:
 
 def caveat(rows: Sequence[Row]) -> str:
     """How far the intervals can be trusted; empty from six common seeds on."""
-    seeds = [found["energy"].seeds for row in rows for found in row.against.values() if "energy" in found]
+    seeds = [found.seeds for row in rows for baseline in row.against if (found := row.minus(baseline))]
     if not seeds or min(seeds) > 5:
         return ""
     if min(seeds) == 1:
@@ -58,13 +59,14 @@ def caveat(rows: Sequence[Row]) -> str:
 def table(results: Results) -> str:
     """A text table of all students with the floor and the expert of each task, and the verdicts below it."""
     rows = summarise(results)
-    head = "objective", "trained on", "energy distance", "minus forward", "excess left", "coverage", "own/forward"
+    metric = results.judged_by
+    head = "objective", "trained on", DISTANCES[metric], "minus forward", "excess left", "coverage", "own/forward"
     lines = [[*head, "seconds"]]
     for place, reference in results.references.items():
         lines.append([place, *[""] * 7])
         for name in ("floor", "expert"):
-            energy, coverage = (number(reference[name][metric]) for metric in ("energy", "coverage"))
-            lines.append([f"  ({name})", "", energy, "", "", coverage, "", ""])
+            distance, coverage = (number(reference[name][each]) for each in (metric, "coverage"))
+            lines.append([f"  ({name})", "", distance, "", "", coverage, "", ""])
         mine = [row for row in rows if row.place == place]
         lines += [_cells(label, row, title(row, mine)) for label, row in distinct(mine)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -100,8 +102,8 @@ def _decimals(value: float, digits: int) -> int:
     return min(9, max(0, digits - 1 - exponent))
 
 
-def _compare(found: Difference, name: str) -> Verdict:
-    """Put a difference in energy distance into words: a claim only where the interval is clear of zero."""
+def _compare(found: Difference, name: str, distance: str) -> Verdict:
+    """Put a difference in distance into words: a claim only where the interval is clear of zero."""
     levels = f"({number(found.ours, 2)} for {number(found.theirs, 2)}"
     if found.seeds < 2:
         return Verdict(
@@ -110,13 +112,13 @@ def _compare(found: Difference, name: str) -> Verdict:
     levels += f", {found.seeds} seeds)"
     if not found.interval.clear_of_zero:
         change = spell(found.interval, 2)
-        text = f"no difference to {name} can be claimed: the energy distance changes by {change} {levels}"
+        text = f"no difference to {name} can be claimed: the {distance} changes by {change} {levels}"
         return Verdict("open", f"{text}; the interval includes zero")
     if found.interval.mean < 0:
         mean, low, high = found.interval
-        text = f"ddil lowers the energy distance by {spell(Interval(-mean, -high, -low), 2)} against {name} {levels}"
+        text = f"ddil lowers the {distance} by {spell(Interval(-mean, -high, -low), 2)} against {name} {levels}"
         return Verdict("better", f"{text}; the interval is clear of zero")
-    text = f"ddil is worse than {name}: it raises the energy distance by {spell(found.interval, 2)} {levels}"
+    text = f"ddil is worse than {name}: it raises the {distance} by {spell(found.interval, 2)} {levels}"
     return Verdict("worse", f"{text}; the interval is clear of zero")
 
 
@@ -157,8 +159,16 @@ def title(row: Row, rows: Sequence[Row]) -> str:
 
 def _cells(label: str, row: Row, name: str) -> list[str]:
     """A row of the text table."""
-    forward = row.against.get("forward", {}).get("energy")
-    energy, coverage = spell(row.metrics["energy"]), row.metrics["coverage"]
+    forward, coverage = row.minus("forward"), row.metrics["coverage"]
     covered = number(coverage.mean) if coverage else "–"
     difference = spell(forward.interval) if forward else ""
-    return [f"  {name}", label, energy, difference, told_excess(row), covered, number(row.ratio), number(row.seconds)]
+    return [
+        f"  {name}",
+        label,
+        spell(row.distance),
+        difference,
+        told_excess(row),
+        covered,
+        number(row.ratio),
+        number(row.seconds),
+    ]

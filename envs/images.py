@@ -81,7 +81,8 @@ class ImageWorld:
                 f"Ask for at most {len(held)}, or compare with the teacher's samples."
             )
         device = generator.device if generator else None
-        return held[torch.randperm(len(held), generator=generator, device=device)[:n].to(held.device)]
+        rows = torch.randperm(len(held), generator=generator, device=device)[:n]
+        return held[rows.to(held.device)].to(rows.device)
 
 
 def matched(world: ImageWorld) -> Points:

@@ -218,19 +218,24 @@ class Points:
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` rows with replacement, ``(n, *D)``."""
-        return self.points[self._rows(n, generator)]
+        return self._take(self.points, self._rows(n, generator), generator)
 
     def sample_labelled(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw the rows of :meth:`sample` with their labels; refuse where there are none."""
         if self.labels is None:
             raise Refusal("these points have no labels. Sample without labels, or pass Points(points, labels).")
         rows = self._rows(n, generator)
-        return self.points[rows], self.labels[rows]
+        return self._take(self.points, rows, generator), self._take(self.labels, rows, generator)
 
     def _rows(self, n: int, generator: Generator | None) -> Tensor:
         check_at_least("n", n, 1)
         device = generator.device if generator else None
         return torch.randint(len(self.points), (n,), generator=generator, device=device).to(self.points.device)
+
+    @staticmethod
+    def _take(table: Tensor, rows: Tensor, generator: Generator | None) -> Tensor:
+        """Rows of a table, on the generator's device: a table may be too large to live there."""
+        return table[rows].to(generator.device if generator else table.device)
 
 
 class Scarce(Points):

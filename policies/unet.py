@@ -2,7 +2,7 @@
 
 The first and the last part keep the image's size, each level between halves it, and skips join the halves of equal
 size (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597; Ho et al. 2020, https://arxiv.org/abs/2006.11239). The
-lowest level and the middle attend. About 0.7 million parameters serve 8 x 8, 14 x 14 and 28 x 28 alike.
+lowest level and the middle attend. 0.2 million parameters serve 8 x 8, and 0.7 million 14 x 14 and 28 x 28.
 
 It is a ``diffusers.UNet2DModel`` in our words, and leaves as one: :meth:`UNet.save` writes the folder that
 ``UNet2DModel.from_pretrained`` reads.
@@ -28,7 +28,8 @@ def image_unet(
     Args:
         shape: of one image, ``(C, H, W)``.
         labels: the number of classes; 0 for an unconditional network.
-        channels: of each level, from the image's size down; None takes (32, 64), or (16, 32, 64) from 28 x 28 on.
+        channels: of each level, from the image's size down; None takes (16, 32) up to 8 x 8, (32, 64) below 28 x 28,
+            and (16, 32, 64) from there on.
         layers: residual blocks a level.
 
     Raises:
@@ -39,7 +40,7 @@ def image_unet(
     check_at_least("labels", labels, 0)
     check_at_least("layers", layers, 1)
     size = (shape[1], shape[2])
-    widths = channels or ((32, 64) if max(size) < 28 else (16, 32, 64))
+    widths = channels or _widths(max(size))
     lower = len(widths) - 1
     if any(side % 2**lower for side in size):
         raise Refusal(f"{size[0]} x {size[1]} can't be halved {lower} times. Resize, or give fewer channels: {widths}.")
@@ -150,6 +151,12 @@ class UNet(nn.Module):
         if missing:
             raise Refusal(f"no U-Net at {folder}: {missing[0]} is missing. Name a folder that save() wrote.")
         return cls(UNet2DModel.from_pretrained(folder, local_files_only=True).train())
+
+
+def _widths(side: int) -> tuple[int, ...]:
+    if side <= 8:
+        return 16, 32
+    return (32, 64) if side < 28 else (16, 32, 64)
 
 
 def _timesteps(t: Times) -> Tensor:

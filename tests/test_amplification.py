@@ -1,8 +1,10 @@
 """Error amplification against closed forms, and what it costs."""
 
 import copy
+import csv
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,13 @@ from torch import Tensor
 
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
-from dagdiff.metrics.amplification import StepAmplification, format_amplification, measure_amplification
+from dagdiff.metrics.amplification import (
+    StepAmplification,
+    format_amplification,
+    measure_amplification,
+    write_amplification,
+)
+from dagdiff.plots_shift import amplification_figure
 from dagdiff.schedule import CosineSchedule, FlowSchedule, step_grid
 from dagdiff.transition import Ddim, Renoise
 
@@ -120,9 +128,31 @@ def test_a_grid_that_rises_is_refused() -> None:
         measure_amplification(wrong, Expert(wrong, SCHEDULE), Ddim(SCHEDULE), torch.arange(2.0), torch.zeros(2, 2))
 
 
+ROWS = [StepAmplification(0, 1.0, 0.5, 0.25), StepAmplification(1, 0.5, 0.0, 0.0)]
+
+
 def test_the_table_has_a_line_a_step() -> None:
-    rows = [StepAmplification(0, 1.0, 0.5, 0.25), StepAmplification(1, 0.5, 0.0, 0.0)]
-    lines = format_amplification(rows).split("\n")
+    lines = format_amplification(ROWS).split("\n")
     assert len(lines) == 3 and len(set(map(len, lines))) == 1
     assert lines[1].split() == ["0", "1.00", "0.5", "0.25", "0.5"]
     assert lines[2].split()[-1] == "nan"
+
+
+def test_the_file_has_every_field_and_the_factor(tmp_path: Path) -> None:
+    write_amplification(ROWS, tmp_path / "new" / "profile.csv")
+    kept = list(csv.DictReader((tmp_path / "new" / "profile.csv").read_text(encoding="utf-8").splitlines()))
+    assert list(kept[0]) == ["step", "t", "error", "cost", "amplification"]
+    assert [float(value) for value in kept[0].values()] == [0.0, 1.0, 0.5, 0.25, 0.5]
+    assert math.isnan(float(kept[1]["amplification"]))
+
+
+def test_the_figure_shows_error_cost_and_their_factor_beside_one() -> None:
+    sizes, factor = amplification_figure([*ROWS, StepAmplification(2, 0.25, 0.1, 0.3)]).axes
+    assert [line.get_ydata().tolist() for line in sizes.lines] == [[0.5, 0.0, 0.1], [0.25, 0.0, 0.3]]
+    assert [line.get_label() for line in sizes.lines] == ["error at the step", "its cost at the end"]
+    ratios, one = factor.lines
+    assert ratios.get_xdata().tolist() == [1.0, 0.5, 0.25]
+    assert ratios.get_ydata().tolist() == pytest.approx([0.5, math.nan, 3.0], nan_ok=True)
+    assert set(one.get_ydata()) == {1.0}
+    assert factor.get_xlim()[0] > factor.get_xlim()[1], "noise on the left"
+    assert factor.get_ylim()[0] == 0.0 and factor.get_ylim()[1] > 3.0

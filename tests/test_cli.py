@@ -34,7 +34,7 @@ WRITTEN = {
     "samples.png",
     "rounds.png",
 }
-SHIFTED = {"shift.csv", "shift.png", "intervention.csv", "intervention.png"}
+SHIFTED = {f"{name}.{kind}" for name in ("shift", "intervention", "amplification") for kind in ("csv", "png")}
 KINDS = ["tasks", "objectives", "experts", "policies", "thresholds", "schedules"]
 PNG = b"\x89PNG"
 
@@ -175,7 +175,7 @@ def test_the_records_of_a_run(folder: Path) -> None:
     assert [row["number"] for row in rows] == ["1", "2"]
     assert [row["updates"] for row in rows] == ["2", "4"]
     assert {"beta", "share_forward", "share_student", "share_expert", "nfe_student", "nfe_expert"} <= set(rows[0])
-    assert {"seconds", "train_loss", "loss_own_3", "loss_forward_0", "heldout", "size"} <= set(rows[0])
+    assert {"seconds", "train_loss", "loss_own_3", "loss_forward_0", "loss_expert_3", "heldout", "size"} <= set(rows[0])
     kept = json.loads((folder / "metrics.json").read_text())
     scores = "energy w2 sliced_w2 mmd precision recall density coverage on_mode mode_kl spread"
     assert set(kept["metrics"]) == {*scores.split(), "loss_forward", "loss_own", "loss_gap"}
@@ -278,6 +278,12 @@ def test_shift(folder: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in runs] == ["", "", "", "", "", "0", "1", "2", "3"]
     assert "never (p = 0)" in out and "only at step 3 (t = 0.25)" in out
     assert (folder / "intervention.png").read_bytes().startswith(PNG)
+    costs = list(csv.DictReader((folder / "amplification.csv").open()))
+    assert [row["step"] for row in costs] == ["0", "1", "2", "3"]
+    assert float(costs[-1]["amplification"]) == pytest.approx(1.0, rel=1e-4), "at the last step the guess is the end"
+    assert all(float(row["error"]) > 0.0 for row in costs)
+    assert "cost / error" in out and out.rstrip().endswith("amplification.csv, amplification.png")
+    assert (folder / "amplification.png").read_bytes().startswith(PNG)
     for name in SHIFTED:
         (folder / name).unlink()
 

@@ -138,7 +138,8 @@ def test_held_out_measurement_changes_neither_training_nor_ledger(make: Callable
         rounds = list(run)
         ledger = [(done.nfe_student, done.nfe_expert, done.losses) for done in rounds]
         ends.append((weights(run.student), weights(run.averaged), ledger, run.generator.get_state()))
-        assert all((len(done.loss_own), len(done.loss_forward)) == ((4, 4) if heldout else (0, 0)) for done in rounds)
+        laws = ("loss_forward", "loss_own", "loss_expert")
+        assert all(len(getattr(done, law)) == (4 if heldout else 0) for done in rounds for law in laws)
         assert all(math.isnan(done.heldout) == (heldout == 0) for done in rounds)
     assert same(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])
     assert ends[0][2] == ends[1][2]
@@ -275,6 +276,23 @@ def test_training_brings_the_student_to_the_expert() -> None:
     assert sum(rounds[-1].loss_own) < 0.5 * sum(rounds[0].loss_own)
 
 
+@every_objective
+def test_the_expert_states_are_those_of_its_own_chain(make: Callable) -> None:
+    """By hand: the expert walks from the held-out noise, and on its way the student is asked what the expert is."""
+    run = loop(make(), heldout=32)
+    (*_, last), times, asked = run, run.env.times, copy.copy(run.expert)
+    assert run.heldout is not None
+    x_t, expected = run.heldout.noise, []
+    for t, s in itertools.pairwise(times.expand(32, -1).T):
+        target = asked.target(x_t, t, run.env.transition.horizon(s))
+        with torch.no_grad():
+            expected.append(float((run.student(x_t, t) - target).square().mean()))
+        x_t = asked.advance(x_t, t, s)
+    assert last.loss_expert == pytest.approx(expected, rel=1e-5)
+    assert last.loss_expert[0] == last.loss_own[0] != last.loss_forward[0], "both start from that noise"
+    assert last.loss_expert[1:] != last.loss_own[1:]
+
+
 def test_the_best_round_has_the_least_held_out_loss() -> None:
     run = loop(heldout=32, rounds=8, optimiser=lambda p: torch.optim.SGD(p, 2.0, momentum=0.9), **MIXED)
     told, kept = [], []
@@ -404,6 +422,24 @@ def test_the_generator_can_be_stopped_early() -> None:
     before = run.nfe_student
     run.student(torch.randn(5, 2), torch.rand(5))
     assert run.nfe_student == before
+
+
+def test_a_loop_of_ones_own_may_use_its_pieces() -> None:
+    """Updates made by hand, counted and closed, are the loop's own, bit for bit."""
+    whole, own = (loop(shares=(1, 0, 0)) for _ in range(2))
+    for done in whole:
+        losses = []
+        with own.counting():
+            for _ in range(own.updates_per_round):
+                batch = own.aggregate.draw(own.batch_size, own.shares)
+                losses.append(own.objective.loss(own.student, batch).loss)
+                own.update(losses[-1])
+        assert own.close_updates({"loss": torch.stack(losses).detach()})["loss"] == done.losses["loss"]
+        assert own.nfe_student == done.nfe_student
+        own.student(torch.randn(5, 2), torch.rand(5))  # nobody counts now
+    assert same(weights(own.student), weights(whole.student))
+    with pytest.raises(NonFiniteLoss, match="is not finite at update 14; the student is back at update 12"):
+        own.close_updates({"loss": torch.tensor([0.0, math.nan, 0.0, 0.0])})
 
 
 def test_the_loop_is_lazy() -> None:

@@ -16,8 +16,8 @@ import torch
 
 import dagdiff
 from dagdiff.cli import main
+from dagdiff.glossary import METRICS
 from dagdiff.metrics.shift import StepShift
-from dagdiff.results import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

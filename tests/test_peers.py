@@ -15,7 +15,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from dagdiff.benchmarks import peers, suite
+from dagdiff.benchmarks import modelopt_dmd2, peers, suite
+from dagdiff.benchmarks.race import race
 from dagdiff.checks import Refusal
 from dagdiff.envs.toy2d import world
 from dagdiff.experiment import Experiment
@@ -262,7 +263,7 @@ def test_variants_of_the_published_method_differ_in_their_states_alone() -> None
 def test_training_in_turns_is_training_alone(tmp_path: Path) -> None:
     wanted = list(peers.cells(small("forward", "default")))
     before = torch.get_rng_state()
-    raced = peers.race(wanted, tmp_path)
+    raced = race([peers.racer(cell) for cell in wanted], tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
     for cell, record in zip(wanted, raced, strict=True):
         alone = suite.run_cell(cell, tmp_path)
@@ -304,11 +305,11 @@ def test_the_peers_loop_trains_student_and_fake_score_alone(fastgen: Any, simula
     it = Experiment.build(next(peers.cells(small("modelopt-student"))).config)
     first = copy.deepcopy(it.student.state_dict())
     losses = []
-    for nfe in peers.modelopt(it, simulated):
+    for nfe in modelopt_dmd2.train(it, simulated):
         losses.append(nfe)
     assert len(losses) == 2 and losses[0] < losses[1]
     assert any(not torch.equal(value, first[name]) for name, value in it.student.state_dict().items())
-    assert not any(weight.requires_grad for weight in peers.Asked(it.expert).parameters())
+    assert not any(weight.requires_grad for weight in modelopt_dmd2.Asked(it.expert).parameters())
 
 
 @pytest.mark.parametrize(

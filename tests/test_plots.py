@@ -29,7 +29,7 @@ def shift_rows() -> list[StepShift]:
 
 
 def done(number: int, steps: int, beta: float = 0.0) -> dict[str, Any]:
-    losses = {"loss_forward": [0.1 * number] * steps, "loss_own": [0.2 * number] * steps}
+    losses = {f"loss_{law}": [size * number] * steps for law, size in (("forward", 0.1), ("own", 0.2), ("expert", 0.3))}
     return {"number": number, "heldout": 1.0 / number, "beta": beta, **losses}
 
 
@@ -66,7 +66,7 @@ def test_scatter_refuses_what_it_cannot_draw() -> None:
 
 def test_chains_run_from_ring_to_dot_beside_the_experts() -> None:
     student, expert, truth = RNG.normal(size=(7, 5, 2)), RNG.normal(size=(7, 3, 2)), RNG.normal(size=(20, 2))
-    figure = plots.chain_figure(student, expert, truth, name="ddil")
+    figure = plots.chain_panels({"ddil": student, "expert": expert}, truth)
     assert [axes.get_title() for axes in figure.axes] == ["ddil", "expert"]
     for axes, chains, colour in zip(
         figure.axes, (student, expert), (plots.VARIANTS["ddil"], plots.ROLES["expert"]), strict=True
@@ -129,23 +129,27 @@ def test_shift_shows_three_losses_and_two_distances() -> None:
 
 
 def test_rounds_are_counted_through_stages_of_unequal_steps() -> None:
-    forward, own, heldout = plots.rounds_figure([done(1, 4), done(2, 4), done(1, 2)]).axes
-    assert len(forward.lines) == len(own.lines) == 4
+    forward, own, expert, heldout = plots.rounds_figure([done(1, 4), done(2, 4), done(1, 2)]).axes
+    assert len(forward.lines) == len(own.lines) == len(expert.lines) == 4
+    assert [axes.get_title().split()[-2] for axes in (forward, own, expert)] == ["forward", "own", "expert"]
+    for axes, size in ((forward, 0.1), (own, 0.2), (expert, 0.3)):
+        assert axes.lines[0].get_ydata().tolist() == [size, 2 * size, size]
     assert own.lines[0].get_xdata().tolist() == [1, 2, 3] and own.lines[0].get_ydata().tolist() == [0.2, 0.4, 0.2]
     np.testing.assert_array_equal(own.lines[3].get_ydata(), [0.2, 0.4, math.nan])
-    assert forward.get_ylim() == own.get_ylim() and own.get_ylim()[0] < 0.1 < 0.4 < own.get_ylim()[1]
+    assert forward.get_ylim() == own.get_ylim() == expert.get_ylim() and own.get_yscale() == "log"
+    assert own.get_ylim()[0] < 0.1 < 0.6 < own.get_ylim()[1]
     assert heldout.lines[0].get_ydata().tolist() == [1.0, 0.5, 1.0]
 
 
 def test_beta_is_drawn_where_the_expert_ever_drives() -> None:
     *_, share = (figure := plots.rounds_figure([done(1, 2, 0.75), done(2, 2, 0.5)])).axes
-    assert len(figure.axes) == 4 and share.get_ylim() == (0.0, 1.0)
+    assert len(figure.axes) == 5 and share.get_ylim() == (0.0, 1.0)
     heights = share.collections[0].get_paths()[0].vertices[:, 1]
     assert set(heights) == {0.0, 0.75, 0.5}
 
 
 def test_rounds_without_measurements_still_draw() -> None:
-    empty = {"number": 1, "heldout": math.nan, "beta": 0.0, "loss_forward": [], "loss_own": []}
+    empty = {"number": 1, "heldout": math.nan, "beta": 0.0, "loss_forward": [], "loss_own": [], "loss_expert": []}
     for rounds in ([empty], [empty, {**empty, "heldout": None, "loss_own": [None, 0.0]}], []):
         assert plots.to_data_uri(plots.rounds_figure(rounds)).startswith("data:image/png;base64,")
 

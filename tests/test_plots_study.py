@@ -43,27 +43,6 @@ def test_thresholds_stand_beside_the_first() -> None:
     assert np.allclose(axes.lines[-1].get_ydata(), 0.2)
 
 
-def test_laws_are_a_panel_a_step() -> None:
-    rounds = [
-        {"loss_forward": [0.1, 0.2], "loss_own": [0.1, 0.4]},
-        {"loss_forward": [0.1, 0.1], "loss_own": [0.1, 0.2]},
-    ]
-    first, second = plots_study.laws_figure(rounds).axes
-    assert first.get_title() == "step 1 of 2"
-    assert [line.get_label() for line in second.lines] == ["on forward states", "on own states"]
-    assert np.allclose(second.lines[1].get_ydata(), [0.4, 0.2])
-    assert len(plots_study.laws_figure([{**done, "loss_expert": [0.3, 0.3]} for done in rounds]).axes[0].lines) == 3
-
-
-def test_amplification_is_a_factor_beside_one() -> None:
-    (axes,) = plots_study.amplification_figure(
-        {"ddil": {1.0: 0.5, 0.5: 2.0}, "forward": {1.0: 0.5, 0.5: math.nan}}
-    ).axes
-    assert np.allclose(axes.lines[0].get_data(), [[1.0, 0.5], [0.5, 2.0]])
-    assert np.allclose(axes.lines[2].get_ydata(), 1.0)
-    assert axes.get_xlim()[0] > axes.get_xlim()[1]  # noise on the left
-
-
 def test_the_overview_has_a_line_a_task() -> None:
     found = {"a": {"ddil": Interval(0.1, 0.05, 0.2)}, "b": {"ddil": Interval(0.3, 0.2, 0.4)}}
     (axes,) = plots_study.overview_figure({"PD": found}, {"a": 0.01, "b": 0.02}, "energy distance").axes
@@ -87,6 +66,3 @@ def test_refusals() -> None:
         plots_study.shares_figure({"PD": {(1.0, 1.0, 0.0): 1.0}})
     with pytest.raises(Refusal, match="nothing to draw"):
         plots_study.thresholds_figure({})
-    for rounds in ([], [{"loss_forward": [], "loss_own": []}]):
-        with pytest.raises(Refusal, match="no round with measured losses"):
-            plots_study.laws_figure(rounds)

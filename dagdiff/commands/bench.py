@@ -19,6 +19,7 @@ SUITES = {
     "toy2d": "dagdiff.benchmarks.toy2d",
     "study": "dagdiff.benchmarks.study",
     "imitation": "dagdiff.benchmarks.imitation",
+    "images": "dagdiff.benchmarks.images",
     "peers": "dagdiff.benchmarks.peers",
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.suite` for what such a module offers."""

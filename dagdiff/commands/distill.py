@@ -8,6 +8,10 @@ import yaml
 from dagdiff import config, run
 from dagdiff.commands import check_given
 from dagdiff.experiment import Experiment
+from dagdiff.glossary import DISTANCES
+
+NAMED = {**DISTANCES, "w2": "W2"}
+"""What a run's folder is summed up by, as far as it was measured."""
 
 
 def distill(words: Sequence[str]) -> None:
@@ -35,6 +39,7 @@ def distill(words: Sequence[str]) -> None:
         return
     run.check_folder(check_given(out, "--out"))
     found = run.distil(Experiment.build(chosen), out, logger=logger)["metrics"]
-    print(f"energy distance {found['energy']:.4g}, W2 {found['w2']:.3g}")
+    distances = [f"{name} {found[metric]:.4g}" for metric, name in NAMED.items() if metric in found]
+    print(", ".join(distances))
     print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
     print(f"the run is kept in {out}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dagdiff import config, plots, run
+from dagdiff import config, plots, plots_images, run
 from dagdiff.checkpoint import save_arrays
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.commands import make_parser
@@ -26,5 +26,5 @@ def sample(words: Sequence[str]) -> None:
     points = experiment.sample(given.num, given.seed)
     noise, condition, _ = experiment.start(given.num, given.seed)
     save_arrays(given.out, x=points, noise=noise, **({} if condition is None else {"condition": condition}))
-    plots.save(plots.scatter_panels({"student": points.numpy(force=True)}), given.out.with_suffix(".png"))
+    plots.save(plots_images.sample_panels({"student": points.numpy(force=True)}), given.out.with_suffix(".png"))
     print(f"{given.num} points in {given.out}, drawn in {given.out.with_suffix('.png')}")

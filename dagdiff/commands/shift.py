@@ -1,20 +1,35 @@
-"""``dagdiff shift``: the covariate shift of a run's student, and what is gained where its expert acts instead."""
+"""``dagdiff shift``: the covariate shift of a run's student, what its expert's help gains, and what its errors cost."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dagdiff import config, plots, plots_shift, run
 from dagdiff.checks import check_at_least
 from dagdiff.commands import make_parser
-from dagdiff.metrics.intervention import format_interventions, measure_interventions, write_interventions
-from dagdiff.metrics.shift import format_table, measure_shift, verdict, write_table
+from dagdiff.experiment import Experiment
+from dagdiff.metrics.amplification import (
+    StepAmplification,
+    format_amplification,
+    measure_amplification,
+    write_amplification,
+)
+from dagdiff.metrics.intervention import (
+    Intervention,
+    format_interventions,
+    measure_interventions,
+    write_interventions,
+)
+from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict, write_table
 from dagdiff.rollout import draw
 
 
 def shift(words: Sequence[str]) -> None:
-    """Measure the covariate shift of a run's student, step by step, and what is gained where its expert acts instead.
+    """Measure a student's covariate shift by step, what is gained where its expert acts instead, what its errors cost.
 
-    Prints two tables and a verdict; writes shift.csv, shift.png, intervention.csv and intervention.png to the folder.
+    Prints three tables and a verdict; writes shift.csv, intervention.csv and amplification.csv, each with its figure
+    (.png), to the folder.
     """
     parser = make_parser("shift", shift)
     parser.add_argument("folder", type=Path, help="the folder of a run")
@@ -24,17 +39,46 @@ def shift(words: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     given = config.read(parser, words)
     check_at_least("num", given.num, 10)
-    it = run.load(given.folder, given.device, given.weights)
-    generator = it.generator(7, given.seed)
-    x0, condition = draw(it.task.data, given.num, generator, it.task.conditional)
+    found = measure(run.load(given.folder, given.device, given.weights), given.num, given.seed)
+    keep(found, given.folder)
+    print(f"{told(found)}\n\nkept in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")
+
+
+class Found(NamedTuple):
+    """What was measured, each under the name of its files."""
+
+    shift: list[StepShift]
+    intervention: list[Intervention]
+    amplification: list[StepAmplification]
+
+
+def measure(it: Experiment, num: int, seed: int) -> Found:
+    """Measure the experiment's student on ``num`` chains, at nobody's NFE cost; ``seed`` fixes data and noise."""
     parts = it.policy, it.expert, it.transition, it.times
-    rows = measure_shift(*parts, x0, condition, generator)
-    noise, condition, generator = it.start(given.num, given.seed)
-    truth = it.task.world.reference(given.num, it.generator(4, given.seed))
-    runs = measure_interventions(*parts, noise, truth, generator, condition)
-    write_table(rows, given.folder / "shift.csv")
-    plots.save(plots.shift_figure(rows), given.folder / "shift.png")
-    write_interventions(runs, given.folder / "intervention.csv")
-    plots.save(plots_shift.intervention_figure(runs), given.folder / "intervention.png")
-    print(f"{format_table(rows)}\n\n{verdict(rows)}\n\n{format_interventions(runs)}\n")
-    print(f"kept in {given.folder}: shift.csv, shift.png, intervention.csv, intervention.png")
+    generator = it.generator(7, seed)
+    x0, condition = draw(it.task.data, num, generator, it.task.conditional)
+    shifts = measure_shift(*parts, x0, condition, generator)
+    truth = it.task.world.reference(num, it.generator(4, seed))
+    noise, condition, generator = it.start(num, seed)
+    acted = measure_interventions(*parts, noise, truth, generator, condition)
+    noise, condition, generator = it.start(num, seed)
+    costs = measure_amplification(it.policy, copy.copy(it.expert), *parts[2:], noise, condition, generator)
+    return Found(shifts, acted, costs)
+
+
+def keep(found: Found, folder: Path) -> None:
+    """Write a table and a figure of each."""
+    write_table(found.shift, folder / "shift.csv")
+    write_interventions(found.intervention, folder / "intervention.csv")
+    write_amplification(found.amplification, folder / "amplification.csv")
+    plots.save(plots.shift_figure(found.shift), folder / "shift.png")
+    plots.save(plots_shift.intervention_figure(found.intervention), folder / "intervention.png")
+    plots.save(plots_shift.amplification_figure(found.amplification), folder / "amplification.png")
+
+
+def told(found: Found) -> str:
+    """Return the tables, with the verdict on the first."""
+    costs = f"the error made at each step, and its cost at the end:\n{format_amplification(found.amplification)}"
+    return "\n\n".join(
+        (format_table(found.shift), verdict(found.shift), format_interventions(found.intervention), costs)
+    )

@@ -112,7 +112,7 @@ def kept_classifier(folder: Path, images: Tensor, labels: Tensor, updates: int =
     settings = torch.tensor([_VERSION, updates, seed])
     path = Path(folder) / f"classifier-{digest(images, labels, settings)[:16]}.safetensors"
     if not path.exists():
-        save_weights(path, train_classifier(images, labels, updates, seed=seed))
+        save_weights(path, train_classifier(images, labels, updates, min(256, len(images)), seed=seed))
     classifier = Classifier(tuple(images.shape[1:]), int(labels.max()) + 1)
     load_weights(path, classifier)
     return classifier

@@ -1,0 +1,75 @@
+"""A race: columns of a comparison that train in turns, a round each, so that their times compare.
+
+Whatever else the machine does slows all alike, and nobody always comes after the same one. Everything runs on one
+thread, and each column has a global random stream of its own: training in turns is training alone, number for number.
+Times are CPU time of an update of the student with all that comes with it (critic updates, roll-ins).
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dagdiff.benchmarks.suite import Cell
+from dagdiff.checkpoint import save_arrays
+from dagdiff.experiment import Experiment
+
+Training = Callable[[Experiment], Iterator[tuple[int, int]]]
+"""Trains an experiment's student; yields after each round the NFE of student and expert so far."""
+
+
+def race(columns: Sequence["Racer"], out: Path) -> list[dict[str, Any]]:
+    """Train all columns in turns, a round each; return their records, times as ratios to the first column's too."""
+    torch.set_num_threads(1)
+    for number in range(columns[0].it.settings.rounds):
+        for place in range(len(columns)):
+            columns[(number + place) % len(columns)].turn()
+    records = [column.record(out) for column in columns]
+    return [{**record, "ratio": record["milliseconds"] / records[0]["milliseconds"]} for record in records]
+
+
+class Racer:
+    """One column under way.
+
+    Args:
+        cell: what it is.
+        key: the name under which its record is kept.
+        train: how it is trained.
+    """
+
+    def __init__(self, cell: Cell, key: str, train: Training) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self.cell, self.key, self.it = cell, key, Experiment.build(cell.config)
+        self.training = train(self.it)
+        self.nfe, self.wall, self.cpu = (0, 0), 0.0, list[float]()
+        self.random = torch.Generator().manual_seed(self.it.settings.seed).get_state()
+
+    def turn(self) -> None:
+        """Train for a round."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.random)
+            wall, cpu = time.perf_counter(), time.process_time()
+            self.nfe = next(self.training)
+            self.cpu.append(time.process_time() - cpu)
+            self.wall += time.perf_counter() - wall
+            self.random = torch.get_rng_state()
+
+    def record(self, out: Path) -> dict[str, Any]:
+        """End the training and score the student, as :func:`dagdiff.benchmarks.suite.run_cell` does.
+
+        ``milliseconds`` of CPU an update are the median over rounds, but for the first, which also builds things.
+        """
+        with torch.random.fork_rng(devices=[]):
+            list(self.training)
+        chosen, file = self.it.settings, f"samples/{self.key}.npz"
+        points = self.it.sample(chosen.samples, chosen.seed)
+        metrics, by_step = self.it.measure(points, chosen.seed)
+        save_arrays(out / file, x=points, chains=self.it.chains(64, chosen.seed))
+        a_round = statistics.median(self.cpu[1:] or self.cpu)
+        cost = {"nfe_student": self.nfe[0], "nfe_expert": self.nfe[1], "seconds": self.wall}
+        cost |= {"milliseconds": 1e3 * a_round / (chosen.updates // chosen.rounds)}
+        made = {"config": self.key, "samples": file, "metrics": metrics, "by_step": by_step}
+        return {**self.cell.labels, **cost, **made}
