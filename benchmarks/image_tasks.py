@@ -64,6 +64,10 @@ class ImageTask(Task):
         assert train.labels is not None
         return kept_classifier(cache_folder() / "classifiers", train.points, train.labels)
 
+    def reference(self, n: int, generator: torch.Generator) -> Tensor:
+        """Held-out images, as many different ones as asked for or as there are."""
+        return self.world.reference(min(n, len(self.world.test.points)), generator)
+
     def judge(
         self,
         samples: Tensor,
@@ -73,8 +77,8 @@ class ImageTask(Task):
         paired: Tensor | None = None,
     ) -> dict[str, float]:
         """Score samples part by part against as many held-out images; without labels by pixels alone."""
-        size = min(len(samples), len(self.world.test.points), len(self.world.train.points))
-        reference = self.world.reference(size, truth)
+        reference = self.reference(min(len(samples), len(self.world.train.points)), truth)
+        size = len(reference)
         parts = [self._judged(part, reference) for part in samples.split(size) if len(part) == size]
         means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         if self.world.labels and paired is not None:

@@ -1,9 +1,10 @@
-"""Make README's tables and figures: ``python -m dagdiff.benchmarks.readme study=runs/study toy2d-quick=runs/demo``.
+"""Make the tables and figures of README and docs: ``python -m dagdiff.benchmarks.readme study=runs/study``.
 
 Each ``NAME=FOLDER`` keeps the results of a folder, without samples and rounded to six digits, in
-``benchmarks/results/NAME`` and writes the table between README's comments of that name; ``study`` also draws
-``docs/study.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of a run of one seed, by the command
-that README names beside it. What README shows is tested against what is kept.
+``benchmarks/results/NAME`` and writes all tables that are made from them (:mod:`dagdiff.benchmarks.tables`); ``study``
+also draws ``docs/study.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of seed 0 of a study, and
+``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What pages show is tested against what is
+kept.
 """
 
 import hashlib
@@ -14,33 +15,29 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dagdiff import plots, plots_study
+from dagdiff import plots, plots_images, plots_study
+from dagdiff.benchmarks.tables import CONTRAST, NAMES, TABLES, filled, plain
 from dagdiff.checkpoint import load_json, save_json, save_text
-from dagdiff.checks import Refusal
 from dagdiff.metrics.statistics import Interval
-from dagdiff.results import Results, Row, summarise, write_summary
-from dagdiff.verdict import told_excess
+from dagdiff.results import Results, summarise, write_summary
 
 KEPT = Path("benchmarks/results")
-FIGURE, STUDY_FIGURE = Path("docs/biased.png"), Path("docs/study.png")
-TASK = "gaussians8-biased"
-NAMES = {"progressive": "PD", "consistency": "LCM", "distribution": "DMD2"}
-CONTRAST = ("forward", "base", "ddil")
-END = "<!-- end of table -->"
+FIGURE, STUDY_FIGURE, PICTURES = Path("docs/biased.png"), Path("docs/study.png"), Path("docs/images.png")
+TASK, IMAGE_TASK = "gaussians8-biased", "digits-biased"
 
 
 def main(words: Sequence[str]) -> None:
-    """Keep results, write README's tables from what is kept, and draw its figures."""
+    """Keep results, write the tables made from what is kept, and draw the figures."""
     for name, _, folder in (word.partition("=") for word in words):
-        if name == "figure":
-            plots.save(figure(Results.load(Path(folder))), FIGURE)
+        if name in _FIGURES:
+            path, draw = _FIGURES[name]
+            plots.save(draw(Results.load(Path(folder))), path)
             continue
         keep(Path(folder), KEPT / name)
-        results = Results.load(KEPT / name)
-        text = Path("README.md").read_text(encoding="utf-8")
-        save_text(Path("README.md"), with_table(text, name, table_of(name, summarise(results))))
+        for page in dict.fromkeys(made.page for made in TABLES.values() if made.results == name):
+            save_text(page, filled(page.read_text(encoding="utf-8"), page, KEPT))
         if name == "study":
-            plots.save(study_figure(results), STUDY_FIGURE, source=source(KEPT / name))
+            plots.save(study_figure(Results.load(KEPT / name)), STUDY_FIGURE, source=source(KEPT / name))
 
 
 def keep(folder: Path, place: Path) -> None:
@@ -63,56 +60,10 @@ def source(place: Path) -> str:
     return hashlib.sha256((place / "results.json").read_bytes()).hexdigest()[:16]
 
 
-def with_table(text: str, name: str, lines: str) -> str:
-    """Return README's text with the table of the results ``name`` replaced."""
-    start = f"<!-- table: made from benchmarks/results/{name} -->"
-    before, found, rest = text.partition(start)
-    if not found or END not in rest:
-        raise Refusal(f"README.md has no place for a table of {name!r}. Put in the lines {start!r} and {END!r}.")
-    return f"{before}{start}\n{lines}\n{END}{rest.partition(END)[2]}"
-
-
-def table_of(name: str, rows: Sequence[Row]) -> str:
-    """Return the table that README shows of the results ``name``."""
-    return headline(rows) if name == "study" else table(rows)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the Markdown table: energy distance of each kind of training states, by task and objective."""
-    lines = _head("world, shown", "objective", "forward states", "published method", "dagdiff's mixture")
-    for task, objective in dict.fromkeys((row.task, row.objective) for row in rows):
-        forward, base, ddil = (_plain(rows)[task, objective, variant] for variant in CONTRAST)
-        published = "the same" if base.runs == forward.runs else _energy(base)
-        lines += _line(task.replace("-", ", "), NAMES[objective], _energy(forward), published, _energy(ddil))
-    return "\n".join(lines)
-
-
-def headline(rows: Sequence[Row]) -> str:
-    """Return the study's table: a line a task, a column an objective, with mean energy distances and what is left.
-
-    A cell holds forward-only's, the published method's where that is another, ddil's, and of forward-only's excess over
-    the expert the part that ddil leaves; a dash where the objective was not run.
-    """
-    found = _plain(rows)
-    lines = _head("world, shown", *NAMES.values())
-    for task in dict.fromkeys(task for task, _, variant in found if variant == "base"):
-        told = []
-        for objective in NAMES:
-            mine = [found[key] for variant in CONTRAST if (key := (task, objective, variant)) in found]
-            told.append(_told(*mine) if mine else "–")
-        lines += _line(task.replace("-", ", "), *told)
-    return "\n".join(lines)
-
-
-def _told(forward: Row, base: Row, ddil: Row) -> str:
-    published = "" if base.runs == forward.runs else f" (published: {_mean(base)})"
-    return f"{_mean(forward)}{published} → {_mean(ddil)}; {told_excess(ddil)}"
-
-
 def study_figure(results: Results) -> Figure:
     """Draw the headline's energy distances, by objective and task, with the experts'."""
     panels: dict[str, dict[str, dict[str, Interval]]] = {}
-    found = _plain(summarise(results))
+    found = plain(summarise(results))
     tasks = list(dict.fromkeys(task for task, _, variant in found if variant == "base"))
     for (task, objective, variant), row in found.items():
         energy, same = row.metrics["energy"], variant == "base" and found[task, objective, "forward"].runs == row.runs
@@ -136,28 +87,18 @@ def figure(results: Results) -> Figure:
     return plots.scatter_panels(panels, colours=colours)
 
 
-def _plain(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
-    """The rows of four steps in the plain comparison, by task, objective and variant."""
-    plain = [row for row in rows if row.steps == 4 and row.place == row.task]
-    return {(row.task, row.objective, row.variant): row for row in plain}
+def pictures(results: Results) -> Figure:
+    """Draw the teacher's images of digits and each objective's students', equal places from equal noise."""
+    panels = {"the teacher, 16 steps": results.arrays(results.references[IMAGE_TASK]["samples"])["x"]}
+    for objective, name in NAMES.items():
+        for variant, states in (("forward", "forward states"), ("ddil", "dagdiff")):
+            wanted = (IMAGE_TASK, objective, variant, 4, 0)
+            records = (r for r in results.records if (r.task, r.objective, r.variant, r.steps, r.seed) == wanted)
+            panels[f"{name}, 4 steps: {states}"] = results.arrays(next(records).samples)["x"]
+    return plots_images.image_panels(panels)
 
 
-def _head(*words: str) -> list[str]:
-    return [*_line(*words), "|---" * len(words) + "|"]
-
-
-def _line(*cells: str) -> list[str]:
-    return [f"| {' | '.join(cells)} |"]
-
-
-def _energy(row: Row) -> str:
-    energy = row.metrics["energy"]
-    return f"{energy:.4f}" if energy else "not measured"
-
-
-def _mean(row: Row) -> str:
-    energy = row.metrics["energy"]
-    return f"{energy.mean:.4f}" if energy else "not measured"
+_FIGURES = {"figure": (FIGURE, figure), "pictures": (PICTURES, pictures)}
 
 
 if __name__ == "__main__":

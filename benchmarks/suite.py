@@ -44,6 +44,9 @@ _NEUTRAL: dict[str, Any] = {
     "epsilon_scale": 1.0,
     "driver": {"class": "mixture"},
     "curriculum": {"class": "plain"},
+    "bf16": False,
+    "accumulate": 1,
+    "memmap": None,
 }
 
 _TOLD = ("task", "steps", "seed", "shares", "threshold")

@@ -3,7 +3,8 @@
 The name is ``world-set`` or ``world-set-labelled``: ``grid25-biased`` shows the student one half of the 5 x 5 grid, and
 ``gaussians8-matched-labelled`` conditions every chain on its mode. The expert always knows the whole world. The world
 may also be a data set of images (``digits-biased``), or the folder or file of your own (``photos/cats-matched``): see
-:mod:`dagdiff.benchmarks.image_tasks`.
+:mod:`dagdiff.benchmarks.image_tasks`. The name ``pipeline`` is a diffusers pipeline's, which is named beside it: see
+:mod:`dagdiff.benchmarks.pipeline_tasks`.
 
 Below stand the parts that need a task in the plane to be built, as classes or functions whose first parameter is
 ``task``. Parts of your own follow the same rule.
@@ -14,9 +15,10 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from dagdiff.checkpoint import cache_folder, load_weights, save_weights
@@ -35,13 +37,16 @@ from dagdiff.shapes import Condition, Denoiser, Times
 from dagdiff.teacher import train_teacher
 from dagdiff.threshold import QuantileBox, StaticThreshold
 
+if TYPE_CHECKING:  # it needs diffusers
+    from dagdiff.benchmarks.pipeline_data import PipelineWorld
+
 
 @dataclass(frozen=True)
 class Task:
     """A world, the data the student is shown, the noise schedule, and whether chains are conditioned on labels."""
 
     name: str
-    world: World | images.ImageWorld
+    world: "World | images.ImageWorld | PipelineWorld"
     data: Data
     schedule: Schedule
     conditional: bool = False
@@ -71,6 +76,10 @@ class Task:
     def _labels(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self.world.sample_labelled(n, generator)[1]
 
+    def reference(self, n: int, generator: torch.Generator) -> Tensor:
+        """Clean points of the whole law that samples are compared with, ``(n, *D)``, or fewer if there are no more."""
+        return self.world.reference(n, generator)
+
     def judge(
         self,
         samples: Tensor,
@@ -88,7 +97,7 @@ class Task:
             asked: the labels that the samples were to show, ``(n,)``.
             paired: the expert's samples from the same noise, ``(m, *D)`` with m at most n, of the first rows.
         """
-        return score(samples, self.world.reference(len(samples), truth), self.world.mixture, chance)
+        return score(samples, self.reference(len(samples), truth), self.world.mixture, chance)
 
     def real(self, n: int, generator: torch.Generator) -> Tensor:
         """Real points to be scored as if they were samples, ``(n, *D)``: the floor."""
@@ -102,9 +111,17 @@ class Task:
         """How many chains measure the held-out losses, where so many samples are scored."""
         return samples // 2
 
+    def pictures(self, points: Tensor) -> Tensor:
+        """Return what points look like, for figures: themselves, unless they are latents."""
+        return points
+
+
+PIPELINE = "pipeline"
+"""The name of the task whose teacher is a diffusers pipeline."""
+
 
 def task_names() -> list[str]:
-    """Every task's name, those of your own images apart."""
+    """Every task's name, those of your own images and of pipelines apart."""
     toys = [f"{name}-{part}" for name in WORLDS for part in SETS]
     toys += [f"{name}-{part}-labelled" for name in WORLDS if world(name).labels for part in SETS]
     seen = [f"{name}-{part}" for name in images.WORLDS for part in images.SETS]
@@ -122,7 +139,7 @@ def check_task(name: str) -> str:
     if shows_images(name):
         check_in("set", split_name(name)[1], images.SETS)
         return name
-    return check_in("task", name, task_names())
+    return check_in("task", name, [*task_names(), PIPELINE])
 
 
 def split_name(name: str) -> tuple[str, str, bool]:
@@ -131,9 +148,19 @@ def split_name(name: str) -> tuple[str, str, bool]:
     return of, part, name.endswith("-labelled")
 
 
-def make_task(name: str, schedule: Schedule | None = None) -> Task:
-    """Return the task of that name; refuse an unknown one with the nearest name."""
+def make_task(name: str, schedule: Schedule | None = None, settings: Namespace | None = None) -> Task:
+    """Return the task of that name; refuse an unknown one with the nearest name.
+
+    Args:
+        name: of the task.
+        schedule: of noise; None takes the task's usual one.
+        settings: of the run; only a pipeline reads them.
+    """
     of, part, labelled = split_name(check_task(name))
+    if name == PIPELINE:
+        from dagdiff.benchmarks.pipeline_tasks import pipeline_task  # only they need diffusers
+
+        return pipeline_task(schedule, settings)
     schedule = schedule or CosineSchedule()
     if shows_images(name):
         from dagdiff.benchmarks.image_tasks import image_task  # only they need diffusers

@@ -8,12 +8,15 @@ rounds. Records of the expert's chains never age, and are never dropped.
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
+from dagdiff.checks import Refusal
 from dagdiff.mixture import SOURCES, Shares
 
 if "RL_LOGGING_LEVEL" not in os.environ:
@@ -30,13 +33,19 @@ class Aggregate:
         forward: makes forward-diffused records.
         capacity: how many records the buffers of the student's and of the expert's chains hold; the oldest give way.
         generator: a CPU generator for the rounding of shares.
+        folder: keeps the buffers there, memory-mapped, so that they may exceed memory, and removes them at the end;
+            None keeps them in memory, on the device of the records.
     """
 
     def __init__(
-        self, forward: ForwardSource, capacity: dict[str, int], generator: torch.Generator | None = None
+        self,
+        forward: ForwardSource,
+        capacity: dict[str, int],
+        generator: torch.Generator | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self.forward, self.generator = forward, generator
-        self.buffers = {source: ReplayBuffer(storage=LazyTensorStorage(size)) for source, size in capacity.items()}
+        self.forward, self.generator, self.folder = forward, generator, _scratch(folder)
+        self.buffers = {source: ReplayBuffer(storage=self._storage(source, n)) for source, n in capacity.items()}
         for buffer in self.buffers.values():
             buffer.set_rng(generator)
 
@@ -45,8 +54,9 @@ class Aggregate:
 
     def add(self, source: str, records: TensorDict, round_number: int) -> None:
         """Store annotated records of one round's roll-ins."""
-        stamp = torch.full(records.batch_size, round_number, device=records.device)
-        self.buffers[source].extend(records.set("round", stamp))
+        self.device = records["x_t"].device
+        records = records.set("round", torch.full(records.batch_size, round_number, device=self.device))
+        self.buffers[source].extend(records if self.folder is None else records.cpu())
 
     def draw(self, rows: int, shares: Shares) -> TensorDict:
         """Return ``rows`` records, split exactly by ``shares``, with ``source`` (index into ``SOURCES``) and ``round``.
@@ -64,9 +74,15 @@ class Aggregate:
 
     def _take(self, source: str, count: int) -> TensorDict:
         if source in self.buffers:
-            return self.buffers[source].sample(count)
+            records: TensorDict = self.buffers[source].sample(count)
+            return records if self.folder is None else records.to(self.device)
         records = self.forward(count)
         return records.set("round", torch.full(records.batch_size, -1, device=records.device))
+
+    def _storage(self, source: str, size: int) -> LazyTensorStorage:
+        if self.folder is None:
+            return LazyTensorStorage(size)
+        return LazyMemmapStorage(size, scratch_dir=Path(self.folder.name) / source)
 
     def _available(self, shares: Shares) -> Shares:
         kept = [
@@ -83,3 +99,14 @@ def rounds_to_keep(rounds: int, rounds_kept: int | None, max_age: int | None, up
     if max_age is not None:
         limits.append(max_age // updates_per_round)
     return max(1, min(limits))
+
+
+def _scratch(folder: Path | None) -> tempfile.TemporaryDirectory[str] | None:
+    """A place of its own in the folder, which goes away with the aggregate; refuse a folder that can't be written."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="aggregate-", dir=folder)
+    except OSError as error:
+        raise Refusal(f"memmap {folder} can't be written ({error.strerror}). Name another folder.") from None

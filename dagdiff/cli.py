@@ -16,6 +16,7 @@ commands:
   distill   distil a teacher into a few-step student, and keep the run in a folder
   sample    draw points from the student of a run
   shift     measure a student's covariate shift, step by step
+  export    write a run's student as a diffusers pipeline, or its adapters
   bench     compare what students are trained on: a suite of runs, a table and a report
   teacher   train the learned teacher of a task (once; it is cached)
   list      name the tasks, objectives, experts, policies, drivers, curricula, thresholds or schedules there are
@@ -69,6 +70,7 @@ COMMANDS = {
     "distill": "dagdiff.commands.distill.distill",
     "sample": "dagdiff.commands.sample.sample",
     "shift": "dagdiff.commands.shift.shift",
+    "export": "dagdiff.commands.export.export",
     "bench": "dagdiff.commands.bench.bench",
     "teacher": "dagdiff.commands.teacher.teacher",
     "list": "dagdiff.commands.names.list_names",

@@ -17,10 +17,20 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from dagdiff.benchmarks.tasks import shows_images
+from dagdiff.benchmarks.tasks import PIPELINE, shows_images
 from dagdiff.checks import Refusal, check_above, check_at_least, check_shares
 from dagdiff.halving import check_stages
-from dagdiff.parts import DEFAULTS, GIVEN, HELP, IMAGE_SETTINGS, PARTS, known, resolve
+from dagdiff.parts import (
+    DEFAULTS,
+    GIVEN,
+    HELP,
+    IMAGE_SETTINGS,
+    PARTS,
+    PIPELINE_OBJECTIVES,
+    PIPELINE_SETTINGS,
+    known,
+    resolve,
+)
 
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
@@ -31,7 +41,8 @@ class Settings:
     """Distil a teacher into a few-step student.
 
     Args:
-        task: the world and its distillation set, e.g. grid25-biased; `dagdiff list tasks` names them all.
+        task: the world and its distillation set, e.g. grid25-biased; `dagdiff list tasks` names them all; or pipeline,
+            with --pipeline.path.
         shares: parts of a batch that are forward-diffused, from student chains, from expert chains; they sum to 1. null
             takes the objective's own.
         steps: K, the student's steps.
@@ -51,6 +62,9 @@ class Settings:
         lr: learning rate of Adam; null takes the objective's own.
         clip: the largest gradient norm.
         ema: decay of the averaged student that is saved instead of the last; 0 averages nothing.
+        bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
+        accumulate: parts of a batch that go through the student one after the other, to save memory.
+        memmap: a folder for the aggregate, memory-mapped; null keeps it in memory.
         heldout: chains of the measurement that closes a round; 0 measures nothing.
         samples: points drawn from the student for its final score.
         seed: of everything random.
@@ -76,6 +90,9 @@ class Settings:
     lr: float | None = None
     clip: float = 1.0
     ema: float = 0.0
+    bf16: bool = False
+    accumulate: int = 1
+    memmap: str | None = None
     heldout: int = 256
     samples: int = 2000
     seed: int = 0
@@ -129,10 +146,13 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
     """Return the parser of a run whose parts are named in spelled ``words``; their own arguments are options too."""
     parser = ArgumentParser(prog=prog, usage=f"{prog} [options]", exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Settings, None)
+    task = _last(words, "--task") or Settings.task
     defaults = dict(DEFAULTS)
-    if shows_images(_last(words, "--task") or Settings.task):
+    if shows_images(task):
         parser.set_defaults(IMAGE_SETTINGS)
         defaults["policy"] = {"class": "unet"}
+    if task == PIPELINE:
+        _expect_pipeline(parser, defaults, _last(words, "--objective.class"))
     for part in PARTS:
         default = dict(defaults.get(part, {}))
         name = _last(words, f"--{part}.class")
@@ -146,6 +166,19 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
             add(kind, part, skip={"task", *GIVEN.get(part, ())}, fail_untyped=False)
             parser.set_defaults({f"{part}.{key}": value for key, value in default.items()})
     return parser
+
+
+def _expect_pipeline(parser: ArgumentParser, defaults: dict[str, Any], objective: str | None) -> None:
+    """Give a pipeline's options to the parser, and let the teacher say what it alone knows."""
+    from dagdiff.benchmarks.pipeline_tasks import PipelineSettings  # needs diffusers
+
+    parser.add_class_arguments(PipelineSettings, PIPELINE)
+    parser.set_defaults(PIPELINE_SETTINGS)
+    defaults["policy"] = {"class": PIPELINE}
+    if objective in PIPELINE_OBJECTIVES:
+        defaults["objective"] = {"class": objective, **PIPELINE_OBJECTIVES[objective]}
+    for part in ("schedule", "threshold"):
+        del defaults[part]
 
 
 def help_text(parser: ArgumentParser) -> str:
@@ -167,12 +200,20 @@ def check_settings(settings: Namespace) -> None:
     """Refuse settings that can't be, each under the name that the user gave it."""
     if settings.shares is not None:
         check_shares(tuple(settings.shares))
-    for name in ("steps", "rounds", "batch_size", "chains", "substeps"):
+    for name in ("steps", "rounds", "batch_size", "chains", "substeps", "accumulate"):
         check_at_least(name, getattr(settings, name), 1)
     check_at_least("updates", settings.updates, settings.rounds)
     check_at_least("samples", settings.samples, 10)
     if settings.samples > 20_000:
         raise Refusal(f"samples must be at most 20000, for all pairs are compared; got {settings.samples}.")
+    if settings.task == PIPELINE and settings.samples > 1000:
+        raise Refusal(
+            f"samples of a pipeline run through it at once, 1000 at most; got {settings.samples}. Pass e.g. 32."
+        )
+    if settings.accumulate > settings.batch_size:
+        raise Refusal(
+            f"accumulate must be at most batch_size, {settings.batch_size}; got {settings.accumulate}. Lower it."
+        )
     check_at_least("heldout", settings.heldout, 0)
     check_above("clip", settings.clip, 0)
     check_at_least("input_perturbation", settings.input_perturbation, 0)

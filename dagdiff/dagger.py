@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ class DAgger:
         clip: the largest gradient norm.
         ema: decay an update of the averaged student in ``averaged``; 0 averages nothing.
         heldout: chains and forward rows of the measurement that closes a round; 0 measures nothing.
+        accumulate: parts of a batch that go through the student one after the other; a critic sees one part an update.
+        folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
         generator: of the loop's own draws (coins, forward states, shares, critics), on the env's device; seeded with 0
             if not given.
     """
@@ -119,19 +122,23 @@ class DAgger:
         clip: float = 1.0,
         ema: float = 0.0,
         heldout: int = 0,
+        accumulate: int = 1,
+        folder: Path | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         shares = objective.shares if shares is None else shares
         check_shares(shares)
         check_share("ema", ema)
         check_at_least("input_perturbation", input_perturbation, 0.0)
-        for name, value in {"rounds": rounds, "updates_per_round": updates_per_round, "batch_size": batch_size}.items():
+        sizes = {"rounds": rounds, "updates_per_round": updates_per_round, "batch_size": batch_size}
+        for name, value in {**sizes, "accumulate": accumulate}.items():
             check_at_least(name, value, 1)
         self.student, self.expert, self.objective = student, expert, objective
         self.env, self.data, self.conditional = env, data, env.conditions is not None
         self.shares, self.shares_ramp, self.beta, self.per_chain = Shares(*shares), shares_ramp, beta, per_chain
         self.driver, self.input_perturbation, self.lr_ramp = driver, input_perturbation, lr_ramp
         self.rounds, self.updates_per_round, self.batch_size = rounds, updates_per_round, batch_size
+        self.rows = -(-batch_size // accumulate)
         self.focused: int | None = None
         self.clip, self.nfe_student, self._nfe_before, self._updates = clip, 0, 0, 0
         self.generator = generator or torch.Generator(env.device).manual_seed(0)
@@ -153,7 +160,9 @@ class DAgger:
         kept = rounds_to_keep(rounds, rounds_kept, max_age, updates_per_round)
         records = env.batch_size.numel() * (len(env.times) - 1)
         host = torch.Generator().manual_seed(self.generator.initial_seed())
-        self.aggregate = Aggregate(self._forward_states, {"student": kept * records, "expert": rounds * records}, host)
+        self.aggregate = Aggregate(
+            self._forward_states, {"student": kept * records, "expert": rounds * records}, host, folder
+        )
 
     def __iter__(self) -> Iterator[Round]:
         """Run the rounds.
@@ -224,16 +233,29 @@ class DAgger:
         for _ in range(self.updates_per_round):
             parts: dict[str, Tensor] = {}
             for _ in range(self.objective.critic_updates):
-                parts.update(self.objective.improve_critic(self.student, self.aggregate.draw(self.batch_size, shares)))
-            loss = self.objective.loss(self.student, self.aggregate.draw(self.batch_size, shares))
-            norm = self.update(loss.loss)
-            logs.append({**parts, **loss.parts, "loss": loss.loss.detach(), "gradient_norm": norm})
+                parts.update(self.objective.improve_critic(self.student, self.aggregate.draw(self.rows, shares)))
+            self.optimiser.zero_grad(set_to_none=True)
+            losses = self._learn(self.aggregate.draw(self.batch_size, shares))
+            logs.append({**parts, **losses, "gradient_norm": self._step()})
         return self.close_updates({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
 
     def update(self, loss: Tensor) -> Tensor:
         """Make one update of the student, clipped, at the ramp's rate; return the gradient's norm before clipping."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        return self._step()
+
+    def _learn(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Add the gradient of a batch's mean loss, part by part, to the student's; return the losses."""
+        found: dict[str, Tensor] = {}
+        for part in batch.split(self.rows):
+            share, loss = len(part) / len(batch), self.objective.loss(self.student, part)
+            (share * loss.loss).backward()
+            for name, value in {**loss.parts, "loss": loss.loss.detach()}.items():
+                found[name] = share * value + found.get(name, 0.0)
+        return found
+
+    def _step(self) -> Tensor:
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
         self.optimiser.step()
         self._lr.step()

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from dagdiff.heldout import HeldOut
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.parts import resolve
+from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import StudentPolicy
 from dagdiff.schedule import step_grid
@@ -55,7 +57,8 @@ class Experiment:
         """
         settings = parse(list(flatten(config if training else _without_teacher(config))))
         device = find_device(settings.device)
-        task = make_task(settings.task, _make("schedule", settings.schedule))
+        schedule = _make("schedule", settings.schedule) if settings.schedule["class"] else None
+        task = make_task(settings.task, schedule, settings)
         if settings.data["class"]:
             task = replace(task, data=_make("data", settings.data, task))
         objective = _make("objective", settings.objective, task)
@@ -69,6 +72,8 @@ class Experiment:
         steps = settings.stages[-1] if settings.stages else settings.steps
         if settings.stepwise:
             student = Stepwise(student, step_grid(steps))
+        if settings.bf16:
+            student = in_bfloat16(student)
         made = cls(
             config=config,
             settings=settings,
@@ -90,6 +95,8 @@ class Experiment:
         """The teacher in its role, built when first asked for."""
         denoiser = _to(_make("expert", self.settings.expert, self.task), self.device)
         _check_kind("expert", denoiser, Callable, "a callable (x_t, t, condition) -> x0")
+        if self.settings.bf16 and isinstance(denoiser, nn.Module):  # a closed form stays exact
+            denoiser = in_bfloat16(denoiser)
         return Expert(denoiser, self.task.schedule, self.settings.substeps, self.settings.guidance, self.threshold)
 
     @property
@@ -145,6 +152,8 @@ class Experiment:
             clip=chosen.clip,
             ema=chosen.ema,
             heldout=chosen.heldout,
+            accumulate=chosen.accumulate,
+            folder=Path(chosen.memmap) if chosen.memmap else None,
             generator=self.generator(0),
         )
 

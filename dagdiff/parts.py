@@ -26,12 +26,15 @@ PARTS: dict[str, dict[str, str]] = {
         "exact": "dagdiff.benchmarks.tasks.exact_expert",
         "learned": "dagdiff.benchmarks.tasks.learned_expert",
         "unet": "dagdiff.benchmarks.image_tasks.unet_expert",
+        "pipeline": "dagdiff.benchmarks.pipeline_tasks.pipeline_expert",
     },
     "policy": {
         "teacher": "dagdiff.benchmarks.tasks.student_from_teacher",
         "fresh": "dagdiff.benchmarks.tasks.fresh_student",
         "unet": "dagdiff.benchmarks.image_tasks.unet_student",
         "fresh-unet": "dagdiff.benchmarks.image_tasks.fresh_unet",
+        "pipeline": "dagdiff.benchmarks.pipeline_tasks.pipeline_student",
+        "lora": "dagdiff.benchmarks.pipeline_tasks.adapted_student",
     },
     "data": {},
     "threshold": {
@@ -41,6 +44,7 @@ PARTS: dict[str, dict[str, str]] = {
         "dynamic": "dagdiff.threshold.DynamicThreshold",
         "quantile": "dagdiff.benchmarks.tasks.quantile_threshold",
         "fold": "dagdiff.threshold.Fold",
+        "teacher": "dagdiff.benchmarks.pipeline_tasks.teacher_threshold",
     },
     "schedule": {
         "cosine": "dagdiff.schedule.CosineSchedule",
@@ -68,11 +72,11 @@ PARTS: dict[str, dict[str, str]] = {
 
 HELP = {
     "objective": "what the student is asked to match",
-    "expert": "the teacher (default: exact where the world is a mixture, unet for images, else learned)",
-    "policy": "the student's network (default: the learned teacher's; unet for images)",
+    "expert": "the teacher (default: unet or pipeline for such tasks, else exact for mixtures, else learned)",
+    "policy": "the student's network (default: the learned teacher's; unet or pipeline for such tasks)",
     "data": "what forward states are made of: anything with sample(n, generator) (default: the task's set)",
-    "threshold": "the reflected operator, on expert, targets and roll-ins",
-    "schedule": "the noise schedule",
+    "threshold": "the reflected operator, on expert, targets and roll-ins (default of pipelines: teacher)",
+    "schedule": "the noise schedule; a pipeline keeps its own",
     "beta": "share of roll-in steps that the expert drives, by progress",
     "shares_ramp": "scales the student and expert shares, by progress",
     "lr_ramp": "scales the learning rate, by progress",
@@ -98,6 +102,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 IMAGE_SETTINGS = {"batch_size": 64, "chains": 64, "rounds": 10, "substeps": 4, "heldout": 32, "updates": 400}
 """What a run of images takes where a run in the plane takes more: a U-Net costs a thousand times an MLP."""
+
+
+PIPELINE_SETTINGS = {
+    "batch_size": 4,
+    "chains": 8,
+    "rounds": 10,
+    "substeps": 4,
+    "heldout": 8,
+    "updates": 200,
+    "samples": 32,
+    "lr": 1e-5,
+}
+"""What a run of a pipeline takes: its network is large, and trained already."""
+
+
+PIPELINE_OBJECTIVES: dict[str, dict[str, Any]] = {
+    "distribution": {"critic_lr": 1e-5, "critic_updates": 5, "tell_origin": False},
+}
+"""The options of objectives, by short name, that suit pipelines: no network of theirs can be told an origin."""
 
 
 GIVEN = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from dagdiff.benchmarks import image_tasks
 from dagdiff.benchmarks.image_tasks import ImageTask, UNetTeacher, fresh_unet, image_world, unet_expert, unet_student
@@ -200,6 +201,34 @@ def test_distill_sample_and_load_images(own: str, tmp_path: Path, capsys: pytest
     assert main(["sample", "run", "--num", "5", "--device", "cpu"]) == 0
     with np.load("samples.npz") as arrays:
         assert arrays["x"].shape == (5, 1, 8, 8)
+    capsys.readouterr()
+    assert main(["export", "run", "--out", "student"]) == 0, capsys.readouterr().err
+    assert "DDIMPipeline in student; call it with num_inference_steps=2" in capsys.readouterr().out
+    pipeline = DiffusionPipeline.from_pretrained("student")
+    x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5)
+    torch.testing.assert_close(pipeline.unet(x, 1000 * t - 1).sample, again.student.network(x, t))
+    card = Path("student/README.md").read_text(encoding="utf-8")
+    assert "pipeline(num_inference_steps=2)" in card and "| fd | " in card and "a U-Net trained on bars" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ("run --out full", "full holds another run"),
+        ("run", "--out is missing"),
+        ("run --out new --format onnx", "unknown format 'onnx'"),
+        ("nothing --out new", "nothing holds no run"),
+        ("run --out new", "no diffusers pipeline holds a MLP"),
+    ],
+)
+def test_what_cannot_be_exported(words: str, match: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("full").mkdir()
+    Path("full/file").touch()
+    tiny = "--updates 2 --rounds 1 --chains 4 --batch_size 4 --heldout 0 --samples 10 --policy fresh --policy.width 8"
+    assert main(f"distill --task gaussians8-matched {tiny} --device cpu --out run".split()) == 0
+    capsys.readouterr()
+    assert main(["export", *words.split()]) == 2
+    assert match in capsys.readouterr().err
 
 
 def test_an_unknown_task_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,14 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from dagdiff.benchmarks import readme, study
+from dagdiff.benchmarks.tables import END, TABLES, filled, headline, with_table
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.results import Results, summarise, write_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-TABLES = re.findall(r"made from benchmarks/results/([\w-]+) -->", TEXT)
+PAGES = sorted({made.page for made in TABLES.values()})
 SMALL = "--policy fresh --policy.width 16 --updates 20 --rounds 2 --chains 16 --samples 100"
 BENCH = """--updates 4 --seeds 1 --settings '{"expert": {"class": "learned", "width": 8, "updates": 5}, "samples": 100,
   "policy": {"class": "fresh", "width": 8}, "rounds": 2, "chains": 8, "batch_size": 16}'"""
@@ -53,19 +54,19 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dagdiff ")]
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_tables_are_those_of_the_committed_results(name: str) -> None:
-    results = Results.load(ROOT / readme.KEPT / name)
-    assert readme.with_table(TEXT, name, readme.table_of(name, summarise(results))) == TEXT
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_tables_are_those_of_the_committed_results(page: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert filled(text, page, ROOT / readme.KEPT) == text, "run: python -m dagdiff.benchmarks.readme NAME=FOLDER"
+    assert text.count("<!-- table: ") == sum(made.page == page for made in TABLES.values())
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", sorted({made.results for made in TABLES.values()}))
 def test_the_committed_results_are_small_and_summed_up(name: str, tmp_path: Path) -> None:
     place = ROOT / readme.KEPT / name
     assert sum(file.stat().st_size for file in place.iterdir()) < 3e6
-    if name == "study":
-        write_summary(Results.load(place), tmp_path / "summary.csv")
-        assert (tmp_path / "summary.csv").read_text() == (place / "summary.csv").read_text()
+    write_summary(Results.load(place), tmp_path / "summary.csv")
+    assert (tmp_path / "summary.csv").read_text() == (place / "summary.csv").read_text()
 
 
 def test_the_study_s_figure_is_made_from_the_committed_results() -> None:
@@ -82,12 +83,14 @@ def small_study(folder: Path) -> Path:
 
 
 def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
-    start = "<!-- table: made from benchmarks/results/study -->"
-    (own_folder / "README.md").write_text(f"before\n{start}\n{readme.END}\nafter\n")
+    start = "<!-- table: study -->"
+    (own_folder / "README.md").write_text(f"before\n{start}\n{END}\nafter\n")
+    (own_folder / "docs").mkdir()
+    (own_folder / "docs/study.md").write_text((ROOT / "docs/study.md").read_text(encoding="utf-8"))
     readme.main([f"study={small_study(own_folder)}"])
     text = (own_folder / "README.md").read_text()
     rows = summarise(Results.load(own_folder / readme.KEPT / "study"))
-    assert text == f"before\n{start}\n{readme.headline(rows)}\n{readme.END}\nafter\n"
+    assert text == f"before\n{start}\n{headline(rows)}\n{END}\nafter\n"
     forward, ddil = (
         next(f"{row.metrics['energy'].mean:.4f}" for row in rows if wanted == (row.task, row.objective, row.variant))
         for wanted in (("gaussians8-biased", "consistency", variant) for variant in ("forward", "ddil"))
@@ -103,8 +106,8 @@ def test_what_is_kept_is_rounded() -> None:
 
 
 def test_a_readme_without_a_place_is_refused() -> None:
-    with pytest.raises(Refusal, match="no place for a table of 'other'"):
-        readme.with_table(TEXT, "other", "")
+    with pytest.raises(Refusal, match="no place for the table 'other'"):
+        with_table(TEXT, "other", "")
 
 
 def test_the_study_s_command_is_that_of_its_results() -> None:

@@ -31,6 +31,10 @@ def shift(words: Sequence[str]) -> None:
     Prints three tables and a verdict; writes shift.csv, intervention.csv and amplification.csv, each with its figure
     (.png), to the folder.
     """
+    if any(word.partition("=")[0] == "--expert" for word in words):
+        from dagdiff.commands.shift_pair import shift_pair  # only pipelines need diffusers
+
+        return shift_pair(words)
     parser = make_parser("shift", shift)
     parser.add_argument("folder", type=Path, help="the folder of a run")
     parser.add_argument("--num", type=int, default=2000, help="chains and forward states a step")
@@ -58,7 +62,7 @@ def measure(it: Experiment, num: int, seed: int) -> Found:
     generator = it.generator(7, seed)
     x0, condition = draw(it.task.data, num, generator, it.task.conditional)
     shifts = measure_shift(*parts, x0, condition, generator)
-    truth = it.task.world.reference(num, it.generator(4, seed))
+    truth = it.task.reference(num, it.generator(4, seed))
     noise, condition, generator = it.start(num, seed)
     acted = measure_interventions(*parts, noise, truth, generator, condition)
     noise, condition, generator = it.start(num, seed)

@@ -1,0 +1,210 @@
+"""The Markdown tables of README and docs, made from committed results.
+
+:data:`TABLES` maps a table's name to the results it is made from, the page it stands on and the function that makes it.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from dagdiff.benchmarks.study import CRITICS, MIXES, NARROW, THRESHOLDED
+from dagdiff.checks import Refusal
+from dagdiff.glossary import DISTANCES
+from dagdiff.results import Results, Row, summarise
+from dagdiff.verdict import number, spell, told_excess
+
+NAMES = {"progressive": "PD", "consistency": "LCM", "distribution": "DMD2"}
+CONTRAST = ("forward", "base", "ddil")
+END = "<!-- end of table -->"
+
+
+class Made(NamedTuple):
+    """How a table is made: from which results, on which page, by which function of their rows."""
+
+    results: str
+    page: Path
+    make: Callable[[Sequence[Row]], str]
+
+
+def with_table(text: str, name: str, lines: str) -> str:
+    """Return a page's text with the table of that name replaced; refuse a page without a place for it."""
+    start = f"<!-- table: {name} -->"
+    before, found, rest = text.partition(start)
+    if not found or END not in rest:
+        raise Refusal(f"there is no place for the table {name!r}. Put in the lines {start!r} and {END!r}.")
+    return f"{before}{start}\n{lines}\n{END}{rest.partition(END)[2]}"
+
+
+def filled(text: str, page: Path, results: Path) -> str:
+    """Return the text of a page with each of its tables made anew from what is kept in the folder ``results``."""
+    for name, made in TABLES.items():
+        if made.page == page and (results / made.results).exists():
+            text = with_table(text, name, made.make(summarise(Results.load(results / made.results))))
+    return text
+
+
+def quick(rows: Sequence[Row]) -> str:
+    """The demo's table: the distance of each kind of training states, by task and objective."""
+    lines = _head("world, shown", "objective", "forward states", "published method", "dagdiff's mixture")
+    found = plain(rows)
+    for task, objective in dict.fromkeys((row.task, row.objective) for row in rows):
+        forward, base, ddil = (found[task, objective, variant] for variant in CONTRAST)
+        published = "the same" if base.runs == forward.runs else _interval(base)
+        cells = _interval(forward), published, _interval(ddil)
+        lines += _line(task.replace("-", ", "), NAMES[objective], *cells)
+    return "\n".join(lines)
+
+
+def headline(rows: Sequence[Row], about: str = "") -> str:
+    """A line a task, a column an objective: the distances of the contrast, and what ddil leaves of the excess.
+
+    A cell holds forward-only's, the published method's where that is another, ddil's, and of forward-only's excess over
+    the expert the part that ddil leaves; a dash where the objective was not run.
+    """
+    found = plain(rows, about)
+    lines = _head("world, shown", *NAMES.values())
+    for task in dict.fromkeys(task for task, _, variant in found if variant == "base"):
+        told = []
+        for objective in NAMES:
+            mine = [found[key] for variant in CONTRAST if (key := (task, objective, variant)) in found]
+            told.append(_contrast(*mine) if len(mine) == 3 else "–")
+        lines += _line(task.replace("-", ", "), *told)
+    return "\n".join(lines)
+
+
+def by_steps(rows: Sequence[Row]) -> str:
+    """A line an objective and kind of states, a column a number of steps."""
+    mine = [row for row in rows if row.place == NARROW[0] and row.variant in CONTRAST]
+    mine.sort(key=lambda row: (list(NAMES).index(row.objective), CONTRAST.index(row.variant), row.steps))
+    told = [row for row in mine if row.objective == "distribution" or row.variant != "base"]
+    return pivot(told, _objective_and_states, lambda row: f"{row.steps} step{'s' * (row.steps > 1)}")
+
+
+def by_variant(rows: Sequence[Row], variants: Sequence[str], about: str = "") -> str:
+    """A line an objective, a column a variant, in the study's narrow world."""
+    place = f"{NARROW[0]}, {about}" if about else NARROW[0]
+    mine = [row for name in variants for row in rows if (row.variant, row.steps, row.place) == (name, 4, place)]
+    return pivot(mine, lambda row: NAMES[row.objective], lambda row: row.variant)
+
+
+def by_share(rows: Sequence[Row]) -> str:
+    """A line a point of the triangle of shares, a column an objective."""
+    names = ("forward", "student", "expert", "ddil", *MIXES)
+    mine = [row for row in rows if row.place == NARROW[0] and row.steps == 4 and row.variant in names]
+    mine.sort(key=lambda row: (row.records[0].shares, list(NAMES).index(row.objective)))
+    return pivot(mine, _shares, lambda row: NAMES[row.objective], _mean)
+
+
+def by_critic(rows: Sequence[Row]) -> str:
+    """A line a critic of DMD2, a column a world: distance, width of the modes, and how far their shares are off."""
+    worlds = ("grid25-matched", "imbalanced-matched")
+    plain_base = [row for row in rows if (row.variant, row.objective) == ("base", "distribution")]
+    mine = [row for about in ("", *CRITICS) for row in plain_base if row.task in worlds and _about(row) == about]
+    return pivot(mine, lambda row: _about(row) or "told the origin", lambda row: row.task.replace("-", ", "), _modes)
+
+
+def by_steps_and_task(rows: Sequence[Row]) -> str:
+    """The image suite: a line a task, objective and number of steps; the contrast, what is left, missing classes."""
+    judge = DISTANCES[rows[0].judged_by]
+    lines = _head("data, shown", "objective", "steps", "forward", "published", "ddil", "reflected ddil", "excess left",
+                  "missing classes: forward → ddil")  # fmt: skip
+    for task, steps, objective in dict.fromkeys((row.task, row.steps, row.objective) for row in rows):
+        group = {row.variant: row for row in rows if (row.task, row.steps, row.objective) == (task, steps, objective)}
+        told = [number(row.distance.mean) if (row := group.get(name)) and row.distance else "–" for name in _SHOWN]
+        missing = [group[name].metrics["missing"] for name in ("forward", "ddil") if name in group]
+        classes = " → ".join(f"{share.mean:.2f}" for share in missing if share)
+        left = told_excess(group["ddil"]) if "ddil" in group else ""
+        lines += _line(task.replace("-", ", "), NAMES[objective], str(steps), *told, left, classes or "–")
+    return "\n".join([f"Cells hold {judge}.", "", *lines])
+
+
+def which_one(rows: Sequence[Row]) -> str:
+    """The imitation suite: a line a variant, a column a task: the distance; then what a run cost."""
+    lines = _head("variant", *dict.fromkeys(row.place for row in rows), "NFE student", "NFE expert", "seconds")
+    for variant in dict.fromkeys(row.variant for row in rows):
+        mine = [row for row in rows if row.variant == variant]
+        told = [spell(row.distance, 2) for row in mine]
+        nfe = [f"{getattr(mine[0].records[0], name) / 1e6:.2f} M" for name in ("nfe_student", "nfe_expert")]
+        lines += _line(variant, *told, *nfe, number(mine[0].seconds, 2))
+    return "\n".join(lines)
+
+
+def pivot(
+    rows: Iterable[Row],
+    line: Callable[[Row], str],
+    column: Callable[[Row], str],
+    number_of: Callable[[Row], str] = lambda row: spell(row.distance, 2),
+) -> str:
+    """Return a table with a cell a row of the results; where there is none stands a dash."""
+    cells = {(line(row), column(row)): number_of(row) for row in rows}
+    names, columns = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
+    lines = _head("", *columns)
+    for name in names:
+        lines += _line(name, *(cells.get((name, each), "–") for each in columns))
+    return "\n".join(lines)
+
+
+def plain(rows: Sequence[Row], about: str = "") -> dict[tuple[str, str, str], Row]:
+    """The rows of four steps in one kind of comparison, by task, objective and variant."""
+    mine = [row for row in rows if row.steps == 4 and _about(row) == about]
+    return {(row.task, row.objective, row.variant): row for row in mine}
+
+
+def _interval(row: Row) -> str:
+    """Mean and interval to four decimals."""
+    return f"{row.distance:.4f}" if row.distance else "not measured"
+
+
+def _contrast(forward: Row, base: Row, ddil: Row) -> str:
+    published = "" if base.runs == forward.runs else f" (published: {_mean(base)})"
+    return f"{_mean(forward)}{published} → {_mean(ddil)}; {told_excess(ddil)}"
+
+
+def _modes(row: Row) -> str:
+    spread, shares = row.metrics["spread"], row.metrics["mode_kl"]
+    widths = f"width {spread.mean:.2f}, shares off {number(shares.mean, 2)}" if spread and shares else ""
+    return f"{spell(row.distance, 2)}; {widths}"
+
+
+def _objective_and_states(row: Row) -> str:
+    return f"{NAMES[row.objective]}, {row.variant}"
+
+
+def _shares(row: Row) -> str:
+    return " / ".join(f"{100 * share:.0f}" for share in row.records[0].shares)
+
+
+def _about(row: Row) -> str:
+    return row.place.removeprefix(row.task).removeprefix(", ")
+
+
+def _mean(row: Row) -> str:
+    return f"{row.distance.mean:.4f}" if row.distance else "not measured"
+
+
+def _head(*words: str) -> list[str]:
+    return [*_line(*words), "|---" * len(words) + "|"]
+
+
+def _line(*cells: str) -> list[str]:
+    return [f"| {' | '.join(cells)} |"]
+
+
+_SHOWN = ("forward", "base", "ddil", "reflected-ddil")
+_README, _STUDY = Path("README.md"), Path("docs/study.md")
+TABLES = {
+    "demo": Made("toy2d-quick", _README, quick),
+    "study": Made("study", _README, headline),
+    "steps": Made("study", _STUDY, by_steps),
+    "sources": Made("study", _STUDY, partial(by_variant, variants=("forward", "student", "expert", "ddil"))),
+    "equal NFE": Made("study", _STUDY, partial(headline, about="equal NFE")),
+    "learned expert": Made("study", _STUDY, partial(by_variant, variants=("forward", "ddil"), about="learned expert")),
+    "thresholds": Made("study", _STUDY, partial(by_variant, variants=THRESHOLDED)),
+    "shares": Made("study", _STUDY, by_share),
+    "critic": Made("study", _STUDY, by_critic),
+    "imitation": Made("imitation", Path("docs/which-one.md"), which_one),
+    "images": Made("images", _README, by_steps_and_task),
+}
+"""Every table, by name."""

@@ -1,0 +1,180 @@
+"""``dagdiff shift --expert ... --student ...``: the covariate shift of any few-step student of a diffusers pipeline.
+
+Who trained the student does not matter. Its own scheduler says how it is sampled and at which times
+(:mod:`dagdiff.policies.few_step`); the teacher's says what noise states hold; both must say the same of that.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dagdiff import config, plots
+from dagdiff.benchmarks.pipeline_data import encoded_images, own_samples
+from dagdiff.checks import Refusal, check_at_least
+from dagdiff.commands import make_parser
+from dagdiff.expert import Expert
+from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict, write_table
+from dagdiff.policies.few_step import Sampler, read_sampler, read_scheduler, with_adapters
+from dagdiff.policies.pretrained import DiffusersExpert
+from dagdiff.shapes import Condition, Denoiser, States, Times
+
+
+def shift_pair(words: Sequence[str]) -> None:
+    """Measure the covariate shift of a few-step diffusers pipeline against its teacher's, step by step.
+
+    Prints a table and a verdict. Forward states are made of the images, or, where none are given, of samples that the
+    teacher draws itself; they are kept in the cache.
+    """
+    given = config.read(_parser(), words)
+    for name, least in {"num": 10, "steps": 1, "substeps": 1, "batch_size": 1}.items():
+        check_at_least(name, getattr(given, name), least)
+    pair = load_pair(given)
+    x0, condition, told = _data(pair.teacher, given)
+    rows = measure(pair, given, x0, condition)
+    print(f"{pair.told}\nforward states: {told}\n\n{format_table(rows)}\n\n{verdict(rows)}")
+    if given.out is not None:
+        write_table(rows, given.out / "shift.csv")
+        plots.save(plots.shift_figure(rows), given.out / "shift.png")
+        print(f"\nkept in {given.out}: shift.csv, shift.png")
+
+
+class Pair(NamedTuple):
+    """Teacher and student, and how the student is sampled."""
+
+    teacher: DiffusersExpert
+    student: DiffusersExpert
+    sampler: Sampler
+    told: str
+
+
+def load_pair(given: Any) -> Pair:
+    """Load both pipelines and the student's sampler.
+
+    Raises:
+        Refusal: if one can't be had, they differ in the shape or the noise of states, or the sampler is not served.
+    """
+    if given.student is None and given.lora is None:
+        raise Refusal(
+            "there is no student. Pass --student FOLDER, or --lora with the adapters that make the expert one."
+        )
+    device = str(config.find_device(given.device))
+    of = given.student or given.expert
+    teacher, student = (
+        DiffusersExpert.from_pretrained(
+            path, Path(given.prompts) if given.prompts else (), given.sample_size, given.null_class, given.dtype,
+            device, given.variant,
+        )
+        for path in (given.expert, of)
+    )  # fmt: skip
+    check_alike(teacher, student, given.expert, of)
+    if given.lora:
+        with_adapters(student, of, given.lora, given.variant)
+    scheduler = read_scheduler(of, given.scheduler)
+    sampler = read_sampler(scheduler, student.network.law, given.steps)
+    told = ", ".join(f"{time:.3f}" for time in sampler.times.tolist())
+    law = f"{type(scheduler).__name__} ({type(sampler.transition).__name__}) at the times {told}"
+    return Pair(teacher, student, sampler, f"the student's sampler: {law}")
+
+
+def check_alike(teacher: DiffusersExpert, student: DiffusersExpert, expert: str, of: str) -> None:
+    """Refuse a student whose states are not its teacher's; both are named."""
+    if teacher.shape != student.shape:
+        raise Refusal(
+            f"the states of --expert {expert} are {teacher.shape}, those of --student {of} {student.shape}. "
+            "Name a student of this teacher, or pass --sample_size."
+        )
+    times = torch.linspace(0.0, 1.0, 101)
+    noise, other = (torch.stack(each.schedule(times)) for each in (teacher, student))
+    far = float((noise - other).abs().max())
+    if far > 1e-3:
+        raise Refusal(
+            f"--expert {expert} and --student {of} differ in their noise law, by up to {far:.2g} in alpha or sigma. "
+            "Compare their scheduler_config.json; a student keeps its teacher's betas."
+        )
+
+
+def measure(pair: Pair, given: Any, x0: States, condition: Condition) -> list[StepShift]:
+    """Return the shift at each step, on as many chains as there are rows of data."""
+    teacher, student = pair.teacher, pair.student
+    asked = InParts(teacher, given.batch_size)
+    expert = Expert(asked, teacher.schedule, given.substeps, given.guidance, teacher.threshold)
+    policy = Expert(InParts(student, given.batch_size), student.schedule, 1, given.student_guidance, student.threshold)
+    generator = torch.Generator(x0.device).manual_seed(given.seed)
+    return measure_shift(
+        policy, expert, pair.sampler.transition, pair.sampler.times.to(x0.device), x0, condition, generator
+    )
+
+
+class InParts:
+    """A denoiser that is shown some rows at a time, to spare memory.
+
+    Args:
+        denoiser: it.
+        rows: how many.
+    """
+
+    def __init__(self, denoiser: Denoiser, rows: int) -> None:
+        self.denoiser, self.rows = denoiser, rows
+
+    def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
+        """Return the guesses, ``(B, *D)``."""
+        places = torch.arange(len(x_t), device=x_t.device).split(self.rows)
+        parts = ((x_t[at], t[at], None if condition is None else condition[at]) for at in places)
+        return torch.cat([self.denoiser(*part) for part in parts])
+
+
+def _data(teacher: DiffusersExpert, given: Any) -> tuple[Tensor, Condition, str]:
+    """Clean states, their conditions, and what they are in words."""
+    device = next(teacher.network.parameters()).device
+    generator = torch.Generator().manual_seed(given.seed)
+    if given.images is None:
+        splits = own_samples(teacher, given.num, given.own_steps, given.guidance, given.batch_size)
+        told = f"{given.num} samples of the teacher itself, of {given.own_steps} steps each (no --images are given)"
+        rows = torch.arange(given.num)
+    else:
+        splits = encoded_images(teacher, given.images)
+        rows = torch.randperm(sum(len(part.points) for part in splits), generator=generator)[: given.num]
+        told = f"{len(rows)} of the images in {given.images}, with prompts or classes drawn at random"
+    if len(rows) < given.num:
+        raise Refusal(f"--images {given.images} holds {len(rows)} images; got --num {given.num}. Ask for fewer.")
+    points = torch.cat([part.points for part in splits])[rows]
+    labels = [part.labels for part in splits if part.labels is not None]
+    conditions: Any = teacher.network.conditions
+    condition = torch.cat(labels)[rows] if labels else conditions.draw(given.num, generator)
+    if condition is not None and bool((condition < 0).any()):
+        raise Refusal(f"{given.expert!r} is asked with prompts. Give a file of them: --prompts prompts.txt.")
+    return points.to(device), None if condition is None else condition.to(device), told
+
+
+def _parser() -> Any:
+    parser = make_parser("shift", shift_pair)
+    parser.add_argument("--expert", type=str, required=True, help="the teacher: a pipeline's folder, or a hub id")
+    parser.add_argument(
+        "--student", type=str | None, default=None, help="the few-step student, alike, with a scheduler of its own"
+    )
+    parser.add_argument(
+        "--lora", type=str | None, default=None, help="adapters on the student, or on the expert's network"
+    )
+    parser.add_argument(
+        "--scheduler", type=str | None, default=None, help="a sampler's class in place of the student's own"
+    )
+    parser.add_argument("--steps", type=int, default=4, help="of the student's sampler")
+    parser.add_argument("--prompts", type=str | None, default=None, help="a file of prompts, or a bank of embeddings")
+    parser.add_argument("--images", type=Path | None, default=None, help="a folder or .npz file for forward states")
+    parser.add_argument("--num", type=int, default=64, help="chains and forward states a step")
+    parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free weight of the teacher")
+    parser.add_argument("--student_guidance", type=float, default=1.0, help="classifier-free weight of the student")
+    parser.add_argument("--substeps", type=int, default=8, help="DDIM sub-steps of the teacher within a student step")
+    parser.add_argument("--own_steps", type=int, default=50, help="of each sample that the teacher draws as data")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows that a network is shown at once")
+    parser.add_argument("--sample_size", type=int | None, default=None, help="the side of the states")
+    parser.add_argument("--null_class", type=int | None, default=None, help="the class that stands for none")
+    parser.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float16")
+    parser.add_argument("--variant", type=str | None, default=None, help="of the weight files, such as fp16")
+    parser.add_argument("--seed", type=int, default=0, help="of data and noise")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--out", type=Path | None, default=None, help="a folder for shift.csv and shift.png")
+    return parser
