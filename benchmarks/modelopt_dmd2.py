@@ -24,7 +24,7 @@ def train(it: Experiment, backward_simulation: bool) -> Iterator[tuple[int, int]
         Refusal: if ModelOpt is not installed.
         NonFiniteLoss: as our loop.
     """
-    loop = it._loop(it.expert, it.settings.steps)
+    loop = it.loop(it.expert, it.settings.steps)
     critic: Any = loop.objective  # begun: it holds the fake score and its optimiser
     networks = Asked(it.student), Asked(it.expert), Asked(critic.fake)
     pipeline = library().DMDPipeline(*networks, configuration(it, backward_simulation))

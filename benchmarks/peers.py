@@ -49,7 +49,7 @@ from torch import nn
 from dagdiff.benchmarks import modelopt_dmd2
 from dagdiff.benchmarks.race import Racer, Training, race
 from dagdiff.benchmarks.suite import Cell, check_settings, open_results, refer
-from dagdiff.benchmarks.tasks import Task, Teacher, task_names
+from dagdiff.benchmarks.tasks import Task, Teacher, shows_images, task_names
 from dagdiff.checkpoint import load_json, save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import configure
@@ -146,6 +146,8 @@ def cells(suite: Suite) -> Iterator[Cell]:
     for task in suite.tasks:
         if task.endswith("-labelled"):
             raise Refusal(f"task {task!r} has labels, and the peer is asked without. Take {task[:-9]!r}.")
+        if shows_images(task):
+            raise Refusal(f"task {task!r} shows images, and this suite's teachers are of the plane. Take another task.")
         chosen = {"task": task, "schedule": "flow", "steps": suite.steps}
         chosen |= {"expert": "dagdiff.benchmarks.peers.flow_expert", "policy": "dagdiff.benchmarks.peers.flow_student"}
         chosen |= {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings}

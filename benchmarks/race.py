@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from dagdiff.benchmarks.suite import Cell
-from dagdiff.checkpoint import save_arrays
+from dagdiff.benchmarks.suite import Cell, scored
 from dagdiff.experiment import Experiment
 
 Training = Callable[[Experiment], Iterator[tuple[int, int]]]
@@ -64,12 +63,8 @@ class Racer:
         """
         with torch.random.fork_rng(devices=[]):
             list(self.training)
-        chosen, file = self.it.settings, f"samples/{self.key}.npz"
-        points = self.it.sample(chosen.samples, chosen.seed)
-        metrics, by_step = self.it.measure(points, chosen.seed)
-        save_arrays(out / file, x=points, chains=self.it.chains(64, chosen.seed))
+        chosen = self.it.settings
         a_round = statistics.median(self.cpu[1:] or self.cpu)
         cost = {"nfe_student": self.nfe[0], "nfe_expert": self.nfe[1], "seconds": self.wall}
         cost |= {"milliseconds": 1e3 * a_round / (chosen.updates // chosen.rounds)}
-        made = {"config": self.key, "samples": file, "metrics": metrics, "by_step": by_step}
-        return {**self.cell.labels, **cost, **made}
+        return {**self.cell.labels, **cost, **scored(self.it, self.key, out)}

@@ -205,13 +205,17 @@ def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     it = Experiment.build(cell.config)
     *_, (_, last) = it.rounds()
-    seed = it.settings.seed
+    cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
+    return {**cell.labels, **cost, **scored(it, cell.key, out)}
+
+
+def scored(it: Experiment, key: str, out: Path) -> dict[str, Any]:
+    """Score a trained student and keep its samples and chains; return that part of its record."""
+    seed, file = it.settings.seed, f"samples/{key}.npz"
     points = it.sample(it.settings.samples, seed)
     metrics, by_step = it.measure(points, seed)
-    file = f"samples/{cell.key}.npz"
     save_arrays(out / file, x=points[: it.task.kept], chains=it.chains(64, seed))
-    cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
-    return {**cell.labels, **cost, "config": cell.key, "samples": file, "metrics": metrics, "by_step": by_step}
+    return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step}
 
 
 def refer(cell: Cell, out: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Aggregate:
         folder: Path | None = None,
     ) -> None:
         self.forward, self.generator, self.folder = forward, generator, _scratch(folder)
+        self.device: torch.device | None = None
         self.buffers = {source: ReplayBuffer(storage=self._storage(source, n)) for source, n in capacity.items()}
         for buffer in self.buffers.values():
             buffer.set_rng(generator)

@@ -26,7 +26,7 @@ from dagdiff.parts import (
     HELP,
     IMAGE_SETTINGS,
     PARTS,
-    PIPELINE_OBJECTIVES,
+    PIPELINE_PARTS,
     PIPELINE_SETTINGS,
     known,
     resolve,
@@ -152,7 +152,7 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
         parser.set_defaults(IMAGE_SETTINGS)
         defaults["policy"] = {"class": "unet"}
     if task == PIPELINE:
-        _expect_pipeline(parser, defaults, _last(words, "--objective.class"))
+        _expect_pipeline(parser, defaults, words)
     for part in PARTS:
         default = dict(defaults.get(part, {}))
         name = _last(words, f"--{part}.class")
@@ -168,17 +168,18 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
     return parser
 
 
-def _expect_pipeline(parser: ArgumentParser, defaults: dict[str, Any], objective: str | None) -> None:
+def _expect_pipeline(parser: ArgumentParser, defaults: dict[str, Any], words: Sequence[str]) -> None:
     """Give a pipeline's options to the parser, and let the teacher say what it alone knows."""
     from dagdiff.benchmarks.pipeline_tasks import PipelineSettings  # needs diffusers
 
     parser.add_class_arguments(PipelineSettings, PIPELINE)
     parser.set_defaults(PIPELINE_SETTINGS)
     defaults["policy"] = {"class": PIPELINE}
-    if objective in PIPELINE_OBJECTIVES:
-        defaults["objective"] = {"class": objective, **PIPELINE_OBJECTIVES[objective]}
-    for part in ("schedule", "threshold"):
-        del defaults[part]
+    del defaults["schedule"], defaults["threshold"]
+    for part, kinds in PIPELINE_PARTS.items():
+        name = _last(words, f"--{part}.class")
+        if name in kinds:
+            defaults[part] = {"class": name, **kinds[name]}
 
 
 def help_text(parser: ArgumentParser) -> str:

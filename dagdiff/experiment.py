@@ -87,7 +87,7 @@ class Experiment:
             device=device,
         )
         if training:
-            made._loop(made.expert, steps)  # what is wrong with it is told now
+            made.loop(made.expert, steps)  # what is wrong with it is told now
         return made
 
     @cached_property
@@ -115,9 +115,10 @@ class Experiment:
         stages = self.settings.stages or [self.settings.steps]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            yield from halve(stages, self.expert, self._loop, self.curriculum)
+            yield from halve(stages, self.expert, self.loop, self.curriculum)
 
-    def _loop(self, expert: Expert, steps: int) -> DAgger:
+    def loop(self, expert: Expert, steps: int) -> DAgger:
+        """Return the loop that trains the student in so many steps against that expert; nothing has run yet."""
         chosen, times = self.settings, step_grid(steps).to(self.device)
         env = DenoisingEnv(
             self.task.shape,

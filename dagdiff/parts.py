@@ -117,10 +117,11 @@ PIPELINE_SETTINGS = {
 """What a run of a pipeline takes: its network is large, and trained already."""
 
 
-PIPELINE_OBJECTIVES: dict[str, dict[str, Any]] = {
-    "distribution": {"critic_lr": 1e-5, "critic_updates": 5, "tell_origin": False},
+PIPELINE_PARTS: dict[str, dict[str, dict[str, Any]]] = {
+    "objective": {"distribution": {"critic_lr": 1e-5, "critic_updates": 5, "tell_origin": False}},
+    "threshold": {"quantile": {"points": 256}},
 }
-"""The options of objectives, by short name, that suit pipelines: no network of theirs can be told an origin."""
+"""The options of parts that suit pipelines, whose networks can be told no origin, and whose states are large."""
 
 
 GIVEN = {

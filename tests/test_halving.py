@@ -64,7 +64,7 @@ def test_each_stage_s_expert_is_the_last_stage_s_student() -> None:
     answers = []
 
     def make(expert: Expert, steps: int) -> DAgger:
-        loops.append(experiment._loop(expert, steps))
+        loops.append(experiment.loop(expert, steps))
         with torch.no_grad():
             answers.append((expert.denoiser(*probe), experiment.policy(*probe)))
         return loops[-1]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import DiffusionPipeline
 
 from dagdiff import run
 from dagdiff.benchmarks import pipeline_data
@@ -26,6 +27,8 @@ from dagdiff.cli import main
 from dagdiff.config import configure
 from dagdiff.experiment import Experiment
 from dagdiff.objectives.distribution import DistributionMatching
+from dagdiff.policies.few_step import read_sampler
+from dagdiff.policies.noise_law import read_noise_law
 from dagdiff.schedule import step_grid
 from dagdiff.threshold import NoThreshold, StaticThreshold
 
@@ -219,7 +222,7 @@ def test_no_setting_of_pipelines_changes_the_key_of_an_older_run() -> None:
 
 
 def test_a_student_of_a_half_precision_teacher_trains_in_float32(of_text: dict[str, Any]) -> None:
-    it = build(changed(of_text, dtype="bfloat16"))
+    it = build(changed(of_text, dtype="bfloat16"), heldout=0, rounds=1, updates=1)
     assert {weight.dtype for weight in it.student.parameters()} == {torch.float32}
     assert {weight.dtype for weight in it.expert.denoiser.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
     *_, (_, last) = it.rounds()
@@ -249,11 +252,17 @@ def test_distribution_matching_takes_the_options_that_suit_a_pipeline(pixels: st
     assert set(last.losses) >= {"matching", "fake"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_quantile_box_of_latents_is_estimated_on_few_points(of_text: dict[str, Any]) -> None:
+    config = configure({**of_text, "threshold": "quantile"})
+    assert config["threshold"]["points"] == 256
+    box: Any = Experiment.build(config).threshold
+    assert box.low.shape == (4,)
+
+
 def test_a_student_with_adapters_shares_the_experts_weights_and_keeps_only_its_own(
-    of_text: dict[str, Any], dtype: str, tmp_path: Path
+    of_text: dict[str, Any], tmp_path: Path
 ) -> None:
-    it = build(changed(of_text, dtype=dtype), policy={"class": "lora", "rank": 2}, lr=1e-2, ema=0.5)
+    it = build(changed(of_text, dtype="bfloat16"), policy={"class": "lora", "rank": 2}, lr=1e-2, ema=0.5)
     noise, condition, _ = it.start(2, seed=0)
     t = torch.full((2,), 0.7)
     expert: Any = it.expert.denoiser
@@ -284,13 +293,27 @@ def spelled(settings: dict[str, Any], **pipeline: Any) -> str:
     return " ".join(f"--{name} {value}" for name, value in {**settings, **named}.items())
 
 
-def test_from_the_command_line_to_a_run_its_samples_and_its_shift(pixels: str, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    status, told, err = dagdiff(f"distill {spelled(SMALL, path=pixels, own_samples=60, own_steps=2)} --out {out}")
+@pytest.fixture(scope="module")
+def finished(pixels: str, folder: Path) -> tuple[Path, str]:
+    """The folder of a finished run, and what its command told."""
+    status, told, err = dagdiff(
+        f"distill {spelled(SMALL, path=pixels, own_samples=60, own_steps=2)} --out {folder / 'run'}"
+    )
     assert status == 0, err
-    assert "energy distance" in told
+    return folder / "run", told
+
+
+def test_from_the_command_line_to_a_run(finished: tuple[Path, str], pixels: str) -> None:
+    out, told = finished
+    assert "energy distance" in told and (out / "samples.png").exists()
     kept = yaml.safe_load((out / "config.yaml").read_text())
     assert kept["pipeline"]["path"] == pixels and kept["schedule"] == {"class": None}
+    assert run.load(out, "cpu").sample(3, seed=0).shape == (3, 1, 8, 8)
+
+
+@pytest.mark.slow
+def test_samples_and_shift_of_a_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    out = finished[0]
     points = run.load(out, "cpu").sample(10, seed=3)
     status, _, err = dagdiff(f"sample {out} --num 10 --seed 3 --out {tmp_path / 'x.npz'} --device cpu")
     assert status == 0, err
@@ -322,6 +345,15 @@ def test_the_recipes_run_from_the_command_to_a_picture(
     status, _, err = dagdiff(f"sample {out} --num 2 --out {tmp_path / 'x.npz'} --device cpu")
     assert status == 0, err
     assert np.load(tmp_path / "x.npz")["x"].shape == (2, 4, 8, 8) and (tmp_path / "x.png").exists()
+    status, _, err = dagdiff(f"export {out} --out {tmp_path / 'student'}")
+    assert status == 0, err
+    student: Any = DiffusionPipeline.from_pretrained(tmp_path / "student")
+    image = student("a cat", num_inference_steps=4, guidance_scale=1.0, output_type="np").images[0]
+    assert image.shape == (16, 16, 3) and np.isfinite(image).all()
+    law = read_noise_law(student.scheduler, latent=True)
+    sampler = read_sampler(student.scheduler, law, 4)
+    torch.testing.assert_close(sampler.times, again.times)
+    assert type(sampler.transition) is type(again.transition)
 
 
 # -- what can't be --------------------------------------------------------------------------------------------------

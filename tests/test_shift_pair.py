@@ -180,8 +180,6 @@ def test_the_shift_of_two_pipelines_is_told_and_kept(teacher: str, student: str,
     assert "10 samples of the teacher itself" in told and "imitation loss on" in told
     assert (folder / "shift" / "shift.csv").read_text().count("\n") == 3
     assert (folder / "shift" / "shift.png").exists()
-    again = dagdiff(words)[1]
-    assert again and again in told, "the same again, with nothing kept"
 
 
 def test_a_student_that_is_its_teacher_has_no_error(teacher: str, student: str, folder: Path) -> None:
@@ -204,6 +202,7 @@ def test_forward_states_are_made_of_given_images(teacher: str, student: str, fol
     assert status == 2 and "holds 12 images; got --num 13. Ask for fewer." in err
 
 
+@pytest.mark.slow
 def test_adapters_on_the_experts_network_are_a_student_too(teacher: str, folder: Path) -> None:
     """They are loaded as the pipeline loads them, with another sampler than the one that was saved."""
     pipeline = pipelines.seeded(pipelines.stable_diffusion)

@@ -58,7 +58,7 @@ class Found(NamedTuple):
 
 def measure(it: Experiment, num: int, seed: int) -> Found:
     """Measure the experiment's student on ``num`` chains, at nobody's NFE cost; ``seed`` fixes data and noise."""
-    parts = it.policy, it.expert, it.transition, it.times
+    parts = it.policy, it.expert, it.sampler, it.times
     generator = it.generator(7, seed)
     x0, condition = draw(it.task.data, num, generator, it.task.conditional)
     shifts = measure_shift(*parts, x0, condition, generator)
