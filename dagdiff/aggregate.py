@@ -8,7 +8,9 @@ rounds. Records of the expert's chains never age, and are never dropped.
 
 import logging
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +48,8 @@ class Aggregate:
     ) -> None:
         self.forward, self.generator, self.folder = forward, generator, _scratch(folder)
         self.device: torch.device | None = None
+        if self.folder is not None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.buffers = {source: ReplayBuffer(storage=self._storage(source, n)) for source, n in capacity.items()}
         for buffer in self.buffers.values():
             buffer.set_rng(generator)
@@ -83,7 +87,7 @@ class Aggregate:
     def _storage(self, source: str, size: int) -> LazyTensorStorage:
         if self.folder is None:
             return LazyTensorStorage(size)
-        return LazyMemmapStorage(size, scratch_dir=Path(self.folder.name) / source)
+        return LazyMemmapStorage(size, scratch_dir=self.folder / source)
 
     def _available(self, shares: Shares) -> Shares:
         kept = [
@@ -102,12 +106,12 @@ def rounds_to_keep(rounds: int, rounds_kept: int | None, max_age: int | None, up
     return max(1, min(limits))
 
 
-def _scratch(folder: Path | None) -> tempfile.TemporaryDirectory[str] | None:
-    """A place of its own in the folder, which goes away with the aggregate; refuse a folder that can't be written."""
+def _scratch(folder: Path | None) -> Path | None:
+    """A place of its own in the folder; refuse a folder that can't be written."""
     if folder is None:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix="aggregate-", dir=folder)
+        return Path(tempfile.mkdtemp(prefix="aggregate-", dir=folder))
     except OSError as error:
         raise Refusal(f"memmap {folder} can't be written ({error.strerror}). Name another folder.") from None

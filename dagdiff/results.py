@@ -21,7 +21,7 @@ import numpy as np
 from dagdiff.checkpoint import save_text
 from dagdiff.checks import Refusal
 from dagdiff.excess import Excess, excess_left
-from dagdiff.glossary import BASELINES, COMPARED, DISTANCES, EXCESSES, LARGER_IS_BETTER, METRICS
+from dagdiff.glossary import BASELINES, CHANCE, COMPARED, DISTANCES, EXCESSES, LARGER_IS_BETTER, METRICS
 from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
 
 
@@ -214,7 +214,8 @@ def _row(results: Results, group: Mapping[str, list[Record]], variant: str) -> R
     expert = _expert(first, reference)
     excess = {name: mean.mean - expert[name] if (mean := metrics[name]) else math.nan for name in EXCESSES}
     judge = results.judged_by
-    left = _left(records, others.get("forward", ()), judge, expert[judge], abs(reference["floor"][judge]))
+    chance = CHANCE[judge] * abs(reference["floor"][judge])
+    left = _left(records, others.get("forward", ()), judge, expert[judge], chance)
     return Row(first.task, first.objective, variant, first.steps, records, judge, metrics, excess, against, left)
 
 

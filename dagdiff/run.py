@@ -115,7 +115,10 @@ def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None
         "truth": experiment.task.world.sample(n, generator),
         "student": experiment.sample(n, seed=0),
     }
-    clouds = {name: points.numpy(force=True) for name, points in panels.items()}
+    clouds = {
+        name: experiment.task.pictures(points[: experiment.task.kept]).numpy(force=True)
+        for name, points in panels.items()
+    }
     plots.save(plots_images.sample_panels(clouds), out / "samples.png")
     plots.save(plots.rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
 

@@ -1,32 +1,45 @@
 """Students that leave: a folder that ``DiffusionPipeline.from_pretrained`` loads with nothing of dagdiff installed.
 
-What leaves is the network, and a scheduler that makes the very chain the student was trained for. Two of diffusers'
-schedulers are ours step by step: DDIM (progressive distillation), and LCM's, which perturbs each guess anew
-(consistency and distribution matching). The timesteps that they take for the student's number of steps K are the
-student's own grid where K divides the length of the table. What can't be told to a scheduler is refused by name.
+What leaves is the network, in the stock pipeline of its kind, and a scheduler that makes the very chain the student was
+trained for (:mod:`dagdiff.policies.schedulers`). Of a teacher with prompts all the rest comes along as it is:
+autoencoder, tokenizers, text encoders.
 """
 
+import copy
 import inspect
 from typing import Any
 
-import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DiffusionPipeline, LCMScheduler
+from diffusers import (
+    ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
 from torch import nn
 
 from dagdiff.checks import Refusal
+from dagdiff.policies.families import Flux
 from dagdiff.policies.lora import merged
 from dagdiff.policies.pretrained import PretrainedNetwork
+from dagdiff.policies.schedulers import few_step_scheduler
 from dagdiff.policies.student import Student
 from dagdiff.policies.unet import UNet
-from dagdiff.prediction import EPSILON, X0, Prediction, V
-from dagdiff.schedule import FlowSchedule, Schedule
 from dagdiff.shapes import Times
-from dagdiff.threshold import DynamicThreshold, NoThreshold, StaticThreshold, Threshold
-from dagdiff.transition import Ddim, Renoise, Transition
+from dagdiff.threshold import Threshold
+from dagdiff.transition import Transition
 
 
 def build_pipeline(
-    student: nn.Module, transition: Transition, times: Times, threshold: Threshold, base: str | None = None
+    student: nn.Module,
+    transition: Transition,
+    times: Times,
+    threshold: Threshold,
+    base: str | None = None,
+    variant: str | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> Any:
     """Return the student as a diffusers pipeline.
 
@@ -37,73 +50,97 @@ def build_pipeline(
         threshold: of its guesses.
         base: the teacher's pipeline, from which the rest is taken (autoencoder, text encoders); for networks of pixels
             there is no rest.
+        variant: of the base's weight files, such as fp16.
+        size: of its states, where it is not the network's usual one.
 
     Raises:
-        Refusal: if no stock pipeline has such a network, or no scheduler such a chain.
+        Refusal: if no stock pipeline has such a network, no scheduler such a chain, or the base can't be read.
     """
-    if not isinstance(student, Student):
-        raise Refusal(f"a {type(student).__name__} is not one network, and a pipeline has one. Train without stepwise.")
-    scheduler = few_step_scheduler(transition, times, student.schedule, student.prediction, threshold)
-    network = student.network
-    if isinstance(network, UNet):
-        return _of_pixels(network.unet, scheduler)
-    if not isinstance(network, PretrainedNetwork):
-        raise Refusal(f"no diffusers pipeline holds a {type(network).__name__}. Export a student of images.")
-    body: Any = merged(network.body)
+    body: Any = merged(body_of(student))
+    read: Any = student
+    scheduler = few_step_scheduler(transition, times, read.schedule, read.prediction, threshold)
     if base is None or _is_of_pixels(base):
-        return _of_pixels(body, scheduler)
-    if isinstance(scheduler, DDIMScheduler) and _clips(scheduler):
-        raise Refusal(
-            f"text pipelines let DDIM keep the noise of the guess before a {type(threshold).__name__}; this student's "
-            "chain computes it anew. Export a student that was trained without threshold."
-        )
-    pipeline: Any = DiffusionPipeline.from_pretrained(base)
+        return _of_pixels(body if size is None else _sized(body, size), scheduler)
+    _check_clipping(scheduler)
+    pipeline = _whole(base, variant)
     name = "unet" if hasattr(pipeline, "unet") else "transformer"
-    body.to(getattr(pipeline, name).dtype)
+    wanted = getattr(pipeline, name).dtype
+    body = body if body.dtype == wanted else copy.deepcopy(body).to(wanted)  # the student keeps its precision
     pipeline.register_modules(**{name: body, "scheduler": scheduler})
     return pipeline
 
 
-def few_step_scheduler(
-    transition: Transition, times: Times, schedule: Schedule, prediction: Prediction, threshold: Threshold
-) -> Any:
-    """Return the diffusers scheduler whose default chain of K steps is the student's.
+def body_of(student: nn.Module) -> Any:
+    """Return the diffusers network inside a student.
 
     Raises:
-        Refusal: for a law, grid, schedule, prediction or threshold that it can't be told.
+        Refusal: if there is none, or more than one.
     """
-    steps = _check_grid(times)
-    told: dict[str, Any] = {"num_train_timesteps": ENTRIES, "trained_betas": _betas(schedule), **_clipping(threshold)}
-    told["steps_offset"] = 1  # what text pipelines expect to see; these grids have none
-    told["prediction_type"] = _predicted(prediction)
-    if isinstance(transition, Renoise):
-        return LCMScheduler(**told, original_inference_steps=steps, set_alpha_to_one=True)
-    if isinstance(transition, Ddim) and transition.eta == 0.0:
-        return DDIMScheduler(**told, timestep_spacing="trailing", set_alpha_to_one=True)
-    raise Refusal(f"no scheduler of diffusers moves by {transition}. Export a student sampled by DDIM or re-noising.")
+    if not isinstance(student, Student):
+        raise Refusal(f"a {type(student).__name__} is not one network, and a pipeline has one. Train without stepwise.")
+    network = student.network
+    if isinstance(network, UNet):
+        return network.unet
+    if isinstance(network, PretrainedNetwork):
+        return network.body
+    raise Refusal(f"no diffusers pipeline holds a {type(network).__name__}. Export a student of images.")
 
 
-def call_arguments(pipeline: Any, steps: int) -> dict[str, Any]:
-    """Return what an exported pipeline must be called with, so that it makes the student's chain."""
+def call_arguments(pipeline: Any, steps: int, size: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Return what an exported pipeline must be called with, so that it makes the student's chain.
+
+    Guidance is off, for it is in the student; networks that are told a weight (FLUX.1-dev) hear the one they were
+    trained with here. ``size`` is that of states, where it is not the network's usual one.
+    """
     told: dict[str, Any] = {"num_inference_steps": steps}
     scheduler: Any = pipeline.scheduler
     if isinstance(pipeline, DDIMPipeline) and _clips(scheduler):
         told["use_clipped_model_output"] = True
-    if "guidance_scale" in inspect.signature(pipeline.__call__).parameters:
-        told["guidance_scale"] = 1.0
+    if "guidance_scale" in _parameters(pipeline):
+        network: Any = getattr(pipeline, "transformer", None)
+        weighed = network is not None and network.config.get("guidance_embeds")
+        told["guidance_scale"] = Flux().guidance if weighed else 1.0
+    if size is not None and "height" in _parameters(pipeline):
+        told |= {name: side * pipeline.vae_scale_factor for name, side in zip(("height", "width"), size, strict=True)}
     return told
 
 
-def model_card(name: str, teacher: str, arguments: dict[str, Any], facts: dict[str, Any]) -> str:
+def loading_program(
+    pipeline: Any, arguments: dict[str, Any], adapters_of: str | None = None, variant: str | None = None
+) -> str:
+    """Return the few lines of Python that load an exported folder and make an image.
+
+    Args:
+        pipeline: what was exported.
+        arguments: of its call, see :func:`call_arguments`.
+        adapters_of: the pipeline that the folder's adapters are for; None if the folder is a whole pipeline.
+        variant: of the weight files of the pipeline that the adapters are for.
+    """
+    asked = next((text for name, text in _ASKED.items() if name in _parameters(pipeline)), "")
+    call = asked + ", ".join(f"{key}={value}" for key, value in arguments.items())
+    kind, place = type(pipeline.scheduler).__name__, '"path/to/this/folder"'
+    without = "".join(f", {part}=None" for part in _empty(pipeline.config))
+    imported, loaded = "DiffusionPipeline", [f"pipeline = DiffusionPipeline.from_pretrained({place}{without})"]
+    if adapters_of is not None:
+        imported, read = f"DiffusionPipeline, {kind}", f', variant="{variant}"' if variant else ""
+        loaded = [
+            f'pipeline = DiffusionPipeline.from_pretrained("{adapters_of}"{read}{without})',
+            f"pipeline.load_lora_weights({place})",
+            f'pipeline.scheduler = {kind}.from_pretrained({place}, subfolder="scheduler")',
+        ]
+    return "\n".join([f"from diffusers import {imported}", "", *loaded, f"image = pipeline({call}).images[0]"])
+
+
+def model_card(name: str, teacher: str, steps: int, program: str, facts: dict[str, Any]) -> str:
     """Return the README.md of an exported folder: what it is, how it is loaded, and what was measured.
 
     Args:
         name: of the student.
         teacher: what it was distilled from.
-        arguments: of the pipeline's call, see :func:`call_arguments`.
+        steps: K.
+        program: that loads it, see :func:`loading_program`.
         facts: more lines, name -> value: objective, updates, metrics.
     """
-    steps, call = arguments["num_inference_steps"], ", ".join(f"{key}={value}" for key, value in arguments.items())
     lines = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     return f"""---
 library_name: diffusers
@@ -114,14 +151,11 @@ tags: [distillation, few-step]
 A student of {steps} step{"s" if steps > 1 else ""}, distilled from {teacher} with dagdiff.
 
 ```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-image = pipeline({call}).images[0]  # text-to-image pipelines take a prompt first
+{program}
 ```
 
 Its scheduler holds the grid it was trained for: keep the number of steps. What guidance the teacher was given is in
-the student already, so leave the pipeline's own off.
+the student already, so leave the pipeline's own as it is in this call.
 
 | | |
 |---|---|
@@ -131,19 +165,59 @@ The licence of the teacher, and of the data it was shown, holds for this student
 """
 
 
-ENTRIES = 1000
-"""T, the length of the table that a scheduler is given."""
+_ASKED = {"prompt": '"a prompt", ', "class_labels": "class_labels=[0], "}
+"""What an image is asked for by, as the first words of a call."""
 
 
 def _of_pixels(network: Any, scheduler: Any) -> Any:
-    """The stock pipeline of a pixel network: each of the two leaves its scheduler as it is."""
-    if network.config.num_class_embeds is not None:
+    """The stock pipeline of a pixel network: each of the three leaves its scheduler as it is."""
+    config = network.config
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchLCMScheduler):
+        raise Refusal("diffusers has no pipeline of pixels on rectified flow. Export a student of a VP schedule.")
+    if config.out_channels != config.in_channels:
         raise Refusal(
-            "diffusers has no pipeline that tells a UNet2DModel a class. Save the network itself, with "
-            "student.network.save(folder), or distil an unlabelled task."
+            f"this network tells a variance too ({config.out_channels} channels for {config.in_channels}), which few-"
+            "step schedulers take for a part of the guess. Distil a teacher that predicts the mean alone."
         )
+    if config.num_class_embeds is not None:
+        return _labelled(network, scheduler)
     kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
     return kind(unet=network, scheduler=scheduler)
+
+
+def _labelled(network: Any, scheduler: Any) -> Any:
+    """The one stock pipeline that tells a UNet2DModel a class: made for consistency models, it asks any scheduler."""
+    _check_clipping(scheduler)
+    size = network.config.sample_size
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) > 1:
+        raise Refusal(f"diffusers' pipeline with classes makes squares; got {tuple(size)}. Distil an unlabelled task.")
+    return ConsistencyModelPipeline(unet=_sized(network, sides.pop()), scheduler=scheduler)
+
+
+def _sized(network: Any, size: Any) -> Any:
+    """A copy whose configuration tells another size; its weights know none."""
+    twin = copy.deepcopy(network)
+    twin.register_to_config(sample_size=size)
+    return twin
+
+
+def _whole(base: str, variant: str | None) -> Any:
+    """The teacher's pipeline with all its parts, of which the expert had left some aside."""
+    try:
+        empty = dict.fromkeys(_empty(DiffusionPipeline.load_config(base)))
+        return DiffusionPipeline.from_pretrained(base, variant=variant, **empty)
+    except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise Refusal(
+            f"{base!r} can't be read whole ({reason}), and all beside the network comes from it. Download or save it "
+            "again, whole."
+        ) from None
+
+
+def _empty(index: Any) -> list[str]:
+    """The parts that a pipeline was saved without, such as SD3's third encoder; diffusers wants them named."""
+    return [part for part, value in index.items() if value in ([None, None], (None, None))]
 
 
 def _is_of_pixels(base: str) -> bool:
@@ -151,49 +225,18 @@ def _is_of_pixels(base: str) -> bool:
     return not {"vae", "vqvae"} & set(index)
 
 
-def _check_grid(times: Times) -> int:
-    """The number of steps of an even grid that the table's length is a multiple of; others are refused."""
-    steps = len(times) - 1
-    even = torch.linspace(1.0, 0.0, steps + 1)
-    if ENTRIES % steps or not torch.allclose(times.cpu(), even, atol=1e-4):
-        told = [round(t, 4) for t in times.tolist()]
+def _check_clipping(scheduler: Any) -> None:
+    """Refuse DDIM with a threshold in pipelines that can't ask it for the clipped guess's own noise."""
+    if isinstance(scheduler, DDIMScheduler) and _clips(scheduler):
         raise Refusal(
-            f"a scheduler takes even grids whose steps divide {ENTRIES}; got times {told}. "
-            "Distil to 1, 2, 4, 5 or 8 steps."
+            "pipelines with prompts or classes let DDIM keep the noise of the guess before its threshold; this "
+            "student's chain computes it anew. Export a student that was trained without threshold."
         )
-    return steps
-
-
-def _betas(schedule: Schedule) -> list[float]:
-    """The table of betas by which a scheduler rebuilds the noise law: entry i is the time (i + 1) / T."""
-    if isinstance(schedule, FlowSchedule):
-        raise Refusal("students on rectified flow have no few-step scheduler here. Export a student of a VP schedule.")
-    t = torch.arange(1, ENTRIES + 1, dtype=torch.float64) / ENTRIES
-    alpha, sigma = (part.double() for part in schedule(t.float()))
-    cumulated = alpha**2 / (alpha**2 + sigma**2)
-    before = torch.cat([cumulated.new_ones(1), cumulated[:-1]])
-    betas: list[float] = (1.0 - cumulated / before).clamp(0.0, 1.0).tolist()
-    return betas
-
-
-def _predicted(prediction: Prediction) -> str:
-    for known, name in ((EPSILON, "epsilon"), (V, "v_prediction"), (X0, "sample")):
-        if prediction == known:
-            return name
-    raise Refusal(f"no few-step scheduler reads the prediction {prediction}. Export an x0-, epsilon- or v-student.")
-
-
-def _clipping(threshold: Threshold) -> dict[str, Any]:
-    """What a scheduler is told of the threshold."""
-    if isinstance(threshold, NoThreshold):
-        return {"clip_sample": False}
-    if isinstance(threshold, StaticThreshold) and threshold.low == -threshold.high:
-        return {"clip_sample": True, "clip_sample_range": threshold.high}
-    if isinstance(threshold, DynamicThreshold) and threshold.bound == 1.0:
-        ratio = {"dynamic_thresholding_ratio": threshold.quantile, "sample_max_value": 1e9}
-        return {"clip_sample": False, "thresholding": True, **ratio}
-    raise Refusal(f"no scheduler of diffusers can be told {threshold}. Export a student without threshold, or boxed.")
 
 
 def _clips(scheduler: Any) -> bool:
     return bool(scheduler.config.clip_sample or scheduler.config.thresholding)
+
+
+def _parameters(pipeline: Any) -> Any:
+    return inspect.signature(pipeline.__call__).parameters

@@ -4,24 +4,28 @@ import dataclasses
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from PIL import Image
 
-from dagdiff.benchmarks import readme, study
+from dagdiff.benchmarks import image_tasks, images, readme, study
 from dagdiff.benchmarks.tables import END, TABLES, filled, headline, with_table
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
+from dagdiff.metrics.classifier import kept_classifier
 from dagdiff.results import Results, summarise, write_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted({made.page for made in TABLES.values()})
 SMALL = "--policy fresh --policy.width 16 --updates 20 --rounds 2 --chains 16 --samples 100"
+IMAGES = "--expert unet --updates 2 --rounds 1 --chains 4 --batch_size 4 --samples 20 --heldout 0 --substeps 1"
+IMAGES += "".join(f" --{part}.channels=[8,16] --{part}.updates=2" for part in ("expert", "policy"))
 BENCH = """--updates 4 --seeds 1 --settings '{"expert": {"class": "learned", "width": 8, "updates": 5}, "samples": 100,
   "policy": {"class": "fresh", "width": 8}, "rounds": 2, "chains": 8, "batch_size": 16}'"""
 MINE = """
@@ -52,6 +56,10 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dagdiff ")]
+
+
+def kept(name: str) -> Results:
+    return Results.load(ROOT / readme.KEPT / name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -114,7 +122,16 @@ def test_the_study_s_command_is_that_of_its_results() -> None:
     words = next(words for words in commands() if words[:2] == ["bench", "study"])
     options = dict(zip(words[2::2], words[3::2], strict=True))
     asked = study.Suite(options["--blocks"].split(","), int(options["--seeds"]))
-    assert dataclasses.asdict(asked) == Results.load(ROOT / readme.KEPT / "study").settings
+    assert dataclasses.asdict(asked) == kept("study").settings
+
+
+def test_the_image_suite_s_command_is_that_of_its_results() -> None:
+    words = next(words for words in commands() if words[:2] == ["bench", "images"])
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert dataclasses.asdict(images.Suite(seeds=int(options["--seeds"]))) == kept("images").settings
+    assert {cell.entry for cell in images.cells(images.Suite(seeds=1))} == {
+        (record.config, record.variant, record.setup) for record in kept("images").records
+    }
 
 
 def test_the_figure_is_there() -> None:
@@ -162,15 +179,20 @@ def test_a_teacher_from_diffusers_runs(tmp_path: Path) -> None:
     torch.testing.assert_close(names["student"](x_t, t), names["teacher"](x_t, t))
 
 
-def test_the_commands_work_as_written(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_work_as_written(
+    own_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (own_folder / "mine.py").write_text(MINE)
     found = commands()
-    assert [words[0] for words in found] == ["bench", "distill", "sample", "shift", "bench", "list", "distill"]
-    slow = found.pop(0)  # it takes too long for a test; that its results are the committed ones is told elsewhere
-    assert slow[:2] == ["bench", "study"]
-    for words in found:
-        small = {"distill": SMALL, "bench": BENCH}.get(words[0], "")
+    slow = [found.pop(0), found.pop(0)]  # they take too long for a test; that their results are kept is told elsewhere
+    assert [words[:2] for words in slow] == [["bench", "study"], ["bench", "images"]]
+    of_images, *others = [words[0] for words in found]
+    assert [of_images, *others] == ["distill", "export", "distill", "sample", "shift", "bench", "list", "distill"]
+    monkeypatch.setattr(image_tasks, "kept_classifier", partial(kept_classifier, updates=20))
+    for place, words in enumerate(found):
+        small = IMAGES if place == 0 else {"distill": SMALL, "bench": BENCH}.get(words[0], "")
         assert main([*words, *shlex.split(small)]) == 0, capsys.readouterr().err
+    assert DiffusionPipeline.from_pretrained("students/digits").unet.config.sample_size == [8, 8]
     assert (own_folder / "samples.npz").exists() and (own_folder / "samples.png").exists()
     assert (own_folder / "runs/grid/shift.csv").exists() and (own_folder / "runs/moons/report.html").exists()
     assert (own_folder / "runs/mine/student.safetensors").exists()

@@ -9,7 +9,7 @@ from dagdiff.checkpoint import load_json, save_text
 from dagdiff.checks import check_in
 from dagdiff.commands import check_given, make_parser
 from dagdiff.experiment import Experiment
-from dagdiff.policies.export import build_pipeline, call_arguments, model_card
+from dagdiff.policies.export import body_of, build_pipeline, call_arguments, loading_program, model_card
 from dagdiff.policies.lora import save_adapters
 
 FORMATS = ("diffusers", "lora")
@@ -31,24 +31,33 @@ def export(words: Sequence[str]) -> None:
     out = check_given(given.out, "--out")
     run.check_folder(out)
     it = run.load(given.folder, "cpu", given.weights)
-    base = it.config.get("pipeline", {}).get("path")
-    pipeline: Any = build_pipeline(it.student, it.transition, it.times, it.threshold, base)
-    arguments = call_arguments(pipeline, len(it.times) - 1)
-    if given.format == "lora":
-        save_adapters(pipeline, it.student.network.body, out)  # type: ignore[union-attr,arg-type]
-        pipeline.scheduler.save_pretrained(out / "scheduler")
-    else:
+    told = it.config.get("pipeline", {})
+    base, steps, whole = told.get("path"), len(it.times) - 1, given.format == "diffusers"
+    size = it.task.shape[1:] if told.get("sample_size") else None
+    pipeline: Any = build_pipeline(it.student, it.sampler, it.times, it.threshold, base, told.get("variant"), size)
+    arguments = call_arguments(pipeline, steps, size)
+    if whole:
         pipeline.save_pretrained(out)
-    save_text(out / "README.md", model_card(given.folder.name, _teacher(it), arguments, _facts(it, given.folder)))
-    told = ", ".join(f"{name}={value}" for name, value in arguments.items())
-    print(f"{type(pipeline).__name__} in {out}; call it with {told}")
+    else:
+        save_adapters(pipeline, body_of(it.student), out)
+        pipeline.scheduler.save_pretrained(out / "scheduler")
+    of = None if whole else _public(str(base), "path/to/")
+    program = loading_program(pipeline, arguments, of, told.get("variant"))
+    card = model_card(given.folder.resolve().name, _teacher(it), steps, program, _facts(it, given.folder))
+    save_text(out / "README.md", card)
+    call = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    what = type(pipeline).__name__ if whole else f"adapters of a {type(pipeline).__name__}"
+    print(f"{what} in {out}; call it with {call}")
 
 
 def _teacher(it: Experiment) -> str:
     path = it.config.get("pipeline", {}).get("path")
-    if path is None:
-        return f"a U-Net trained on {it.task.world.name}"
-    return f"`{Path(path).name if Path(path).is_dir() else path}`"
+    return f"a U-Net trained on {it.task.world.name}" if path is None else f"`{_public(path)}`"
+
+
+def _public(path: str, before: str = "") -> str:
+    """A pipeline's name as others know it: of a folder here, nothing of where it lies."""
+    return before + Path(path).resolve().name if Path(path).is_dir() else path
 
 
 def _facts(it: Experiment, folder: Path) -> dict[str, Any]:

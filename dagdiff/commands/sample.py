@@ -26,5 +26,6 @@ def sample(words: Sequence[str]) -> None:
     points = experiment.sample(given.num, given.seed)
     noise, condition, _ = experiment.start(given.num, given.seed)
     save_arrays(given.out, x=points, noise=noise, **({} if condition is None else {"condition": condition}))
-    plots.save(plots_images.sample_panels({"student": points.numpy(force=True)}), given.out.with_suffix(".png"))
+    seen = {"student": experiment.task.pictures(points[: experiment.task.kept]).numpy(force=True)}
+    plots.save(plots_images.sample_panels(seen), given.out.with_suffix(".png"))
     print(f"{given.num} points in {given.out}, drawn in {given.out.with_suffix('.png')}")
