@@ -199,7 +199,7 @@ TABLES = {
     "study": Made("study", _README, headline),
     "steps": Made("study", _STUDY, by_steps),
     "sources": Made("study", _STUDY, partial(by_variant, variants=("forward", "student", "expert", "ddil"))),
-    "equal NFE": Made("study", _STUDY, partial(headline, about="equal NFE")),
+    "equal NFE": Made("equal-nfe", _STUDY, partial(headline, about="equal NFE")),
     "learned expert": Made("study", _STUDY, partial(by_variant, variants=("forward", "ddil"), about="learned expert")),
     "thresholds": Made("study", _STUDY, partial(by_variant, variants=THRESHOLDED)),
     "shares": Made("study", _STUDY, by_share),
