@@ -117,7 +117,8 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
     check_at_least("own_samples", count, 10)
     check_at_least("own_steps", steps, 1)
     noise = digest(*teacher.schedule(step_grid(steps)))
-    key = f"{fingerprint(teacher.network)} {noise} {teacher.prediction.name} {count} {guidance} {teacher.threshold}"
+    told = teacher.prediction.name, tuple(teacher.shape), count, guidance, teacher.threshold
+    key = f"{fingerprint(teacher.network)} {noise} {told}"
     path = cache_folder() / "pipelines" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     points, labels = _kept(path, lambda: _drawn(teacher, count, steps, guidance, at_once))
     cut = count - max(2, round(HELD_OUT * count))

@@ -119,7 +119,8 @@ def loading_program(
     asked = next((text for name, text in _ASKED.items() if name in _parameters(pipeline)), "")
     call = asked + ", ".join(f"{key}={value}" for key, value in arguments.items())
     kind, place = type(pipeline.scheduler).__name__, '"path/to/this/folder"'
-    without = "".join(f", {part}=None" for part in _empty(pipeline.config))
+    wanted = [part for part in _empty(pipeline.config) if part not in pipeline._optional_components]
+    without = "".join(f", {part}=None" for part in wanted)
     imported, loaded = "DiffusionPipeline", [f"pipeline = DiffusionPipeline.from_pretrained({place}{without})"]
     if adapters_of is not None:
         imported, read = f"DiffusionPipeline, {kind}", f', variant="{variant}"' if variant else ""

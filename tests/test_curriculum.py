@@ -318,7 +318,10 @@ def test_cost_to_go_costs_what_it_says() -> None:
 
 
 def test_adaptive_shares_charge_the_measurement_they_look_at() -> None:
-    """The held-out measurement is free, but here it steers the training: chains and both losses are charged."""
+    """The held-out measurement is free, but here it steers the training: chains and both losses are charged.
+
+    The third loss, on the expert's own states, steers nothing and stays free: its guesses, labels, and the chains.
+    """
     run = loop(heldout=32)
     assert run.heldout is not None
     imitation, counted = run.heldout.imitation, [0, 0]
@@ -333,9 +336,11 @@ def test_adaptive_shares_charge_the_measurement_they_look_at() -> None:
     run.heldout.imitation = watched  # type: ignore[method-assign]
     rounds = AdaptiveShares()(run)
     next(rounds)
+    steps = len(run.env.times) - 1
+    free = 32 * steps, 32 * (steps + steps - 1) * run.expert.substeps
     before, first = (run.nfe_student, run.expert.nfe), tuple(counted)
-    steps = iter_one(rounds, run)
-    assert steps == (before[0] + first[0], before[1] + first[1])
+    charged = iter_one(rounds, run)
+    assert charged == (before[0] + first[0] - free[0], before[1] + first[1] - free[1])
 
 
 def iter_one(rounds: Iterator[Round], run: DAgger) -> tuple[int, int]:

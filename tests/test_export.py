@@ -1,5 +1,6 @@
 """Students that leave: what diffusers makes of an exported folder, without dagdiff, is what dagdiff samples."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -39,7 +40,10 @@ from dagdiff.prediction import EPSILON, FLOW, X0, Prediction, V
 from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule, step_grid
 from dagdiff.threshold import DynamicThreshold, Fold, NoThreshold, StaticThreshold
 from dagdiff.transition import Ddim, EpsilonScaling, Renoise, Transition, sample
-from tests import pipelines
+
+_spec = importlib.util.spec_from_file_location("pipelines", Path(__file__).with_name("pipelines.py"))
+pipelines: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
+_spec.loader.exec_module(pipelines)  # type: ignore[union-attr]
 
 # A user's program, in a process where dagdiff and the network can't be had. It hands diffusers the noises of our chain.
 LOADER = """
@@ -409,6 +413,7 @@ def test_the_program_of_the_card_makes_the_student_s_images(form: str, variant: 
     assert main(["export", "run", "--out", "out", "--format", form]) == 0
     assert (here / "out" / "pytorch_lora_weights.safetensors").exists() == (form == "lora")
     program = program_of(Path("out"))
+    assert "=None" not in program, "what may be missing need not be named"
     program, call = program.rsplit("image = ", 1)
     made: dict[str, Any] = {}
     exec(program, made)
@@ -447,6 +452,7 @@ def test_a_size_of_its_own_leaves_with_the_student(here: Path) -> None:
     it = finished(Path("run"), **of_pipeline(pipelines.ddpm, sample_size=16), objective="consistency")
     assert main(["export", "run", "--out", "out"]) == 0
     pipeline: Any = DiffusionPipeline.from_pretrained("out")
+    assert pipeline(num_inference_steps=2, output_type="pt").images.shape == (1, 1, 16, 16)
     found = called(pipeline, {"num_inference_steps": 2, "output_type": "pt"}, noises(2, 1, 1, 16, 16))
     wanted = ours(it.student, it.sampler, 2, it.threshold, 1, 1, 16, 16)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
