@@ -22,22 +22,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.suite import Cell, check_choices, open_results, run_cells
-from dagdiff.benchmarks.toy2d import shares_of
+from dagdiff.benchmarks.options import check_choices
+from dagdiff.benchmarks.suite import Cell, open_results, run_cells
+from dagdiff.benchmarks.toy2d import OWN, shares_of
 from dagdiff.config import configure
 
 VARIANTS = ("forward", "base", "ddil", "reflected-ddil")
 
-_OWN = {
-    "task": "Use --tasks.",
-    "objective": "Use --objectives.",
-    "steps": "Use --steps.",
-    "seed": "Use --seeds.",
-    "updates": "Use --updates.",
-    "device": "Use --device.",
-    "shares": "Use --variants.",
-    "threshold": "Use --variants.",
-}
+_OWN = {**OWN, "device": "Use --device."}
 
 
 @dataclass

@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.suite import Cell, check_choices, open_results, run_cells
+from dagdiff.benchmarks.options import check_choices
+from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.config import Config, configure
 
 FORWARD, MIXED = [1.0, 0.0, 0.0], [0.25, 0.5, 0.25]

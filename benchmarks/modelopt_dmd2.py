@@ -27,7 +27,7 @@ def train(it: Experiment, backward_simulation: bool) -> Iterator[tuple[int, int]
     loop = it.loop(it.expert, it.settings.steps)
     critic: Any = loop.objective  # begun: it holds the fake score and its optimiser
     networks = Asked(it.student), Asked(it.expert), Asked(critic.fake)
-    pipeline = library().DMDPipeline(*networks, configuration(it, backward_simulation))
+    pipeline = load_fastgen().DMDPipeline(*networks, configuration(it, backward_simulation))
 
     def batch() -> tuple[Tensor, Tensor]:
         x0 = loop.data.sample(loop.batch_size, loop.generator)
@@ -47,7 +47,7 @@ def train(it: Experiment, backward_simulation: bool) -> Iterator[tuple[int, int]
 
 def configuration(it: Experiment, backward_simulation: bool) -> Any:
     """Say the experiment's settings in ModelOpt's words; what it leaves open keeps ModelOpt's default."""
-    fastgen, (low, high) = library(), it.settings.objective.tau
+    fastgen, (low, high) = load_fastgen(), it.settings.objective.tau
     times = fastgen.SampleTimestepConfig(time_dist_type="uniform", min_t=low, max_t=high, t_list=it.times.tolist())
     return fastgen.DMDConfig(
         pred_type="x0",
@@ -70,7 +70,7 @@ class Asked(nn.Module):
         return self.denoiser(hidden_states, timestep)
 
 
-def library() -> Any:
+def load_fastgen() -> Any:
     """Return ModelOpt's library of distillation losses; refuse if it is not there."""
     try:
         from modelopt.torch import fastgen

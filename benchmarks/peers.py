@@ -47,8 +47,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from dagdiff.benchmarks import modelopt_dmd2
+from dagdiff.benchmarks.options import check_settings
 from dagdiff.benchmarks.race import Racer, Training, race
-from dagdiff.benchmarks.suite import Cell, check_settings, open_results, refer
+from dagdiff.benchmarks.suite import Cell, open_results, refer
 from dagdiff.benchmarks.tasks import Task, Teacher, shows_images, task_names
 from dagdiff.checkpoint import load_json, save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
@@ -167,7 +168,7 @@ def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
         raise Refusal(f"--workers must be 1, for this suite measures time; got {workers}. Leave the option away.")
     results, wanted = open_results(out, "peers"), list(cells(suite))
     if any(VARIANTS[name].peer for name in suite.variants):
-        modelopt_dmd2.library()
+        modelopt_dmd2.load_fastgen()
     results |= {"settings": asdict(suite), "failures": {}}
     for (task, _), racers in groupby(wanted, lambda cell: (cell.config["task"], cell.config["seed"])):
         columns = {key(cell): cell for cell in racers}

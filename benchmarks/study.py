@@ -42,7 +42,8 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff.benchmarks.nfe import predict_nfe, updates_for
-from dagdiff.benchmarks.suite import Cell, check_settings, open_results, run_cells
+from dagdiff.benchmarks.options import check_settings
+from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.benchmarks.toy2d import shares_of
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import Config, configure

@@ -9,9 +9,9 @@ import hashlib
 import json
 import multiprocessing
 import platform
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from dagdiff import __version__
-from dagdiff.benchmarks.tasks import check_task, split_name
+from dagdiff.benchmarks.tasks import split_name
 from dagdiff.checkpoint import load_json, save_arrays, save_json
-from dagdiff.checks import Refusal, check_at_least, check_in
+from dagdiff.checks import Refusal, check_at_least
 from dagdiff.config import Config
 from dagdiff.dagger import NonFiniteLoss
 from dagdiff.experiment import Experiment
@@ -252,42 +252,6 @@ def versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "torchrl", "numpy")}
     system = f"{platform.system()}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"Python": platform.python_version(), **packages, "system": system}
-
-
-def check_settings(settings: Mapping[str, Any], own: Mapping[str, str]) -> None:
-    """Refuse settings that are the suite's own to set; ``own`` maps each to its cure."""
-    for name in set(settings) & set(own):
-        raise Refusal(f"--settings may not hold {name!r}: the suite sets it. {own[name]}")
-
-
-def check_choices(suite: Any, variants: Iterable[str], own: Mapping[str, str]) -> None:
-    """Refuse a suite's options before its first run: an empty list, an unknown task or variant, steps or seeds below 1.
-
-    Args:
-        suite: options with ``tasks``, ``variants``, ``steps``, ``seeds`` and ``settings``.
-        variants: the known ones.
-        own: as in :func:`check_settings`.
-    """
-    check_at_least("seeds", suite.seeds, 1)
-    for steps in suite.steps:
-        check_at_least("steps", steps, 1)
-    for name, value in vars(suite).items():
-        if value == []:
-            raise Refusal(f"--{name} is empty. Name at least one, or leave the option away.")
-    check_settings(suite.settings, own)
-    for task in suite.tasks:
-        check_task(task)
-    for variant in suite.variants:
-        check_in("variant", variant, variants)
-
-
-def spelled(words: Sequence[str], suite: type) -> Iterator[str]:
-    """Spell ``--tasks a,b`` as the list it means, for every option of the suite that is a list."""
-    lists = {f"--{field.name}" for field in fields(suite) if str(field.type).startswith("list")}
-    rest = iter(words)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        yield f"{option}=[{value if equals else next(rest, '')}]" if option in lists else word
 
 
 def _each(

@@ -39,9 +39,10 @@ def with_table(text: str, name: str, lines: str) -> str:
 
 def filled(text: str, page: Path, results: Path) -> str:
     """Return the text of a page with each of its tables made anew from what is kept in the folder ``results``."""
-    for name, made in TABLES.items():
-        if made.page == page and (results / made.results).exists():
-            text = with_table(text, name, made.make(summarise(Results.load(results / made.results))))
+    mine = {name: made for name, made in TABLES.items() if made.page == page and (results / made.results).exists()}
+    rows = {kept: summarise(Results.load(results / kept)) for kept in {made.results for made in mine.values()}}
+    for name, made in mine.items():
+        text = with_table(text, name, made.make(rows[made.results]))
     return text
 
 

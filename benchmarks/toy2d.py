@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.suite import Cell, check_choices, open_results, run_cells
+from dagdiff.benchmarks.options import check_choices
+from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.config import Config, configure
 from dagdiff.mixture import Shares
 from dagdiff.parts import resolve
@@ -38,7 +39,7 @@ SHARES = {
 VARIANTS = ("base", "ddil", *SHARES, "reflected-forward", "reflected-ddil")
 
 
-_OWN = {
+OWN = {
     "task": "Use --tasks.",
     "objective": "Use --objectives.",
     "steps": "Use --steps.",
@@ -47,6 +48,7 @@ _OWN = {
     "shares": "Use --variants.",
     "threshold": "Use --variants.",
 }
+"""Settings that the suite sets itself -> the option to use instead."""
 
 
 @dataclass
@@ -93,7 +95,7 @@ def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
 
 def cells(suite: Suite) -> Iterator[Cell]:
     """Yield the suite's runs; refuse unknown names before the first."""
-    check_choices(suite, VARIANTS, _OWN)
+    check_choices(suite, VARIANTS, OWN)
     for task in suite.tasks:
         for objective in suite.objectives:
             for variant in suite.variants:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff import config, verdict
-from dagdiff.benchmarks.suite import spelled
+from dagdiff.benchmarks.options import spelled
 from dagdiff.benchmarks.verify import verify
 from dagdiff.checks import Refusal, check_in
 from dagdiff.commands import check_given, make_parser
