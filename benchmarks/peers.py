@@ -51,12 +51,12 @@ from dagdiff.benchmarks.options import check_settings
 from dagdiff.benchmarks.race import Racer, Training, race
 from dagdiff.benchmarks.suite import Cell, open_results, refer
 from dagdiff.benchmarks.tasks import Task, Teacher, shows_images, task_names
-from dagdiff.checkpoint import load_json, save_json, save_text
+from dagdiff.checkpoint import save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import configure
 from dagdiff.experiment import Experiment
 from dagdiff.objectives.distribution import DistributionMatching
-from dagdiff.results import Results, Row, summarise, write_summary
+from dagdiff.results import Results, Row, write_summary
 
 
 def ours(it: Experiment) -> Iterator[tuple[int, int]]:
@@ -195,24 +195,29 @@ def racer(cell: Cell) -> Racer:
 
 def table(out: Path) -> str:
     """A text table of a folder's results: means over seeds, for energy and W2 with their bootstrap intervals."""
-    results, raw = Results.load(out), load_json(out / "results.json")["records"]
+    results = Results.load(out)
     names = ("coverage", "on_mode", "mode_kl", "spread")
     lines = [["variant", "seeds", "energy", "w2", *names, "ms/update", "time ratio"]]
-    for task, rows in groupby(summarise(results), lambda row: row.task):
+    for task, group in groupby(results.rows, lambda row: row.task):
+        rows = list(group)
         lines.append([task, *[""] * (len(lines[0]) - 1)])
         for name in ("floor", "expert"):
             scores = results.references[task][name]
             lines.append([f"  ({name})", "", *(f"{scores[each]:.3g}" for each in ("energy", "w2", *names)), "", ""])
-        lines += [_line(row, names, raw) for row in rows]
+        lines += [_line(row, names, rows[0]) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines) + "\n"
 
 
-def _line(row: Row, names: Sequence[str], raw: Sequence[dict[str, Any]]) -> list[str]:
+def milliseconds(row: Row) -> float:
+    """Mean CPU time of an update."""
+    return statistics.mean(record.milliseconds for record in row.records)
+
+
+def _line(row: Row, names: Sequence[str], first: Row) -> list[str]:
     told = [f"{interval:.3g}" if (interval := row.metrics[name]) else "–" for name in ("energy", "w2")]
     told += [f"{interval.mean:.3g}" if (interval := row.metrics[name]) else "–" for name in names]
-    mine = [record for record in raw if record["config"] in row.runs]
-    times = (statistics.mean(record[name] for record in mine) for name in ("milliseconds", "ratio"))
+    times = milliseconds(row), milliseconds(row) / milliseconds(first)
     return [f"  {row.variant}", str(len(row.records)), *told, *(f"{each:.2f}" for each in times)]
 
 

@@ -21,13 +21,12 @@ Training = Callable[[Experiment], Iterator[tuple[int, int]]]
 
 
 def race(columns: Sequence["Racer"], out: Path) -> list[dict[str, Any]]:
-    """Train all columns in turns, a round each; return their records, times as ratios to the first column's too."""
+    """Train all columns in turns, a round each; return their records."""
     torch.set_num_threads(1)
     for number in range(columns[0].it.settings.rounds):
         for place in range(len(columns)):
             columns[(number + place) % len(columns)].turn()
-    records = [column.record(out) for column in columns]
-    return [{**record, "ratio": record["milliseconds"] / records[0]["milliseconds"]} for record in records]
+    return [column.record(out) for column in columns]
 
 
 class Racer:

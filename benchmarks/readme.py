@@ -19,7 +19,7 @@ from dagdiff import plots, plots_images, plots_study
 from dagdiff.benchmarks.tables import CONTRAST, NAMES, TABLES, filled, plain
 from dagdiff.checkpoint import load_json, save_json, save_text
 from dagdiff.metrics.statistics import Interval
-from dagdiff.results import Results, summarise, write_summary
+from dagdiff.results import Results, write_summary
 
 KEPT = Path("benchmarks/results")
 FIGURE, STUDY_FIGURE, PICTURES = Path("docs/biased.png"), Path("docs/study.png"), Path("docs/images.png")
@@ -63,7 +63,7 @@ def source(place: Path) -> str:
 def study_figure(results: Results) -> Figure:
     """Draw the headline's energy distances, by objective and task, with the experts'."""
     panels: dict[str, dict[str, dict[str, Interval]]] = {}
-    found = plain(summarise(results))
+    found = plain(results.rows)
     tasks = list(dict.fromkeys(task for task, _, variant in found if variant == "base"))
     for (task, objective, variant), row in found.items():
         energy, same = row.metrics["energy"], variant == "base" and found[task, objective, "forward"].runs == row.runs

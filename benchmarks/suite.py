@@ -25,9 +25,9 @@ from dagdiff.benchmarks.tasks import split_name
 from dagdiff.checkpoint import load_json, save_arrays, save_json
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.config import Config
-from dagdiff.dagger import NonFiniteLoss
 from dagdiff.experiment import Experiment
 from dagdiff.expert import Expert
+from dagdiff.round import NonFiniteLoss
 from dagdiff.schedule import step_grid
 from dagdiff.transition import Ddim, sample
 

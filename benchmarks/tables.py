@@ -4,15 +4,17 @@
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
 """
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from dagdiff.benchmarks.peers import milliseconds
 from dagdiff.benchmarks.study import CRITICS, MIXES, NARROW, THRESHOLDED
 from dagdiff.checks import Refusal
 from dagdiff.glossary import DISTANCES
-from dagdiff.results import Results, Row, summarise
+from dagdiff.results import Results, Row
 from dagdiff.verdict import number, spell, told_excess
 
 NAMES = {"progressive": "PD", "consistency": "LCM", "distribution": "DMD2"}
@@ -40,7 +42,7 @@ def with_table(text: str, name: str, lines: str) -> str:
 def filled(text: str, page: Path, results: Path) -> str:
     """Return the text of a page with each of its tables made anew from what is kept in the folder ``results``."""
     mine = {name: made for name, made in TABLES.items() if made.page == page and (results / made.results).exists()}
-    rows = {kept: summarise(Results.load(results / kept)) for kept in {made.results for made in mine.values()}}
+    rows = {kept: Results.load(results / kept).rows for kept in {made.results for made in mine.values()}}
     for name, made in mine.items():
         text = with_table(text, name, made.make(rows[made.results]))
     return text
@@ -132,6 +134,17 @@ def which_one(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def by_peer(rows: Sequence[Row]) -> str:
+    """The peers suite: a line a variant, a column a task: the distance; then an update's CPU time over the first's."""
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    lines = _head("variant", *dict.fromkeys(row.place for row in rows), "time of an update")
+    times = {name: statistics.mean(milliseconds(row) for row in rows if row.variant == name) for name in variants}
+    for name in variants:
+        told = [spell(row.distance, 2) for row in rows if row.variant == name]
+        lines += _line(name, *told, f"{times[name] / times[variants[0]]:.2f}×")
+    return "\n".join(lines)
+
+
 def pivot(
     rows: Iterable[Row],
     line: Callable[[Row], str],
@@ -206,6 +219,7 @@ TABLES = {
     "shares": Made("study", _STUDY, by_share),
     "critic": Made("study", _STUDY, by_critic),
     "imitation": Made("imitation", Path("docs/which-one.md"), which_one),
+    "peers": Made("peers", _STUDY, by_peer),
     "images": Made("images", _README, by_steps_and_task),
 }
 """Every table, by name."""

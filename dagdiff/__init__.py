@@ -23,7 +23,7 @@ _PUBLIC = {
     "Progressive": "dagdiff.objectives.progressive",
     "Refusal": "dagdiff.checks",
     "Renoise": "dagdiff.transition",
-    "Round": "dagdiff.dagger",
+    "Round": "dagdiff.round",
     "Shares": "dagdiff.mixture",
     "VPSchedule": "dagdiff.schedule",
     "sample": "dagdiff.transition",
@@ -32,12 +32,13 @@ _PUBLIC = {
 
 if TYPE_CHECKING:
     from dagdiff.checks import Refusal
-    from dagdiff.dagger import DAgger, Round
+    from dagdiff.dagger import DAgger
     from dagdiff.expert import Expert
     from dagdiff.mixture import Shares
     from dagdiff.objectives.consistency import Consistency
     from dagdiff.objectives.distribution import DistributionMatching
     from dagdiff.objectives.progressive import Progressive
+    from dagdiff.round import Round
     from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule
     from dagdiff.transition import Ddim, Renoise, sample
 else:  # hidden from type checkers, which would take any name for public

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(command: str, words: Sequence[str]) -> int:
     """Run a command; a refusal becomes one line."""
     from dagdiff.checks import Refusal, check_in
-    from dagdiff.dagger import NonFiniteLoss
+    from dagdiff.round import NonFiniteLoss
 
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # parts of the user's own are named by import path

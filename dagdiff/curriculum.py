@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_above, check_at_least, check_share
-from dagdiff.dagger import DAgger, Round
+from dagdiff.dagger import DAgger
 from dagdiff.metrics.amplification import measure_amplification
 from dagdiff.mixture import LinearRamp
 from dagdiff.objectives.progressive import Progressive
+from dagdiff.round import Round
 from dagdiff.shapes import Times
 
 Curriculum = Callable[[DAgger], Iterator[Round]]

@@ -6,11 +6,9 @@ https://arxiv.org/abs/2410.11971).
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,36 +27,8 @@ from dagdiff.mixture import Constant, Ramp, Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.policy import StudentPolicy
 from dagdiff.rollout import Data, Driver, MixturePolicy, Rollout, draw, forward_states
+from dagdiff.round import NonFiniteLoss, Round
 from dagdiff.shapes import Condition, States
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round of the loop did.
-
-    ``losses`` are means over the round's updates; ``nfe_*`` count network evaluations (rows) since training began;
-    ``loss_forward``, ``loss_own`` and ``loss_expert`` are the held-out imitation losses at each step of the grid, on
-    forward states, the student's own and the expert's; ``heldout`` is the objective's own loss on held-out states of
-    the student (the measure that picks the best round). They are empty or nan when ``heldout=0``.
-    """
-
-    number: int
-    updates: int
-    beta: float
-    shares: Shares
-    losses: dict[str, float]
-    size: int
-    nfe_student: int
-    nfe_expert: int
-    seconds: float
-    loss_forward: list[float] = field(default_factory=list)
-    loss_own: list[float] = field(default_factory=list)
-    loss_expert: list[float] = field(default_factory=list)
-    heldout: float = math.nan
-
-
-class NonFiniteLoss(RuntimeError):
-    """Training met a loss that is NaN or infinite. The student has been put back to the end of the last good round."""
 
 
 class DAgger:

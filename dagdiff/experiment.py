@@ -16,7 +16,7 @@ from dagdiff.benchmarks.tasks import Task, make_task
 from dagdiff.checks import Refusal
 from dagdiff.config import Config, find_device, flatten, parse
 from dagdiff.curriculum import Curriculum
-from dagdiff.dagger import DAgger, Round
+from dagdiff.dagger import DAgger
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
 from dagdiff.halving import halve
@@ -27,6 +27,7 @@ from dagdiff.parts import resolve
 from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import StudentPolicy
+from dagdiff.round import Round
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.threshold import Threshold

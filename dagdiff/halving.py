@@ -10,9 +10,10 @@ from itertools import pairwise
 
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.curriculum import Curriculum
-from dagdiff.dagger import DAgger, Round
+from dagdiff.dagger import DAgger
 from dagdiff.expert import Expert
 from dagdiff.policy import StudentPolicy
+from dagdiff.round import Round
 
 
 def check_stages(stages: Sequence[int]) -> None:

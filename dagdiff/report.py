@@ -18,7 +18,7 @@ from dagdiff import __version__, plots, plots_images, plots_study
 from dagdiff.checkpoint import save_text
 from dagdiff.glossary import DISTANCES, METRICS
 from dagdiff.metrics.statistics import Interval
-from dagdiff.results import Results, Row, distinct, summarise
+from dagdiff.results import Results, Row, distinct
 from dagdiff.verdict import caveat, judge, number, spell, title, told_excess
 
 _OPERATORS = {"ddil": "none", "reflected-ddil": "box"}
@@ -32,7 +32,7 @@ def write_report(folder: Path) -> Path:
         Refusal: if the folder holds no results, or their samples are missing.
     """
     results = Results.load(folder)
-    rows = summarise(results)
+    rows = results.rows
     dpi = 130 if len(results.references) <= 4 else 80  # a page of many places is to stay light
     tasks = [
         {"name": place, "rows": distinct(mine), "figures": _figures(results, place, mine, dpi), **reference}

@@ -29,7 +29,8 @@ from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_differen
 class Record:
     """One run, as ``results.json`` holds it; metrics that are null there are NaN here.
 
-    ``about`` says in words what sets its comparison apart from the plain one, and ``place`` names its yardsticks.
+    ``about`` says in words what sets its comparison apart from the plain one, ``place`` names its yardsticks, and
+    ``milliseconds`` is the CPU time of an update, in suites that measure it.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Record:
     about: str = ""
     place: str = ""
     substeps: int = 0
+    milliseconds: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Results:
 
     @cached_property
     def rows(self) -> list["Row"]:
-        """The summary, made once: a study's has thousands of intervals."""
+        """A row for each task, objective, number of steps and variant, in the order of the records; made once."""
         groups: dict[Hashable, dict[str, list[Record]]] = {}
         for record in self.records:
             group = groups.setdefault((record.task, record.objective, record.steps, record.setup), {})
@@ -178,14 +180,9 @@ class Row:
         return own.mean / forward.mean if own and forward and forward.mean > 0 else math.nan
 
 
-def summarise(results: Results) -> list[Row]:
-    """One row for each task, objective, number of steps and variant, in the order of the records."""
-    return results.rows
-
-
 def write_summary(results: Results, path: Path) -> None:
     """Write the summary as CSV, a line a row: costs, then mean, low and high of each metric and paired difference."""
-    lines = [_flat(row) for row in summarise(results)]
+    lines = [_flat(row) for row in results.rows]
     text = io.StringIO()
     table = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for line in lines for name in line)), restval="")
     table.writeheader()
@@ -260,7 +257,7 @@ def _runs(records: Iterable[Record]) -> frozenset[str]:
 
 
 def _record(entry: Mapping[str, Any]) -> Record:
-    later = {"setup": "", "about": "", "place": entry["task"], "substeps": 0}
+    later = {"setup": "", "about": "", "place": entry["task"], "substeps": 0, "milliseconds": math.nan}
     plain = {field.name: entry[field.name] for field in fields(Record) if field.name not in later}
     plain |= {name: entry.get(name, value) for name, value in later.items()}
     by_step = {name: list(entry["by_step"][name]) for name in ("t", "loss_forward", "loss_own")}

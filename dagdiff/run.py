@@ -21,8 +21,9 @@ from dagdiff import plots, plots_images
 from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.config import read_yaml
-from dagdiff.dagger import DAgger, NonFiniteLoss, Round
+from dagdiff.dagger import DAgger
 from dagdiff.experiment import Experiment
+from dagdiff.round import NonFiniteLoss, Round
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 """TorchRL's loggers, by name."""

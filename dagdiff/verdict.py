@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dagdiff.excess import NOTHING, REPAIRED
 from dagdiff.glossary import BASELINES, DISTANCES
 from dagdiff.metrics.statistics import Interval
-from dagdiff.results import Difference, Results, Row, distinct, summarise
+from dagdiff.results import Difference, Results, Row, distinct
 
 
 class Verdict(NamedTuple):
@@ -24,11 +24,11 @@ class Verdict(NamedTuple):
 
 def verdicts(results: Results) -> list[str]:
     """What may be claimed of ddil, in words: for each task and objective against forward-only, and another base."""
-    return [verdict.text for verdict in judge(summarise(results))]
+    return [verdict.text for verdict in judge(results.rows)]
 
 
 def judge(rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on rows of :func:`summarise`, each with its way."""
+    """The verdicts on rows of :class:`~dagdiff.results.Results`, each with its way."""
     found = []
     for row in (row for row in rows if row.variant == "ddil"):
         peers = {other.variant: other for other in rows if other.group == row.group}
@@ -58,7 +58,7 @@ def caveat(rows: Sequence[Row]) -> str:
 
 def table(results: Results) -> str:
     """A text table of all students with the floor and the expert of each task, and the verdicts below it."""
-    rows = summarise(results)
+    rows = results.rows
     metric = results.judged_by
     head = "objective", "trained on", DISTANCES[metric], "minus forward", "excess left", "coverage", "own/forward"
     lines = [[*head, "seconds"]]

@@ -11,7 +11,7 @@ from dagdiff.benchmarks import images
 from dagdiff.benchmarks.image_tasks import image_world
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
-from dagdiff.results import Results, summarise
+from dagdiff.results import Results
 from dagdiff.verdict import table
 
 SMALL = {"rounds": 1, "chains": 4, "batch_size": 4, "samples": 12, "substeps": 1}
@@ -77,7 +77,7 @@ def test_a_small_suite_from_command_to_report(place: Path, capsys: pytest.Captur
     assert "FD-cnn" in told and "report: out/report.html" in told
     results = Results.load(Path("out"))
     assert results.judged_by == "fd"
-    rows = {row.variant: row for row in summarise(results)}
+    rows = {row.variant: row for row in results.rows}
     forward = rows["forward"]
     expert = results.references["bars.npz-biased"]["expert_by_nfe"][2]["fd"]
     mean = np.mean([record.metrics["fd"] for record in forward.records])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
 from dagdiff.curriculum import AdaptiveShares, ByStep, Coaching, CostToGo, Curriculum, ForwardTraining, Plain
-from dagdiff.dagger import DAgger, Round
+from dagdiff.dagger import DAgger
 from dagdiff.drivers import Dart, Gate
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.envs.toy2d import world
@@ -26,6 +26,7 @@ from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Stepwise, Student
 from dagdiff.rollout import MixturePolicy
+from dagdiff.round import Round
 from dagdiff.schedule import CosineSchedule, step_grid
 
 SCHEDULE, DATA, CHAINS, STEPS = CosineSchedule(), world("gaussians8"), 16, 4

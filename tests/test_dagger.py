@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dagdiff.benchmarks.tasks import make_task
 from dagdiff.checks import Refusal
-from dagdiff.dagger import DAgger, NonFiniteLoss, Round
+from dagdiff.dagger import DAgger
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.envs.toy2d import world
 from dagdiff.expert import Expert
@@ -25,6 +25,7 @@ from dagdiff.objectives.progressive import Progressive
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
+from dagdiff.round import NonFiniteLoss, Round
 from dagdiff.schedule import CosineSchedule, step_grid
 
 SCHEDULE, DATA = CosineSchedule(), world("gaussians8")

@@ -30,6 +30,7 @@ ROOMS = (
     "drivers",
     "aggregate",
     "heldout",
+    "round",
     "dagger",
     "curriculum",
     "halving",

@@ -18,7 +18,7 @@ from dagdiff.benchmarks.tables import END, TABLES, filled, headline, with_table
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.metrics.classifier import kept_classifier
-from dagdiff.results import Results, summarise, write_summary
+from dagdiff.results import Results, write_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
     (own_folder / "docs/study.md").write_text((ROOT / "docs/study.md").read_text(encoding="utf-8"))
     readme.main([f"study={small_study(own_folder)}"])
     text = (own_folder / "README.md").read_text()
-    rows = summarise(Results.load(own_folder / readme.KEPT / "study"))
+    rows = Results.load(own_folder / readme.KEPT / "study").rows
     assert text == f"before\n{start}\n{headline(rows)}\n{END}\nafter\n"
     forward, ddil = (
         next(f"{row.metrics['energy'].mean:.4f}" for row in rows if wanted == (row.task, row.objective, row.variant))

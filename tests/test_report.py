@@ -15,7 +15,7 @@ from dagdiff.checks import Refusal
 from dagdiff.glossary import METRICS
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report import write_report
-from dagdiff.results import Results, distinct, summarise, write_summary
+from dagdiff.results import Results, distinct, write_summary
 from dagdiff.verdict import caveat, number, spell, table, verdicts
 
 TASK = "gaussians8-biased"
@@ -118,13 +118,13 @@ def test_one_seed_gives_no_interval_and_no_claim(tmp_path: Path) -> None:
     results = loaded(tmp_path, {"forward": [0.007], "ddil": [0.002]})
     (words,) = verdicts(results)
     assert "nothing can be claimed" in words and "no interval exists" in words and "lowers" not in words
-    assert "[" not in words and "one seed" in caveat(summarise(results))
+    assert "[" not in words and "one seed" in caveat(results.rows)
 
 
 def test_the_caveat_counts_the_coin_and_goes_away_with_seeds(tmp_path: Path) -> None:
-    assert "once in 4 comparisons" in caveat(summarise(loaded(tmp_path, GAIN)))
+    assert "once in 4 comparisons" in caveat(loaded(tmp_path, GAIN).rows)
     many = {name: np.random.default_rng(0).normal(size=6).tolist() for name in GAIN}
-    assert caveat(summarise(loaded(tmp_path, many))) == ""
+    assert caveat(loaded(tmp_path, many).rows) == ""
 
 
 def test_base_is_spoken_of_only_where_it_is_another_run(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_base_is_spoken_of_only_where_it_is_another_run(tmp_path: Path) -> None:
         record["config"] = record["config"].replace("base", "forward")
     results = Results.load(folder(tmp_path, found))
     assert len(verdicts(results)) == 1
-    assert [label for label, _ in distinct(summarise(results))] == ["forward = base", "ddil"]
-    assert "base" not in summarise(results)[0].against
+    assert [label for label, _ in distinct(results.rows)] == ["forward = base", "ddil"]
+    assert "base" not in results.rows[0].against
 
 
 def test_several_numbers_of_steps_are_told_apart(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_without_a_common_seed_nothing_is_compared(tmp_path: Path) -> None:
 
 def test_pairs_are_common_seeds_only(tmp_path: Path) -> None:
     results = loaded(tmp_path, {"forward": [0.5, 0.1, 0.2], "ddil": [None, 0.05, 0.1, 9.0]})
-    found = next(row for row in summarise(results) if row.variant == "ddil").against["forward"]["energy"]
+    found = next(row for row in results.rows if row.variant == "ddil").against["forward"]["energy"]
     assert found.seeds == 2 and found.interval.mean == pytest.approx(-0.075)
     assert (found.ours, found.theirs) == pytest.approx((0.075, 0.15))
     assert found.improvement == 0.875  # of (0.05, 0.1) x (0.1, 0.2) three pairs are won, one is tied
@@ -165,7 +165,7 @@ def test_larger_coverage_is_an_improvement(tmp_path: Path) -> None:
     found = content(GAIN)
     for record in found["records"]:
         record["metrics"]["coverage"] = 0.9 if record["variant"] == "ddil" else 0.8
-    row = summarise(Results.load(folder(tmp_path, found)))[1]
+    row = Results.load(folder(tmp_path, found)).rows[1]
     assert row.against["forward"]["coverage"].improvement == 1.0
     assert row.against["forward"]["energy"].improvement == 1.0
 
@@ -232,7 +232,7 @@ def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
     assert "ddil wins 1 and loses\n0; 0 are open" in page
     assert page.count("<table") == 4 and page.count("<img") == 6  # yardsticks, 2 objectives, chains, losses, quality
     assert all(f"<b>{metric}</b>" in page for metric in PLANE)
-    for row in summarise(results):
+    for row in results.rows:
         assert spell(row.metrics["energy"]) in page
     assert "dagdiff 0.0.9" in page and not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
@@ -240,10 +240,10 @@ def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
 def test_excess_is_over_the_expert_on_the_student_s_own_grid(tmp_path: Path) -> None:
     """With 2 steps of 2 sub-steps it is the expert's score at 4; a record that does not say takes the plain one."""
     found = content(GAIN, steps=2)
-    plain = summarise(Results.load(folder(tmp_path, found)))[1]
+    plain = Results.load(folder(tmp_path, found)).rows[1]
     for record in found["records"]:
         record["substeps"] = 2
-    own = summarise(Results.load(folder(tmp_path, found)))[1]
+    own = Results.load(folder(tmp_path, found)).rows[1]
     mean = np.mean(GAIN["ddil"])
     assert plain.excess["energy"] == pytest.approx(mean - 0.0005)
     assert own.excess["energy"] == pytest.approx(mean - 0.125)
@@ -252,7 +252,7 @@ def test_excess_is_over_the_expert_on_the_student_s_own_grid(tmp_path: Path) -> 
 
 def test_what_is_left_of_the_excess_is_told_everywhere(tmp_path: Path) -> None:
     results = loaded(tmp_path, {**GAIN, "base": [0.0006, 0.0005, 0.0005]})
-    forward, ddil, base = summarise(results)
+    forward, ddil, base = results.rows
     assert forward.left is None and ddil.left is not None and ddil.left.ratio is not None
     assert ddil.left.ratio.mean == pytest.approx((0.0023 - 0.0005) / (0.0070 - 0.0005))
     assert base.left is not None and base.left.words == "at the expert's level"
@@ -280,7 +280,7 @@ def test_places_stand_apart_with_yardsticks_of_their_own(tmp_path: Path) -> None
     yardsticks = found["references"][TASK]
     found["references"][f"{TASK}, learned expert"] = {**yardsticks, "expert": yardsticks["expert"] | {"energy": 0.002}}
     results = Results.load(folder(tmp_path, found))
-    plain, learned = (row for row in summarise(results) if row.variant == "ddil")
+    plain, learned = (row for row in results.rows if row.variant == "ddil")
     assert (plain.excess["energy"], learned.excess["energy"]) == pytest.approx((0.0018, 0.0003))
     first, second = verdicts(results)
     assert first.startswith(f"{TASK}, consistency:") and second.startswith(f"{TASK}, learned expert, consistency:")

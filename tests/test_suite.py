@@ -18,7 +18,7 @@ import pytest
 from dagdiff.benchmarks import suite, toy2d
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
-from dagdiff.dagger import NonFiniteLoss
+from dagdiff.round import NonFiniteLoss
 
 SETTINGS: dict[str, Any] = {
     "policy": {"class": "fresh", "width": 16},

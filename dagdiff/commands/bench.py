@@ -11,9 +11,9 @@ from dagdiff.benchmarks.options import spelled
 from dagdiff.benchmarks.verify import verify
 from dagdiff.checks import Refusal, check_in
 from dagdiff.commands import check_given, make_parser
-from dagdiff.dagger import NonFiniteLoss
 from dagdiff.report import write_report
 from dagdiff.results import Results, write_summary
+from dagdiff.round import NonFiniteLoss
 
 SUITES = {
     "toy2d": "dagdiff.benchmarks.toy2d",

@@ -1,0 +1,35 @@
+"""A round of the loop: what it did, and how it can fail."""
+
+import math
+from dataclasses import dataclass, field
+
+from dagdiff.mixture import Shares
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of the loop did.
+
+    ``losses`` are means over the round's updates; ``nfe_*`` count network evaluations (rows) since training began;
+    ``loss_forward``, ``loss_own`` and ``loss_expert`` are the held-out imitation losses at each step of the grid, on
+    forward states, the student's own and the expert's; ``heldout`` is the objective's own loss on held-out states of
+    the student (the measure that picks the best round). They are empty or nan when ``heldout=0``.
+    """
+
+    number: int
+    updates: int
+    beta: float
+    shares: Shares
+    losses: dict[str, float]
+    size: int
+    nfe_student: int
+    nfe_expert: int
+    seconds: float
+    loss_forward: list[float] = field(default_factory=list)
+    loss_own: list[float] = field(default_factory=list)
+    loss_expert: list[float] = field(default_factory=list)
+    heldout: float = math.nan
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training met a loss that is NaN or infinite. The student has been put back to the end of the last good round."""
