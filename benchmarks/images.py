@@ -52,7 +52,7 @@ class Suite:
     variants: list[str] = field(default_factory=lambda: list(VARIANTS))
     steps: list[int] = field(default_factory=lambda: [2, 4])
     seeds: int = 3
-    updates: int = 200
+    updates: int = 400
     device: str = "cpu"
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -24,6 +24,7 @@ from dagdiff.parts import (
     DEFAULTS,
     GIVEN,
     HELP,
+    IMAGE_OBJECTIVES,
     IMAGE_SETTINGS,
     PARTS,
     PIPELINE_PARTS,
@@ -149,7 +150,8 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
     task = _last(words, "--task") or Settings.task
     defaults = dict(DEFAULTS)
     if shows_images(task):
-        parser.set_defaults(IMAGE_SETTINGS)
+        objective = _last(words, "--objective.class") or DEFAULTS["objective"]["class"]
+        parser.set_defaults({**IMAGE_SETTINGS, **IMAGE_OBJECTIVES.get(objective, {})})
         defaults["policy"] = {"class": "unet"}
     if task == PIPELINE:
         _expect_pipeline(parser, defaults, words)
