@@ -4,8 +4,10 @@
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from dagdiff.benchmarks.peers import milliseconds
 from dagdiff.benchmarks.study import CRITICS, MIXES, NARROW, THRESHOLDED
 from dagdiff.checks import Refusal
 from dagdiff.glossary import DISTANCES
+from dagdiff.metrics.statistics import bootstrap_mean
 from dagdiff.results import Results, Row
 from dagdiff.verdict import number, spell, told_excess
 
@@ -23,11 +26,15 @@ END = "<!-- end of table -->"
 
 
 class Made(NamedTuple):
-    """How a table is made: from which results, on which page, by which function of their rows."""
+    """How a table is made: from which results, on which page, by which function of their rows.
+
+    With ``few`` only the seeds that all of a study's blocks have: cells that are the headline's too have more.
+    """
 
     results: str
     page: Path
     make: Callable[[Sequence[Row]], str]
+    few: bool = False
 
 
 def with_table(text: str, name: str, lines: str) -> str:
@@ -42,10 +49,17 @@ def with_table(text: str, name: str, lines: str) -> str:
 def filled(text: str, page: Path, results: Path) -> str:
     """Return the text of a page with each of its tables made anew from what is kept in the folder ``results``."""
     mine = {name: made for name, made in TABLES.items() if made.page == page and (results / made.results).exists()}
-    rows = {kept: Results.load(results / kept).rows for kept in {made.results for made in mine.values()}}
+    rows = {sort: _rows(results / sort[0], sort[1]) for sort in {(made.results, made.few) for made in mine.values()}}
     for name, made in mine.items():
-        text = with_table(text, name, made.make(rows[made.results]))
+        text = with_table(text, name, made.make(rows[made.results, made.few]))
     return text
+
+
+def _rows(folder: Path, few: bool) -> list[Row]:
+    """The rows of what is kept in a folder, of all seeds or of the few that every block has."""
+    results = Results.load(folder)
+    seeds = results.settings["few_seeds"] if few else math.inf
+    return replace(results, records=[record for record in results.records if record.seed < seeds]).rows
 
 
 def quick(rows: Sequence[Row]) -> str:
@@ -98,6 +112,20 @@ def by_share(rows: Sequence[Row]) -> str:
     mine = [row for row in rows if row.place == NARROW[0] and row.steps == 4 and row.variant in names]
     mine.sort(key=lambda row: (row.records[0].shares, list(NAMES).index(row.objective)))
     return pivot(mine, _shares, lambda row: NAMES[row.objective], _mean)
+
+
+def by_world(rows: Sequence[Row]) -> str:
+    """DMD2's mixture beside its published method, a line a world: distances, and what the mixture changes, paired."""
+    lines = _head("world", "published: own states", "dagdiff's mixture", "change", "change in coverage", "pairs")
+    found, changes = plain(rows), dict[str, list[float]]()
+    for task in dict.fromkeys(row.task for row in rows if row.task.endswith("-biased")):
+        published, mixed = (found[task, "distribution", variant].records for variant in ("base", "ddil"))
+        pairs = [(a.metrics, b.metrics) for a in mixed for b in published if a.seed == b.seed]
+        here = {name: [a[name] - b[name] for a, b in pairs] for name in ("energy", "coverage")}
+        changes = {name: changes.get(name, []) + values for name, values in here.items()}
+        means = (f"{statistics.mean(row.metrics['energy'] for row in each):.4f}" for each in (published, mixed))
+        lines += _line(task.removesuffix("-biased"), *means, *_changes(here), str(len(pairs)))
+    return "\n".join([*lines, *_line("all", "", "", *_changes(changes), str(len(changes["energy"])))])
 
 
 def by_critic(rows: Sequence[Row]) -> str:
@@ -176,6 +204,10 @@ def _contrast(forward: Row, base: Row, ddil: Row) -> str:
     return f"{_mean(forward)}{published} → {_mean(ddil)}; {told_excess(ddil)}"
 
 
+def _changes(values: dict[str, list[float]]) -> list[str]:
+    return [f"{bootstrap_mean(each):+.4f}" for each in values.values()]
+
+
 def _modes(row: Row) -> str:
     spread, shares = row.metrics["spread"], row.metrics["mode_kl"]
     widths = f"width {spread.mean:.2f}, shares off {number(shares.mean, 2)}" if spread and shares else ""
@@ -211,13 +243,14 @@ _README, _STUDY = Path("README.md"), Path("docs/study.md")
 TABLES = {
     "demo": Made("toy2d-quick", _README, quick),
     "study": Made("study", _README, headline),
-    "steps": Made("study", _STUDY, by_steps),
-    "sources": Made("study", _STUDY, partial(by_variant, variants=("forward", "student", "expert", "ddil"))),
+    "steps": Made("study", _STUDY, by_steps, few=True),
+    "sources": Made("study", _STUDY, partial(by_variant, variants=("forward", "student", "expert", "ddil")), few=True),
     "equal NFE": Made("equal-nfe", _STUDY, partial(headline, about="equal NFE")),
     "learned expert": Made("study", _STUDY, partial(by_variant, variants=("forward", "ddil"), about="learned expert")),
-    "thresholds": Made("study", _STUDY, partial(by_variant, variants=THRESHOLDED)),
-    "shares": Made("study", _STUDY, by_share),
-    "critic": Made("study", _STUDY, by_critic),
+    "thresholds": Made("study", _STUDY, partial(by_variant, variants=THRESHOLDED), few=True),
+    "shares": Made("study", _STUDY, by_share, few=True),
+    "mixture": Made("study", _STUDY, by_world),
+    "critic": Made("study", _STUDY, by_critic, few=True),
     "imitation": Made("imitation", Path("docs/which-one.md"), which_one),
     "peers": Made("peers", _STUDY, by_peer),
     "images": Made("images", _README, by_steps_and_task),
