@@ -153,12 +153,12 @@ def by_steps_and_task(rows: Sequence[Row]) -> str:
 
 def which_one(rows: Sequence[Row]) -> str:
     """The imitation suite: a line a variant, a column a task: the distance; then what a run cost."""
-    lines = _head("variant", *dict.fromkeys(row.place for row in rows), "NFE student", "NFE expert", "seconds")
+    lines = _head("variant", *dict.fromkeys(row.place for row in rows), "NFE student", "NFE expert")
     for variant in dict.fromkeys(row.variant for row in rows):
         mine = [row for row in rows if row.variant == variant]
         told = [spell(row.distance, 2) for row in mine]
         nfe = [f"{getattr(mine[0].records[0], name) / 1e6:.2f} M" for name in ("nfe_student", "nfe_expert")]
-        lines += _line(variant, *told, *nfe, number(mine[0].seconds, 2))
+        lines += _line(variant, *told, *nfe)
     return "\n".join(lines)
 
 
