@@ -1,8 +1,10 @@
 """What all tests share: one thread, one seed, and no GPU test without a GPU."""
 
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,21 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def offline() -> Iterator[list[Any]]:
+    """Nothing reaches out: a connection is refused, as without a network, and remembered."""
+    tried: list[Any] = []
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        tried.append(arguments)
+        raise OSError("the network is cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        yield tried
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,5 @@
 """Students that leave: what diffusers makes of an exported folder, without dagdiff, is what dagdiff samples."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pipelines
 import pytest
 import torch
 from diffusers import (
@@ -40,10 +40,6 @@ from dagdiff.prediction import EPSILON, FLOW, X0, Prediction, V
 from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule, step_grid
 from dagdiff.threshold import DynamicThreshold, Fold, NoThreshold, StaticThreshold
 from dagdiff.transition import Ddim, EpsilonScaling, Renoise, Transition, sample
-
-_spec = importlib.util.spec_from_file_location("pipelines", Path(__file__).with_name("pipelines.py"))
-pipelines: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
-_spec.loader.exec_module(pipelines)  # type: ignore[union-attr]
 
 # A user's program, in a process where dagdiff and the network can't be had. It hands diffusers the noises of our chain.
 LOADER = """

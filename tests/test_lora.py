@@ -1,10 +1,9 @@
 """Adapters: the student starts as the teacher, trains adapters alone, and leaves in a file that diffusers reads."""
 
 import copy
-import importlib.util
 from pathlib import Path
-from typing import Any
 
+import pipelines
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -12,10 +11,6 @@ from diffusers import StableDiffusionPipeline
 from dagdiff.checks import Refusal
 from dagdiff.policies.lora import has_adapters, lora_student, merged, save_adapters
 from dagdiff.policies.pretrained import DiffusersExpert
-
-_spec = importlib.util.spec_from_file_location("pipelines", Path(__file__).with_name("pipelines.py"))
-pipelines: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
-_spec.loader.exec_module(pipelines)  # type: ignore[union-attr]
 
 PROMPT = torch.zeros(2, dtype=torch.int64)
 

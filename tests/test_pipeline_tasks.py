@@ -1,18 +1,17 @@
 """Distilling a pipeline: teacher, states, conditions and data are its own; what can't be is refused in one line."""
 
 import copy
-import importlib.util
 import io
 import re
 import shlex
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pipelines
 import pytest
 import torch
 import yaml
@@ -32,9 +31,7 @@ from dagdiff.policies.noise_law import read_noise_law
 from dagdiff.schedule import step_grid
 from dagdiff.threshold import NoThreshold, StaticThreshold
 
-_spec = importlib.util.spec_from_file_location("pipelines", Path(__file__).with_name("pipelines.py"))
-pipelines: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
-_spec.loader.exec_module(pipelines)  # type: ignore[union-attr]
+pytestmark = pytest.mark.usefixtures("offline")
 
 CONFIGS = Path(__file__).resolve().parents[1] / "benchmarks" / "configs"
 PROMPTS = ["a cat", "two dogs", "a red house"]
@@ -43,19 +40,6 @@ SMALL: dict[str, Any] = {
     "samples": 10, "substeps": 1, "device": "cpu",
 }  # fmt: skip
 FEW = {"own_samples": 20, "own_steps": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offline() -> Iterator[None]:
-    """No test reaches out: a connection is refused, as without a network."""
-
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise OSError("the network is cut")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", refuse)
-        patch.setattr(socket, "getaddrinfo", refuse)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,14 @@
 """Experts from diffusers pipelines: each family equals its own pipeline, offline; the rest is refused."""
 
-import importlib.util
 import json
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pipelines
 import pytest
 import torch
 from diffusers import (
@@ -41,27 +39,10 @@ from dagdiff.schedule import FlowSchedule, step_grid
 from dagdiff.threshold import DynamicThreshold, NoThreshold, QuantileBox, StaticThreshold
 from dagdiff.transition import Ddim, sample
 
-_spec = importlib.util.spec_from_file_location("pipelines", Path(__file__).with_name("pipelines.py"))
-pipelines: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
-_spec.loader.exec_module(pipelines)  # type: ignore[union-attr]
+pytestmark = pytest.mark.usefixtures("offline")
 
 PROMPTS = ["a cat", "two dogs"]
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offline() -> Iterator[list[Any]]:
-    """No test reaches out: a connection is refused, as without a network, and remembered."""
-    tried: list[Any] = []
-
-    def refuse(*arguments: Any, **options: Any) -> None:
-        tried.append(arguments)
-        raise OSError("the network is cut")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", refuse)
-        patch.setattr(socket, "getaddrinfo", refuse)
-        yield tried
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,17 @@
 """The shift of any few-step pipeline: its sampler is read from its scheduler, exactly or not at all."""
 
-import importlib.util
 import io
 import json
 import re
 import shlex
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pipelines
 import pytest
 import torch
 from diffusers import (
@@ -37,26 +36,11 @@ from dagdiff.policies.noise_law import read_noise_law
 from dagdiff.policies.pretrained import DiffusersExpert
 from dagdiff.transition import Ddim, Renoise, sample
 
-_spec = importlib.util.spec_from_file_location("pipelines", Path(__file__).with_name("pipelines.py"))
-pipelines: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
-_spec.loader.exec_module(pipelines)  # type: ignore[union-attr]
+pytestmark = pytest.mark.usefixtures("offline")
 
 BETAS = pipelines.SD_BETAS
 TRAILING = {"timestep_spacing": "trailing"}
 FLAT = {"clip_sample": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offline() -> Iterator[None]:
-    """No test reaches out: a connection is refused, as without a network."""
-
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise OSError("the network is cut")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", refuse)
-        patch.setattr(socket, "getaddrinfo", refuse)
-        yield
 
 
 @pytest.fixture(scope="module")
