@@ -33,7 +33,7 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
     """Run the experiment and fill the folder ``out``; return what ``metrics.json`` holds.
 
     Raises:
-        Refusal: if ``out`` holds another run, or the logger's package is missing.
+        Refusal: if ``out`` is not empty, or the logger's package is missing.
         NonFiniteLoss: after the last good student has been saved.
     """
     check_folder(out)
@@ -124,12 +124,12 @@ def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None
     plots.save(plots.rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
 
 
-def check_folder(out: Path, mine: str = "config.yaml") -> None:
-    """Refuse an output folder that is a file or holds another run's files."""
+def check_folder(out: Path) -> None:
+    """Refuse an output folder that is a file or not empty."""
     if out.is_file():
         raise Refusal(f"--out {out} is a file. Name a folder.")
     if out.exists() and any(out.iterdir()):
-        raise Refusal(f"--out {out} holds another run. Name a new folder, or delete it.")
+        raise Refusal(f"--out {out} is not empty. Name a new folder or an empty one.")
 
 
 def _row(done: Round) -> dict[str, Any]:

@@ -450,7 +450,7 @@ def test_a_spoilt_run_is_refused(name: str, content: str | None, match: str, fol
 
 def test_an_occupied_folder_is_left_alone(folder: Path, place: Path) -> None:
     before = files(folder)
-    refused(f"distill {FRESH}{TINY} --out {folder}", "holds another run")
+    refused(f"distill {FRESH}{TINY} --out {folder}", "is not empty")
     refused(f"bench toy2d --tasks gaussians8-biased --seeds 1 --out {folder}", "holds something else than results")
     assert files(folder) == before
     (place / "file").write_text("mine")

@@ -214,7 +214,7 @@ def test_distill_sample_and_load_images(own: str, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ("run --out full", "full holds another run"),
+        ("run --out full", "full is not empty"),
         ("run", "--out is missing"),
         ("run --out new --format onnx", "unknown format 'onnx'"),
         ("nothing --out new", "nothing holds no run"),
