@@ -115,17 +115,21 @@ def by_share(rows: Sequence[Row]) -> str:
 
 
 def by_world(rows: Sequence[Row]) -> str:
-    """DMD2's mixture beside its published method, a line a world: distances, and what the mixture changes, paired."""
-    lines = _head("world", "published: own states", "dagdiff's mixture", "change", "change in coverage", "pairs")
-    found, changes = plain(rows), dict[str, list[float]]()
+    """DMD2's mixture beside its published method, a line a world: distances, the mixture's changes, its chance to win.
+
+    Changes are paired by seed; the chance is that of any run of the mixture against any of the published method.
+    """
+    lines = _head("world", "own states", "the mixture", "change", "change in coverage", "the mixture wins")
+    found, changes, wins = plain(rows), dict[str, list[float]](), []
     for task in dict.fromkeys(row.task for row in rows if row.task.endswith("-biased")):
-        published, mixed = (found[task, "distribution", variant].records for variant in ("base", "ddil"))
-        pairs = [(a.metrics, b.metrics) for a in mixed for b in published if a.seed == b.seed]
+        published, mixed = (found[task, "distribution", variant] for variant in ("base", "ddil"))
+        pairs = [(a.metrics, b.metrics) for a in mixed.records for b in published.records if a.seed == b.seed]
         here = {name: [a[name] - b[name] for a, b in pairs] for name in ("energy", "coverage")}
         changes = {name: changes.get(name, []) + values for name, values in here.items()}
-        means = (f"{statistics.mean(row.metrics['energy'] for row in each):.4f}" for each in (published, mixed))
-        lines += _line(task.removesuffix("-biased"), *means, *_changes(here), str(len(pairs)))
-    return "\n".join([*lines, *_line("all", "", "", *_changes(changes), str(len(changes["energy"])))])
+        wins.append(mixed.against["base"]["energy"].improvement)
+        told = _mean(published), _mean(mixed), *_changes(here), f"{wins[-1]:.2f}"
+        lines += _line(task.removesuffix("-biased"), *told)
+    return "\n".join([*lines, *_line("all", "", "", *_changes(changes), f"{statistics.mean(wins):.2f}")])
 
 
 def by_critic(rows: Sequence[Row]) -> str:
