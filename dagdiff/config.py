@@ -24,11 +24,10 @@ from dagdiff.parts import (
     DEFAULTS,
     GIVEN,
     HELP,
-    IMAGE_OBJECTIVES,
-    IMAGE_SETTINGS,
     PARTS,
     PIPELINE_PARTS,
     PIPELINE_SETTINGS,
+    image_settings,
     known,
     resolve,
 )
@@ -150,8 +149,7 @@ def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
     task = _last(words, "--task") or Settings.task
     defaults = dict(DEFAULTS)
     if shows_images(task):
-        objective = _last(words, "--objective.class") or DEFAULTS["objective"]["class"]
-        parser.set_defaults({**IMAGE_SETTINGS, **IMAGE_OBJECTIVES.get(objective, {})})
+        parser.set_defaults(image_settings(_last(words, "--objective.class") or DEFAULTS["objective"]["class"]))
         defaults["policy"] = {"class": "unet"}
     if task == PIPELINE:
         _expect_pipeline(parser, defaults, words)

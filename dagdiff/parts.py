@@ -155,6 +155,13 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
     return kind
 
 
+def image_settings(objective: str) -> dict[str, Any]:
+    """Return the settings that a run of images with that objective, by whatever name, starts from."""
+    kind = resolve("objective", objective)
+    own = (settings for name, settings in IMAGE_OBJECTIVES.items() if resolve("objective", name) is kind)
+    return {**IMAGE_SETTINGS, **next(own, {})}
+
+
 def known(part: str) -> str:
     """What may be named, for help and refusals."""
     return " ".join([", ".join(PARTS[part]), "or" if PARTS[part] else "", "an import path"]).strip()

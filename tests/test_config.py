@@ -90,6 +90,16 @@ def test_scientific_numbers_are_numbers() -> None:
     assert config("--lr", "1e-3")["lr"] == configure({"lr": "1e-3"})["lr"] == 1e-3
 
 
+@pytest.mark.parametrize("objective", ["distribution", "dagdiff.objectives.DistributionMatching"])
+def test_runs_of_images_start_from_settings_of_their_objective(objective: str) -> None:
+    found = configure({"task": "digits-biased", "objective": objective})
+    assert (found["lr"], found["shares"], found["batch_size"]) == (2e-4, [0.0, 1.0, 0.0], 64)
+    own = configure({"task": "digits-biased", "objective": objective, "lr": 1e-3, "shares": [0.0, 0.5, 0.5]})
+    assert (own["lr"], own["shares"]) == (1e-3, [0.0, 0.5, 0.5])
+    assert configure({"objective": objective})["lr"] is configure({"objective": objective})["shares"] is None
+    assert configure({"task": "digits-biased", "objective": "gaussian-kl"})["lr"] is None
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [

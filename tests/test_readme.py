@@ -14,11 +14,11 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 from PIL import Image
 
 from dagdiff.benchmarks import image_tasks, images, readme, study
-from dagdiff.benchmarks.tables import END, TABLES, filled, headline, with_table
+from dagdiff.benchmarks.tables import END, TABLES, by_world, filled, headline, with_table
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.metrics.classifier import kept_classifier
-from dagdiff.results import Results, write_summary
+from dagdiff.results import Record, Results, write_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,6 +80,28 @@ def test_the_committed_results_are_small_and_summed_up(name: str, tmp_path: Path
 def test_the_study_s_figure_is_made_from_the_committed_results() -> None:
     with Image.open(ROOT / readme.STUDY_FIGURE) as image:
         assert image.info["Source"] == readme.source(ROOT / readme.KEPT / "study")
+
+
+def test_dmd2_s_mixture_is_compared_seed_by_seed() -> None:
+    energy, coverage = (
+        {
+            variant: {r.seed: r.metrics[name] for r in kept("study").records if wanted(r, variant)}
+            for variant in ("base", "ddil")
+        }
+        for name in ("energy", "coverage")
+    )
+    (line,) = (line for line in by_world(kept("study").rows).splitlines() if line.startswith("| moons |"))
+    for values in (energy, coverage):
+        assert len(values["base"]) == len(values["ddil"]) == kept("study").settings["seeds"]
+        change = sum(values["ddil"][seed] - values["base"][seed] for seed in values["base"]) / len(values["base"])
+        assert f"{change:+.4f} [" in line
+    wins = [a < b for a in energy["ddil"].values() for b in energy["base"].values()]
+    assert line.endswith(f"| {sum(wins) / len(wins):.2f} |")
+
+
+def wanted(record: Record, variant: str) -> bool:
+    told = record.task, record.objective, record.variant, record.steps, record.about
+    return told == ("moons-biased", "distribution", variant, 4, "")
 
 
 def small_study(folder: Path) -> Path:
