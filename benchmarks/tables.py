@@ -167,12 +167,12 @@ def which_one(rows: Sequence[Row]) -> str:
 
 
 def by_peer(rows: Sequence[Row]) -> str:
-    """The peers suite: a line a variant, a column a task: the distance; then an update's CPU time over the first's."""
+    """The peers suite: a line a variant, a column a task: distance, coverage; then an update's CPU time by the first's."""
     variants = list(dict.fromkeys(row.variant for row in rows))
     lines = _head("variant", *dict.fromkeys(row.place for row in rows), "time of an update")
     times = {name: statistics.mean(milliseconds(row) for row in rows if row.variant == name) for name in variants}
     for name in variants:
-        told = [spell(row.distance, 2) for row in rows if row.variant == name]
+        told = [_covering(row) for row in rows if row.variant == name]
         lines += _line(name, *told, f"{times[name] / times[variants[0]]:.2f}×")
     return "\n".join(lines)
 
@@ -216,6 +216,11 @@ def _modes(row: Row) -> str:
     spread, shares = row.metrics["spread"], row.metrics["mode_kl"]
     widths = f"width {spread.mean:.2f}, shares off {number(shares.mean, 2)}" if spread and shares else ""
     return f"{spell(row.distance, 2)}; {widths}"
+
+
+def _covering(row: Row) -> str:
+    coverage = row.metrics["coverage"]
+    return f"{spell(row.distance, 2)}; covers {coverage.mean:.2f}" if coverage else spell(row.distance, 2)
 
 
 def _objective_and_states(row: Row) -> str:
