@@ -167,7 +167,7 @@ def which_one(rows: Sequence[Row]) -> str:
 
 
 def by_peer(rows: Sequence[Row]) -> str:
-    """The peers suite: a line a variant, a column a task: distance, coverage; then an update's CPU time by the first's."""
+    """The peers suite: a line a variant, a column a task: distance, coverage; then update time to the first's."""
     variants = list(dict.fromkeys(row.variant for row in rows))
     lines = _head("variant", *dict.fromkeys(row.place for row in rows), "time of an update")
     times = {name: statistics.mean(milliseconds(row) for row in rows if row.variant == name) for name in variants}
