@@ -279,7 +279,9 @@ def legend_below(figure: Figure, grid: Sequence[Axes]) -> None:
     known = {label: mark for axes in grid for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     labels = sorted(known, key=[*(label for label in known if label not in VARIANTS), *VARIANTS].index)
     marks = [known[label] for label in labels]
-    figure.legend(marks, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
+    widest = 0.6 + 0.075 * max(map(len, labels), default=0)  # inches, at this size of letters
+    columns = max(1, min(5, len(labels), int(figure.get_figwidth() / widest)))
+    figure.legend(marks, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _step_lines(axes: Axes, x: Points, rounds: Sequence[Sequence[float]]) -> None:

@@ -75,11 +75,12 @@ def _overview(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _figures(results: Results, place: str, rows: Sequence[Row], dpi: int) -> dict[str, Any]:
     """The figures of a place as ``data:`` addresses; ``strayed`` names the objective of the chains.
 
-    Clouds, chains and losses are drawn for the number of steps that most rows have, the others for all.
+    Samples, chains and losses are drawn for the number of steps that most rows have, the largest such, the others for
+    all. ``pictures`` says whether samples are images.
     """
     reference = results.references[place]
     world = results.arrays(reference["samples"])
-    usual = Counter(row.steps for row in rows).most_common(1)[0][0]
+    usual, _ = max(Counter(row.steps for row in rows).items(), key=lambda found: (found[1], found[0]))
     main = [row for row in rows if row.steps == usual]
     strayed = max((row for row in main if row.variant == "forward"), key=lambda row: row.ratio, default=main[0])
     pair = [row for row in main if row.group == strayed.group and row.variant in _SHOWN]
@@ -92,6 +93,8 @@ def _figures(results: Results, place: str, rows: Sequence[Row], dpi: int) -> dic
         **{name: plots.to_data_uri(figure, dpi) for name, figure in figures.items()},
         "samples": {name: plots.to_data_uri(figure, dpi) for name, figure in _clouds(results, world, main).items()},
         "strayed": title(strayed, main),
+        "steps": usual,
+        "pictures": _is_images(world),
     }
 
 
