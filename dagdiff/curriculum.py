@@ -10,7 +10,7 @@ Everything a curriculum asks of student and expert between two rounds is charged
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -55,19 +55,25 @@ class ForwardTraining:
                 do not divide by the steps.
         """
         steps = len(loop.env.times) - 1
-        networks = _networks(loop, steps)
+        weights = [[each for each in network.parameters() if each.requires_grad] for network in _networks(loop, steps)]
         whole = loop.lr_ramp
         loop.lr_ramp = lambda progress: whole(progress * steps % 1.0)
         rounds = iter(loop)
         try:
             for step in range(steps):
                 loop.focus(step)
-                for place, network in enumerate(networks):
-                    network.requires_grad_(place == step)
+                for place, learning in enumerate(weights):
+                    _let_learn(learning, place == step)
                 yield from islice(rounds, loop.rounds // steps)
             yield from rounds  # none are left; it ends
         finally:
-            networks.requires_grad_(True)
+            for learning in weights:
+                _let_learn(learning, True)
+
+
+def _let_learn(weights: Iterable[nn.Parameter], learn: bool) -> None:
+    for each in weights:
+        each.requires_grad_(learn)
 
 
 @dataclass(frozen=True)

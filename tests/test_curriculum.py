@@ -145,6 +145,16 @@ def test_only_the_network_of_the_stage_changes(ema: float) -> None:
     assert not run.student._forward_hooks, "the loop came to its end"
 
 
+def test_what_was_frozen_stays_frozen() -> None:
+    """As the base of a student with adapters is."""
+    student = stepwise()
+    frozen = [next(network.parameters()).requires_grad_(False) for network in student.networks]
+    before = [weight.clone() for weight in frozen]
+    trained(ForwardTraining(), loop(learner=student, shares=(0, 1, 0), rounds=4))
+    assert all(map(torch.equal, frozen, before)) and not any(weight.requires_grad for weight in frozen)
+    assert sum(weight.requires_grad for weight in student.parameters()) == len(list(student.parameters())) - STEPS
+
+
 @pytest.mark.parametrize("shares", [(0, 1, 0), (0.5, 0.25, 0.25)])
 def test_a_stage_trains_on_the_states_of_its_step_alone(shares: tuple[float, float, float]) -> None:
     objective, times = Watching(), step_grid(STEPS)
