@@ -58,7 +58,7 @@ def filled(text: str, page: Path, results: Path) -> str:
 def _rows(folder: Path, few: bool) -> list[Row]:
     """The rows of what is kept in a folder, of all seeds or of the few that every block has."""
     results = Results.load(folder)
-    seeds = results.settings["few_seeds"] if few else math.inf
+    seeds = results.settings.get("few_seeds", math.inf) if few else math.inf
     return replace(results, records=[record for record in results.records if record.seed < seeds]).rows
 
 
@@ -133,11 +133,18 @@ def by_world(rows: Sequence[Row]) -> str:
 
 
 def by_critic(rows: Sequence[Row]) -> str:
-    """A line a critic of DMD2, a column a world: distance, width of the modes, and how far their shares are off."""
+    """A line a critic of DMD2 on its own states, then one for other states: distance, width and shares of the modes."""
     worlds = ("grid25-matched", "imbalanced-matched")
-    plain_base = [row for row in rows if (row.variant, row.objective) == ("base", "distribution")]
-    mine = [row for about in ("", *CRITICS) for row in plain_base if row.task in worlds and _about(row) == about]
-    return pivot(mine, lambda row: _about(row) or "told the origin", lambda row: row.task.replace("-", ", "), _modes)
+    dmd2 = [row for row in rows if row.objective == "distribution" and row.steps == 4 and row.task in worlds]
+    kinds = [("base", about) for about in ("", *CRITICS)] + [("forward", ""), ("ddil", "")]
+    mine = [row for kind in kinds for row in dmd2 if (row.variant, _about(row)) == kind]
+    others = {"forward": "forward states", "ddil": "the mixture"}
+    return pivot(
+        mine,
+        lambda row: others.get(row.variant) or _about(row) or "told the origin",
+        lambda row: row.task.replace("-", ", "),
+        _modes,
+    )
 
 
 def by_steps_and_task(rows: Sequence[Row]) -> str:
