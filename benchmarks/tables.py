@@ -270,5 +270,6 @@ TABLES = {
     "imitation": Made("imitation", Path("docs/which-one.md"), which_one),
     "peers": Made("peers", _STUDY, by_peer),
     "images": Made("images", _README, by_steps_and_task),
+    "fashion": Made("fashion", Path("docs/images.md"), by_steps_and_task),
 }
 """Every table, by name."""

@@ -157,6 +157,25 @@ def test_the_image_suite_s_command_is_that_of_its_results() -> None:
     }
 
 
+def test_the_command_of_fashion_is_that_of_its_results() -> None:
+    page = (ROOT / "docs/images.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    words = shlex.split(
+        next(line for line in page.splitlines() if line.startswith("dagdiff bench images --tasks fashion14"))
+    )
+    told = dict(zip(words[3::2], words[4::2], strict=True))
+    asked = images.Suite(
+        tasks=told["--tasks"].split(","),
+        variants=told["--variants"].split(","),
+        steps=[int(told["--steps"])],
+        seeds=int(told["--seeds"]),
+        settings=json.loads(told["--settings"]),
+    )
+    assert dataclasses.asdict(asked) == kept("fashion").settings
+    assert {cell.entry for cell in images.cells(asked)} == {
+        (record.config, record.variant, record.setup) for record in kept("fashion").records
+    }
+
+
 def test_the_figure_is_there() -> None:
     for name in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
         assert (ROOT / name).stat().st_size > 10_000

@@ -204,5 +204,5 @@ def test_the_study_runs_block_by_block(quick: Path) -> None:
     first = study.run(wanted, quick)
     assert len(first["records"]) == 15 and not first["failures"]
     second = study.run(dataclasses.replace(wanted, blocks=["thresholds", "sources"]), quick)
-    assert len(second["records"]) == 15 + 36 - 6
+    assert len(second["records"]) == 15 + 18 - 6
     assert all(record in second["records"] for record in first["records"])
