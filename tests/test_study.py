@@ -205,5 +205,7 @@ def test_the_study_runs_block_by_block(quick: Path) -> None:
     assert len(first["records"]) == 15 and not first["failures"]
     second = study.run(dataclasses.replace(wanted, blocks=["thresholds", "sources"]), quick)
     assert len(second["records"]) == 15 + 18 - 6
-    before, after = ({(record["config"], record["seconds"]) for record in found["records"]} for found in (first, second))
+    before, after = (
+        {(record["config"], record["seconds"]) for record in found["records"]} for found in (first, second)
+    )
     assert before <= after, "what was there was not run again"
