@@ -255,7 +255,7 @@ def _line(*cells: str) -> list[str]:
 
 
 _SHOWN = ("forward", "base", "ddil", "reflected-ddil")
-_README, _STUDY = Path("README.md"), Path("docs/study.md")
+_README, _STUDY, _IMAGES = Path("README.md"), Path("docs/study.md"), Path("docs/images.md")
 TABLES = {
     "demo": Made("toy2d-quick", _README, quick),
     "study": Made("study", _README, headline),
@@ -270,6 +270,7 @@ TABLES = {
     "imitation": Made("imitation", Path("docs/which-one.md"), which_one),
     "peers": Made("peers", _STUDY, by_peer),
     "images": Made("images", _README, by_steps_and_task),
-    "fashion": Made("fashion", Path("docs/images.md"), by_steps_and_task),
+    "fashion": Made("fashion", _IMAGES, by_steps_and_task),
+    "PD": Made("pd-long", _IMAGES, by_steps_and_task),
 }
 """Every table, by name."""

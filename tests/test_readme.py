@@ -157,22 +157,18 @@ def test_the_image_suite_s_command_is_that_of_its_results() -> None:
     }
 
 
-def test_the_command_of_fashion_is_that_of_its_results() -> None:
+@pytest.mark.parametrize("name", ["fashion", "pd-long"])
+def test_the_commands_of_the_page_on_images_are_those_of_their_results(name: str) -> None:
     page = (ROOT / "docs/images.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    words = shlex.split(
-        next(line for line in page.splitlines() if line.startswith("dagdiff bench images --tasks fashion14"))
-    )
-    told = dict(zip(words[3::2], words[4::2], strict=True))
-    asked = images.Suite(
-        tasks=told["--tasks"].split(","),
-        variants=told["--variants"].split(","),
-        steps=[int(told["--steps"])],
-        seeds=int(told["--seeds"]),
-        settings=json.loads(told["--settings"]),
-    )
-    assert dataclasses.asdict(asked) == kept("fashion").settings
+    words = shlex.split(next(line for line in page.splitlines() if line.endswith(f"--out runs/{name}")))
+    told = {option[2:]: value for option, value in zip(words[3::2], words[4::2], strict=True)}
+    lists = {option: told[option].split(",") for option in ("tasks", "objectives", "variants") if option in told}
+    numbers = {option: int(told[option]) for option in ("seeds", "updates") if option in told}
+    steps = [int(count) for count in told["steps"].split(",")]
+    asked = images.Suite(**lists, **numbers, steps=steps, settings=json.loads(told.get("settings", "{}")))
+    assert dataclasses.asdict(asked) == kept(name).settings
     assert {cell.entry for cell in images.cells(asked)} == {
-        (record.config, record.variant, record.setup) for record in kept("fashion").records
+        (record.config, record.variant, record.setup) for record in kept(name).records
     }
 
 
