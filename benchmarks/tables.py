@@ -16,7 +16,7 @@ from dagdiff.benchmarks.peers import milliseconds
 from dagdiff.benchmarks.study import CRITICS, MIXES, NARROW, THRESHOLDED
 from dagdiff.checks import Refusal
 from dagdiff.glossary import DISTANCES
-from dagdiff.metrics.statistics import bootstrap_mean
+from dagdiff.metrics.statistics import Interval, paired_difference
 from dagdiff.results import Results, Row
 from dagdiff.verdict import number, spell, told_excess
 
@@ -120,16 +120,17 @@ def by_world(rows: Sequence[Row]) -> str:
     Changes are paired by seed; the chance is that of any run of the mixture against any of the published method.
     """
     lines = _head("world", "own states", "the mixture", "change", "change in coverage", "the mixture wins")
-    found, changes, wins = plain(rows), dict[str, list[float]](), []
-    for task in dict.fromkeys(row.task for row in rows if row.task.endswith("-biased")):
-        published, mixed = (found[task, "distribution", variant] for variant in ("base", "ddil"))
-        pairs = [(a.metrics, b.metrics) for a in mixed.records for b in published.records if a.seed == b.seed]
-        here = {name: [a[name] - b[name] for a, b in pairs] for name in ("energy", "coverage")}
-        changes = {name: changes.get(name, []) + values for name, values in here.items()}
-        wins.append(mixed.against["base"]["energy"].improvement)
-        told = _mean(published), _mean(mixed), *_changes(here), f"{wins[-1]:.2f}"
-        lines += _line(task.removesuffix("-biased"), *told)
-    return "\n".join([*lines, *_line("all", "", "", *_changes(changes), f"{statistics.mean(wins):.2f}")])
+    found = plain(rows)
+    tasks = dict.fromkeys(row.task for row in rows if row.task.endswith("-biased"))
+    pairs = [(found[task, "distribution", "base"], found[task, "distribution", "ddil"]) for task in tasks]
+    for published, mixed in pairs:
+        change = mixed.against["base"]
+        changes = (f"{change[name].interval:+.4f}" for name in ("energy", "coverage"))
+        told = _mean(published), _mean(mixed), *changes, f"{change['energy'].improvement:.2f}"
+        lines += _line(mixed.task.removesuffix("-biased"), *told)
+    pooled = (f"{_pooled(pairs, name):+.4f}" for name in ("energy", "coverage"))
+    wins = statistics.mean(mixed.against["base"]["energy"].improvement for _, mixed in pairs)
+    return "\n".join([*lines, *_line("all", "", "", *pooled, f"{wins:.2f}")])
 
 
 def by_critic(rows: Sequence[Row]) -> str:
@@ -215,8 +216,10 @@ def _contrast(forward: Row, base: Row, ddil: Row) -> str:
     return f"{_mean(forward)}{published} → {_mean(ddil)}; {told_excess(ddil)}"
 
 
-def _changes(values: dict[str, list[float]]) -> list[str]:
-    return [f"{bootstrap_mean(each):+.4f}" for each in values.values()]
+def _pooled(pairs: Iterable[tuple[Row, Row]], metric: str) -> Interval:
+    """What the second rows change against the first in a metric, over all their common seeds."""
+    common = [(a, b) for first, second in pairs for a in first.records for b in second.records if a.seed == b.seed]
+    return paired_difference([b.metrics[metric] for _, b in common], [a.metrics[metric] for a, _ in common])
 
 
 def _modes(row: Row) -> str:

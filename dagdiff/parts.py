@@ -110,7 +110,7 @@ IMAGE_OBJECTIVES: dict[str, dict[str, Any]] = {
     "distribution": {"lr": 2e-4, "shares": (0.0, 1.0, 0.0)},
 }
 """What a run of images takes by its objective: DMD2's student learns ten times slower than its critic, and from its own
-states alone. Tuned on one seed of ``digits-biased``; README tells what the mixture does there."""
+states alone. Tuned on one seed of ``digits-biased``; README and docs/images.md tell what the mixture does there."""
 
 
 PIPELINE_SETTINGS = {

@@ -147,25 +147,17 @@ def test_the_study_s_command_is_that_of_its_results() -> None:
     assert dataclasses.asdict(asked) == kept("study").settings
 
 
-def test_the_image_suite_s_command_is_that_of_its_results() -> None:
-    words = next(words for words in commands() if words[:2] == ["bench", "images"])
-    options = dict(zip(words[2::2], words[3::2], strict=True))
-    asked = images.Suite(seeds=int(options["--seeds"]))
-    assert dataclasses.asdict(asked) == kept("images").settings
-    assert {cell.entry for cell in images.cells(asked)} == {
-        (record.config, record.variant, record.setup) for record in kept("images").records
-    }
-
-
-@pytest.mark.parametrize("name", ["fashion", "pd-long"])
-def test_the_commands_of_the_page_on_images_are_those_of_their_results(name: str) -> None:
-    page = (ROOT / "docs/images.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    words = shlex.split(next(line for line in page.splitlines() if line.endswith(f"--out runs/{name}")))
+@pytest.mark.parametrize(
+    ("page", "name"), [("README.md", "images"), ("docs/images.md", "fashion"), ("docs/images.md", "pd-long")]
+)
+def test_the_image_suites_commands_are_those_of_their_results(page: str, name: str) -> None:
+    lines = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    words = shlex.split(next(line for line in lines if line.endswith(f"--out runs/{name}")))
     told = {option[2:]: value for option, value in zip(words[3::2], words[4::2], strict=True)}
     lists = {option: told[option].split(",") for option in ("tasks", "objectives", "variants") if option in told}
     numbers = {option: int(told[option]) for option in ("seeds", "updates") if option in told}
-    steps = [int(count) for count in told["steps"].split(",")]
-    asked = images.Suite(**lists, **numbers, steps=steps, settings=json.loads(told.get("settings", "{}")))
+    steps = {"steps": [int(count) for count in told["steps"].split(",")]} if "steps" in told else {}
+    asked = images.Suite(**lists, **numbers, **steps, settings=json.loads(told.get("settings", "{}")))
     assert dataclasses.asdict(asked) == kept(name).settings
     assert {cell.entry for cell in images.cells(asked)} == {
         (record.config, record.variant, record.setup) for record in kept(name).records
