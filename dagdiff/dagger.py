@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.envs import EnvBase
 
+from dagdiff import parallel
 from dagdiff.aggregate import Aggregate, rounds_to_keep
 from dagdiff.checks import check_at_least, check_finite, check_same_shape, check_share, check_shares
 from dagdiff.expert import Expert
@@ -64,8 +65,10 @@ class DAgger:
         heldout: chains and forward rows of the measurement that closes a round; 0 measures nothing.
         accumulate: parts of a batch that go through the student one after the other; a critic sees one part an update.
         folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
-        generator: of the loop's own draws (coins, forward states, shares, critics), on the env's device; seeded with 0
-            if not given.
+        generator: of the loop's own draws (coins, forward states, shares, critics), on the env's device; seeded with 0,
+            or the process's place, if not given.
+
+    In several processes (:mod:`dagdiff.parallel`) sizes are each one's own, and a round tells the counts of all.
     """
 
     def __init__(
@@ -111,12 +114,13 @@ class DAgger:
         self.rows = -(-batch_size // accumulate)
         self.focused: int | None = None
         self.clip, self.nfe_student, self._nfe_before, self._updates = clip, 0, 0, 0
-        self.generator = generator or torch.Generator(env.device).manual_seed(0)
+        self.generator = generator or torch.Generator(env.device).manual_seed(parallel.place())
         self.policy = StudentPolicy(student, expert.threshold)
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
 
         self._probe()
+        parallel.spread(student)
         objective.begin(student, expert, self._clean, self.generator)
         self.grid = objective.grid(env.times)
         self.optimiser = optimiser(student.parameters())
@@ -159,15 +163,17 @@ class DAgger:
             beta, shares = self.beta(progress), self.shares.ramped(self.shares_ramp(progress))
             self.gather(number, beta, shares)
             losses = self.improve(shares)
+            counts = len(self.aggregate), self.nfe_student, self.expert.nfe - self._nfe_before
+            size, nfe_student, nfe_expert = parallel.totals(counts, self.generator.device)
             yield Round(
                 number=number,
                 updates=self._updates,
                 beta=beta,
                 shares=shares,
                 losses=losses,
-                size=len(self.aggregate),
-                nfe_student=self.nfe_student,
-                nfe_expert=self.expert.nfe - self._nfe_before,
+                size=size,
+                nfe_student=nfe_student,
+                nfe_expert=nfe_expert,
                 seconds=time.perf_counter() - started,
                 **self._measure(number),
             )
@@ -226,6 +232,7 @@ class DAgger:
         return found
 
     def _step(self) -> Tensor:
+        parallel.average_gradients(self.student.parameters())
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
         self.optimiser.step()
         self._lr.step()
@@ -242,6 +249,7 @@ class DAgger:
         Raises:
             NonFiniteLoss: if a loss is not finite; the student is back at the end of the last good round.
         """
+        parallel.average(losses.values())
         finite = torch.stack([values.isfinite() for values in losses.values()]).all(0)
         if not finite.all():
             first = self._updates + int((~finite).nonzero()[0]) + 1

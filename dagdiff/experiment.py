@@ -12,6 +12,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
+from dagdiff import parallel
 from dagdiff.benchmarks.tasks import Task, make_task
 from dagdiff.checks import Refusal
 from dagdiff.config import Config, find_device, flatten, parse
@@ -115,19 +116,22 @@ class Experiment:
         """Train, yielding each round with the loop it belongs to."""
         stages = self.settings.stages or [self.settings.steps]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
+            torch.manual_seed(self.settings.seed + parallel.place())
             yield from halve(stages, self.expert, self.loop, self.curriculum)
 
     def loop(self, expert: Expert, steps: int) -> DAgger:
-        """Return the loop that trains the student in so many steps against that expert; nothing has run yet."""
+        """Return the loop that trains the student in so many steps against that expert; nothing has run yet.
+
+        In several processes it is this process's part of it.
+        """
         chosen, times = self.settings, step_grid(steps).to(self.device)
         env = DenoisingEnv(
             self.task.shape,
             self.transition,
             times,
-            batch_size=chosen.chains,
+            batch_size=parallel.part("chains", chosen.chains),
             conditions=self.task.conditions,
-            generator=self.generator(1),
+            generator=self.generator(1 + 10 * parallel.place()),
             device=self.device,
         )
         return DAgger(
@@ -144,7 +148,7 @@ class Experiment:
             input_perturbation=chosen.input_perturbation,
             rounds=chosen.rounds,
             updates_per_round=chosen.updates // chosen.rounds,
-            batch_size=chosen.batch_size,
+            batch_size=parallel.part("batch_size", chosen.batch_size),
             rounds_kept=chosen.rounds_kept,
             max_age=chosen.max_age,
             optimiser=lambda weights: torch.optim.Adam(
@@ -156,7 +160,7 @@ class Experiment:
             heldout=chosen.heldout,
             accumulate=chosen.accumulate,
             folder=Path(chosen.memmap) if chosen.memmap else None,
-            generator=self.generator(0),
+            generator=self.generator(10 * parallel.place()),
         )
 
     def generator(self, stream: int, seed: int | None = None) -> torch.Generator:

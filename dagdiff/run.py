@@ -8,6 +8,7 @@ and figures.
 import copy
 import csv
 import io
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dagdiff import plots, plots_images
+from dagdiff import parallel, plots, plots_images
 from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.config import read_yaml
@@ -32,12 +33,17 @@ LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str = "csv") -> dict[str, Any]:
     """Run the experiment and fill the folder ``out``; return what ``metrics.json`` holds.
 
+    Of several processes the first fills it, and the others return nothing.
+
     Raises:
         Refusal: if ``out`` is not empty, or the logger's package is missing.
         NonFiniteLoss: after the last good student has been saved.
     """
     check_folder(out)
     check_in("logger", logger, LOGGERS)
+    if parallel.place() > 0:
+        deque(experiment.rounds(), maxlen=0)
+        return {}
     log, rounds = None, list[Round]()
     try:
         for each in _with_progress(experiment, progress):

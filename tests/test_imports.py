@@ -17,6 +17,7 @@ ROOMS = (
     "shapes",
     "checks",
     "checkpoint",
+    "parallel",
     "schedule",
     "prediction",
     "threshold",

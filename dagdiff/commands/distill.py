@@ -1,11 +1,12 @@
 """``dagdiff distill``: the whole of a run, from its settings to its folder."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
 
-from dagdiff import config, run
+from dagdiff import config, parallel, run
 from dagdiff.commands import check_given
 from dagdiff.experiment import Experiment
 from dagdiff.glossary import DISTANCES
@@ -38,7 +39,14 @@ def distill(words: Sequence[str]) -> None:
         print(yaml.safe_dump(chosen, sort_keys=False), end="")
         return
     run.check_folder(check_given(out, "--out"))
-    found = run.distil(Experiment.build(chosen), out, logger=logger)["metrics"]
+    with parallel.joined(partial(Experiment.build, chosen)):
+        report = run.distil(Experiment.build(chosen), out, logger=logger)
+    if report:
+        _tell(report["metrics"], out)
+
+
+def _tell(found: dict[str, float], out: Path) -> None:
+    """Print what a run came to."""
     distances = [f"{name} {found[metric]:.4g}" for metric, name in NAMED.items() if metric in found]
     print(", ".join(distances))
     print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")

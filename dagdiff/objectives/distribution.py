@@ -29,6 +29,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from dagdiff import parallel
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
 from dagdiff.mixture import Shares
@@ -87,6 +88,7 @@ class DistributionMatching(Objective):
         self.fake: Any = _told(student) if self.tell_origin else copy.deepcopy(student)
         self.head = _head(self.fake, generator) if self.gan_weight else None
         self.critic = nn.ModuleList([self.fake, self.head] if self.head else [self.fake])
+        parallel.spread(self.critic)
         self.optimiser = torch.optim.AdamW(
             self.critic.parameters(), lr=self.critic_lr, betas=self.betas, weight_decay=0.01
         )
@@ -123,6 +125,7 @@ class DistributionMatching(Objective):
             loss, parts["head"] = loss + self.gan_critic_weight * verdict, verdict.detach()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(self.critic.parameters())
         nn.utils.clip_grad_norm_(self.critic.parameters(), 10.0)
         self.optimiser.step()
         return parts
