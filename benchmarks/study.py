@@ -13,11 +13,13 @@ teachers    an expert that was learned instead of the exact one, for forward and
 thresholds  each threshold with ddil: none, box, dynamic, quantile, fold
 shares      ten points of the triangle of shares, its corners among them
 critic      DMD2's fake score told the origin of an answer (as everywhere else), or not, as published; and a GAN head
+schedules   ddil with constant beta and shares, the default, and with other courses of beta, shares and learning rate
 ==========  ==========================================================================================================
 
 gaussians8 and grid25 are the worlds that learning rates and shares were tuned on; the others are reported untouched.
-Headline and equal-nfe look at all five, critic at grid25 and imbalanced shown whole, the other blocks at imbalanced
-shown in half. Seeds: 5 for headline and equal-nfe, 3 for the others. All runs make 1200 updates but those of equal-nfe.
+Headline and equal-nfe look at all five, critic at grid25 and imbalanced shown whole, schedules at the two that were
+tuned on and imbalanced, shown in half, the other blocks at imbalanced shown in half. Seeds: 5 for headline and
+equal-nfe, 3 for the others. All runs make 1200 updates but those of equal-nfe.
 
 Before the runs we expect:
 
@@ -31,6 +33,9 @@ Before the runs we expect:
 * thresholds: little, for the exact expert's guesses lie in the box anyway.
 * shares: the corner of forward states is worst, and the middle is flat.
 * critic: told, DMD2 keeps the shares of the modes; the pool of answers does not. The head widens the modes.
+* schedules: beta changes nothing for PD and LCM, for which the expert's chains do as well as their own, and harms DMD2
+  a little if it stays high. Shares that start with forward states waste the first updates: no change for PD and LCM,
+  which recover, but worse for DMD2. A learning rate that never falls is worse for all.
 """
 
 import dataclasses
@@ -53,6 +58,7 @@ WORLDS = ("gaussians8", "grid25", "imbalanced", "moons", "checkerboard")
 SETS = ("matched", "scarce", "biased")
 OBJECTIVES = ("progressive", "consistency", "distribution")
 NARROW = ("imbalanced-biased",)
+TUNED = ("gaussians8-biased", "grid25-biased")
 
 CONTRAST = ("forward", "base", "ddil")
 THRESHOLDED = ("ddil", "reflected-ddil", "dynamic-ddil", "quantile-ddil", "fold-ddil")
@@ -74,6 +80,18 @@ CRITICS: dict[str, dict[str, Any]] = {
 }
 """Other critics than the default one."""
 
+SCHEDULES: dict[str, Config] = {
+    "ddil": {},
+    "beta 1, then 0": {"beta": {"class": "indicator", "first": 1.0, "then": 0.0}},
+    "beta linear": {"beta": {"class": "linear", "start": 1.0, "end": 0.0, "until": 0.5}},
+    "beta exponential": {"beta": {"class": "exponential", "start": 1.0, "end": 0.0, "half_life": 0.1}},
+    "beta 0.5": {"beta": {"class": "constant", "value": 0.5}},
+    "shares linear": {"shares_ramp": {"class": "linear", "start": 0.0, "end": 1.0, "until": 0.2}},
+    "shares cosine": {"shares_ramp": {"class": "cosine", "start": 0.0, "end": 1.0, "until": 0.5}},
+    "learning rate constant": {"lr_ramp": {"class": "constant", "value": 1.0}},
+}
+"""What changes over training beside the default, in which the learning rate alone does: it falls in a straight line."""
+
 _OWN = dict.fromkeys(("task", "objective", "steps", "shares", "threshold", "expert"), "Use --blocks.")
 _OWN |= {"seed": "Use --seeds and --few_seeds.", "updates": "Use --updates."}
 
@@ -83,7 +101,8 @@ class Suite:
     """What is run: some or all blocks of the study.
 
     Args:
-        blocks: comma-separated, of headline, sources, steps, equal-nfe, teachers, thresholds, shares, critic.
+        blocks: comma-separated, of headline, sources, steps, equal-nfe, teachers, thresholds, shares, critic,
+            schedules.
         seeds: of headline and equal-nfe, 0 to seeds - 1.
         few_seeds: of the other blocks.
         updates: of the student in each run, but where NFE are made equal.
@@ -160,6 +179,13 @@ def _critic(suite: Suite) -> Iterator[Cell]:
                 yield dataclasses.replace(cell, config={**cell.config, "objective": objective}, about=about)
 
 
+def _schedules(suite: Suite) -> Iterator[Cell]:
+    for cell in _block(suite, (*TUNED, *NARROW), ("ddil",), suite.few_seeds):
+        for name, own in SCHEDULES.items():
+            config = {**cell.config, **own}
+            yield Cell(cell.objective, name, config, "schedules", free=("beta", "shares_ramp", "lr_ramp"))
+
+
 BLOCKS: dict[str, Callable[[Suite], Iterator[Cell]]] = {
     "headline": _headline,
     "sources": _sources,
@@ -169,6 +195,7 @@ BLOCKS: dict[str, Callable[[Suite], Iterator[Cell]]] = {
     "thresholds": _thresholds,
     "shares": _shares,
     "critic": _critic,
+    "schedules": _schedules,
 }
 """The blocks, the most important first."""
 

@@ -74,8 +74,8 @@ WHERE = ("moons-biased", "distribution")
 
 def test_every_cell_comes_once_and_the_headline_first() -> None:
     found = list(study.cells(study.Suite()))
-    assert len({cell.entry for cell in found}) == len(found) == 1068
-    assert len({cell.key for cell in found}) == 763
+    assert len({cell.entry for cell in found}) == len(found) == 1284
+    assert len({cell.key for cell in found}) == 952
     assert {cell.variant for cell in found[:600]} == {"forward", "base", "ddil"}
     assert [cell.config["seed"] for cell in found[:600:120]] == [0, 1, 2, 3, 4]
 
@@ -114,6 +114,18 @@ def test_critics_differ_in_the_objective_alone() -> None:
     plain, *others = (cell.config for cell in found)
     for config, own in zip(others, study.CRITICS.values(), strict=True):
         assert config == {**plain, "objective": {**plain["objective"], **own}} != plain
+
+
+def test_schedules_are_the_default_and_what_is_named_beside_it() -> None:
+    found = [
+        cell for cell in cells("schedules") if (cell.config["task"], cell.objective) == ("grid25-biased", "progressive")
+    ]
+    plain, *others = found
+    assert plain.key in {cell.key for cell in cells("headline")} and len({cell.setup for cell in found}) == 1
+    assert [cell.variant for cell in others] == [name for name, own in study.SCHEDULES.items() if own]
+    for cell in others:
+        ((part, told),) = study.SCHEDULES[cell.variant].items()
+        assert cell.config == {**plain.config, part: told} == {**plain.config, part: configure({part: told})[part]}
 
 
 def test_what_a_block_changes_is_in_the_configuration() -> None:
