@@ -268,6 +268,7 @@ def test_lcm_settles_roll_in_guesses_at_drawn_solver_times(schedule: Any) -> Non
     settled = objective.settle(records.clone(), seeded(3))
     place = (settled["t"] * 20).round()
     torch.testing.assert_close(settled["t"], place / 20)
+    assert (settled["t"] <= records["t"] + 1e-6).all() and (settled["t"] >= records["s"] - 1e-6).all()
     assert place.long().unique().tolist() == list(range(1, 21)), "every solver time but 0"
     alpha, sigma = (part[:, None] for part in schedule(settled["t"]))
     noise = (settled["x_t"] - alpha * guess) / sigma

@@ -42,8 +42,9 @@ class Consistency(Objective):
             long.
         ema: decay of the target network, an update.
         huber_width: c of the pseudo-Huber distance.
-        renoise: spread on-policy states over all the solver's times, by perturbing the guesses made in the roll-in. The
-            student's own grid has few times, and the answer at each leans on the answers just below it.
+        renoise: spread on-policy states over the solver's times, by perturbing each guess of a roll-in to a time of the
+            step it was made in. The student's own grid has few times, and the answer at each leans on the answers just
+            below it.
     """
 
     sampler = Renoise
@@ -66,12 +67,15 @@ class Consistency(Objective):
         return step_grid(self.solver_steps).to(times.device)
 
     def settle(self, records: TensorDict, generator: torch.Generator | None) -> TensorDict:
-        """With ``renoise``, perturb each guess that was made on the way to a drawn time of the solver's grid."""
+        """With ``renoise``, perturb each guess to a time of the solver's grid, drawn between its step's start and end.
+
+        A guess made at much noise is rough, and states of little noise made from it are none that a chain leads to.
+        """
         if not self.renoise:
             return records
-        guess = records["action"]
-        place = torch.randint(self.solver_steps, (len(guess),), generator=generator, device=guess.device)
-        t = 1.0 - place / self.solver_steps
+        guess, t, s = records["action"], records["t"], records["s"]
+        drawn = s + (t - s) * torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
+        t = (drawn * self.solver_steps).round().clamp(min=1.0) / self.solver_steps
         noise = torch.randn(guess.shape, generator=generator, device=guess.device, dtype=guess.dtype)
         return records.update(
             {"x_t": perturb(guess, noise, t, self.schedule), "t": t, "s": t - 1.0 / self.solver_steps}
