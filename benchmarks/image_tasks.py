@@ -24,7 +24,7 @@ from dagdiff.checkpoint import cache_folder, load_weights, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
 from dagdiff.envs.images import SETS, WORLDS, ImageWorld
-from dagdiff.envs.toy2d import Points
+from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
 from dagdiff.metrics.classifier import Classifier, digest, kept_classifier
 from dagdiff.metrics.images import paired_gaps, score_images

@@ -20,7 +20,7 @@ from dagdiff.checkpoint import cache_folder, write_atomically
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.envs.image_files import image_arrays, image_folder
 from dagdiff.envs.images import ImageWorld
-from dagdiff.envs.toy2d import Points
+from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
 from dagdiff.metrics.classifier import digest
 from dagdiff.policies.latents import Pixels

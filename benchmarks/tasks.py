@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from dagdiff.checkpoint import cache_folder, load_weights, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.envs import images
-from dagdiff.envs.toy2d import SETS, WORLDS, World, world
+from dagdiff.envs.sets import SETS
+from dagdiff.envs.toy2d import WORLDS, World, world
 from dagdiff.expert import Expert
 from dagdiff.metrics.samples import score
 from dagdiff.policies.gaussian import GaussianMixtureExpert

@@ -25,7 +25,7 @@ from torch.nn.functional import avg_pool2d
 
 from dagdiff.checkpoint import cache_folder
 from dagdiff.checks import Refusal
-from dagdiff.envs.toy2d import Points
+from dagdiff.envs.sets import Points
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,13 +6,12 @@ mean and unit standard deviation an axis, the scale a noise schedule expects. On
 :meth:`World.sample` throws each u on its own, so rows are independent; :meth:`World.reference` throws one into each of
 n equal strata, so every mode gets its exact share. Gaussian mixtures carry their parameters, and so an exact expert.
 
-A *set* says which part of a world the student is shown: all of it (:class:`Matched`), a handful of points
-(:class:`Scarce`), one half-plane (:class:`Biased`). The teacher knows the whole world in all three.
+Which part of a world the student is shown is told by a set (:mod:`dagdiff.envs.sets`).
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +37,7 @@ class World(ABC):
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` independent points, ``(n, 2)``."""
-        return self.draw(_uniform(n, generator), generator)
+        return self.draw(uniform(n, generator), generator)
 
     def reference(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` points ``(n, 2)`` of the same law, one in each n-th of the manifold, in random order.
@@ -46,13 +45,13 @@ class World(ABC):
         Independent draws fill the modes unevenly; carrying the surplus to far modes is most of the W2 between two real
         samples, a noisy floor. With exact counts the reference adds none of it; independent samples still bring theirs.
         """
-        u = _uniform(n, generator)
+        u = uniform(n, generator)
         strata = torch.randperm(n, generator=generator, device=u.device)
         return self.draw((strata + u) / n, generator)
 
     def sample_labelled(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw the very points of :meth:`sample`, with the mode each came from: ``(n, 2)`` and ``(n,)`` int64."""
-        u = _uniform(n, generator)
+        u = uniform(n, generator)
         return self.draw(u, generator), self.label(u)
 
     def label(self, u: Tensor) -> Tensor:
@@ -197,90 +196,8 @@ def world(name: str) -> World:
     return WORLDS[check_in("world", name, WORLDS)]()
 
 
-class Matched:
-    """The whole world: the student is shown what the teacher knows."""
-
-    def __init__(self, world: World) -> None:
-        self.sample, self.sample_labelled = world.sample, world.sample_labelled
-
-
-class Points:
-    """A fixed table of points ``(N, *D)``, drawn from with replacement; ``labels`` ``(N,)`` are optional."""
-
-    def __init__(self, points: Tensor, labels: Tensor | None = None) -> None:
-        if points.ndim < 1 or points.numel() == 0:
-            raise Refusal(
-                f"points must be a non-empty (N, *D) tensor; got {tuple(points.shape)}. Give at least one row."
-            )
-        if labels is not None and labels.shape != points.shape[:1]:
-            raise Refusal(f"labels must be ({len(points)},), one a point; got {tuple(labels.shape)}. Match the two.")
-        self.points, self.labels = check_finite("points", points), labels
-
-    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
-        """Draw ``n`` rows with replacement, ``(n, *D)``."""
-        return self._take(self.points, self._rows(n, generator), generator)
-
-    def sample_labelled(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw the rows of :meth:`sample` with their labels; refuse where there are none."""
-        if self.labels is None:
-            raise Refusal("these points have no labels. Sample without labels, or pass Points(points, labels).")
-        rows = self._rows(n, generator)
-        return self._take(self.points, rows, generator), self._take(self.labels, rows, generator)
-
-    def _rows(self, n: int, generator: Generator | None) -> Tensor:
-        check_at_least("n", n, 1)
-        device = generator.device if generator else None
-        return torch.randint(len(self.points), (n,), generator=generator, device=device).to(self.points.device)
-
-    @staticmethod
-    def _take(table: Tensor, rows: Tensor, generator: Generator | None) -> Tensor:
-        """Rows of a table, on the generator's device: a table may be too large to live there."""
-        return table[rows].to(generator.device if generator else table.device)
-
-
-class Scarce(Points):
-    """A fixed handful of a world's points, the same for the same ``seed``: few data, a teacher who knows them all."""
-
-    def __init__(self, world: World, points: int = 16, seed: int = 0) -> None:
-        check_at_least("points", points, 1)
-        draw = world.sample_labelled if world.labels else lambda *args: (world.sample(*args), None)
-        super().__init__(*draw(points, torch.Generator().manual_seed(seed)))
-
-
-class Biased:
-    """Only the points with ``x . direction > 0``: the student never sees the other half of the world."""
-
-    def __init__(self, world: World, direction: Sequence[float] = (1.0, 0.0)) -> None:
-        side = check_finite("direction", torch.tensor([float(value) for value in direction]))
-        if side.shape != (2,) or not bool(side.any()):
-            raise Refusal(f"direction must be two numbers, not both 0; got {tuple(direction)}. Pass e.g. (1.0, 0.0).")
-        self.world, self.direction = world, side
-        self.sample(1, torch.Generator().manual_seed(0))
-
-    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
-        """Draw ``n`` independent points of the half-plane, ``(n, 2)``."""
-        return self._accept(n, generator)[1]
-
-    def sample_labelled(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw the points of :meth:`sample` with the modes they came from, ``(n, 2)`` and ``(n,)`` int64."""
-        u, points = self._accept(n, generator)
-        return points, self.world.label(u)
-
-    def _accept(self, n: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Keep the right side of 4n points; if fewer than n are left, throw all away and try 16n, ... 4096n."""
-        for power in range(1, 7):
-            u = _uniform(n * 4**power, generator)
-            points = self.world.draw(u, generator)
-            inside = points @ self.direction.to(points) > 0
-            if int(inside.sum()) >= n:
-                return u[inside][:n], points[inside][:n]
-        raise Refusal(f"{self.world.name!r} has no data towards {self.direction.tolist()}. Pass another direction.")
-
-
-SETS: dict[str, Callable[[World], Matched | Points | Biased]] = {"matched": Matched, "scarce": Scarce, "biased": Biased}
-
-
-def _uniform(n: int, generator: Generator | None) -> Tensor:
+def uniform(n: int, generator: Generator | None) -> Tensor:
+    """Return ``n`` uniforms in [0, 1), ``(n,)``, on the generator's device."""
     check_at_least("n", n, 1)
     return torch.rand(n, generator=generator, device=generator.device if generator else None)
 

@@ -31,7 +31,8 @@ from torch import nn
 
 from dagdiff import CosineSchedule, DAgger, Expert, Refusal, Renoise, Shares, sample
 from dagdiff.envs.denoising import DenoisingEnv
-from dagdiff.envs.toy2d import Points, world
+from dagdiff.envs.sets import Points
+from dagdiff.envs.toy2d import world
 from dagdiff.metrics.samples import energy_distance
 from dagdiff.objectives import Loss, Objective
 from dagdiff.schedule import step_grid

@@ -19,7 +19,7 @@ import yaml
 from dagdiff import Refusal, run
 from dagdiff.cli import main
 from dagdiff.config import configure
-from dagdiff.envs.toy2d import Points
+from dagdiff.envs.sets import Points
 from dagdiff.experiment import Experiment
 
 TINY = "--updates 4 --rounds 2 --chains 8 --batch_size 16 --heldout 8 --samples 50 "

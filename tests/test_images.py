@@ -25,7 +25,7 @@ from dagdiff.envs.images import (
     scarce,
     to_states,
 )
-from dagdiff.envs.toy2d import Points
+from dagdiff.envs.sets import Points
 from dagdiff.rollout import LabelledData
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

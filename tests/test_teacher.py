@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dagdiff.benchmarks.tasks import Teacher, make_task
-from dagdiff.envs.toy2d import Matched, Points, world
+from dagdiff.envs.sets import Matched, Points
+from dagdiff.envs.toy2d import world
 from dagdiff.objectives.base import denoising_loss
 from dagdiff.schedule import CosineSchedule
 from dagdiff.teacher import train_teacher
