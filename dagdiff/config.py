@@ -30,6 +30,7 @@ from dagdiff.parts import (
     image_settings,
     known,
     resolve,
+    suited,
 )
 
 Config = dict[str, Any]
@@ -178,8 +179,8 @@ def _expect_pipeline(parser: ArgumentParser, defaults: dict[str, Any], words: Se
     del defaults["schedule"], defaults["threshold"]
     for part, kinds in PIPELINE_PARTS.items():
         name = _last(words, f"--{part}.class")
-        if name in kinds:
-            defaults[part] = {"class": name, **kinds[name]}
+        if name and (own := suited(part, name, kinds)):
+            defaults[part] = {"class": name, **own}
 
 
 def help_text(parser: ArgumentParser) -> str:

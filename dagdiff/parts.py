@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dagdiff.checks import Refusal, check_in
@@ -156,10 +156,14 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
 
 
 def image_settings(objective: str) -> dict[str, Any]:
-    """Return the settings that a run of images with that objective, by whatever name, starts from."""
-    kind = resolve("objective", objective)
-    own = (settings for name, settings in IMAGE_OBJECTIVES.items() if resolve("objective", name) is kind)
-    return {**IMAGE_SETTINGS, **next(own, {})}
+    """Return the settings that a run of images with that objective starts from."""
+    return {**IMAGE_SETTINGS, **suited("objective", objective, IMAGE_OBJECTIVES)}
+
+
+def suited(part: str, name: str, table: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what a table by short names holds for a part, by whichever of its names that is called; else nothing."""
+    kind = resolve(part, name)
+    return next((own for short, own in table.items() if resolve(part, short) is kind), {})
 
 
 def known(part: str) -> str:

@@ -227,9 +227,10 @@ def test_gradient_checkpointing_changes_no_gradient(of_text: dict[str, Any]) -> 
     torch.testing.assert_close(*found)
 
 
-def test_distribution_matching_takes_the_options_that_suit_a_pipeline(pixels: str) -> None:
-    settings = {**SMALL, "objective": {"class": "distribution"}, "pipeline": {"path": pixels, **FEW}}
-    it = build(settings, objective={"class": "distribution", "critic_updates": 1})
+@pytest.mark.parametrize("name", ["distribution", "dagdiff.objectives.DistributionMatching"])
+def test_distribution_matching_takes_the_options_that_suit_a_pipeline(name: str, pixels: str) -> None:
+    settings = {**SMALL, "pipeline": {"path": pixels, **FEW}}
+    it = build(settings, objective={"class": name, "critic_updates": 1})
     assert isinstance(it.objective, DistributionMatching)
     assert (it.objective.critic_lr, it.objective.tell_origin, it.objective.critic_updates) == (1e-5, False, 1)
     *_, (_, last) = it.rounds()
