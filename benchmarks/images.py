@@ -26,6 +26,7 @@ from dagdiff.benchmarks.options import check_choices
 from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.benchmarks.toy2d import OWN, shares_of
 from dagdiff.config import configure
+from dagdiff.parts import image_settings
 
 VARIANTS = ("forward", "base", "ddil", "reflected-ddil")
 
@@ -80,4 +81,12 @@ def _cell(suite: Suite, task: str, steps: int, objective: str, variant: str) -> 
     threshold = "box" if variant.startswith("reflected") else "none"
     common = {"samples": 1796, "updates": suite.updates, "heldout": 0, "device": suite.device, **suite.settings}
     own = {"task": task, "steps": steps, "objective": objective, "threshold": threshold}
-    return Cell(objective, variant, configure({**common, **own, "shares": shares_of(variant, objective)}))
+    return Cell(objective, variant, configure({**common, **own, "shares": _shares(variant, objective)}))
+
+
+def _shares(variant: str, objective: str) -> list[float]:
+    """Those of the suite in the plane, but ddil's are what a run of images takes where that is a mixture."""
+    suited = list(image_settings(objective).get("shares", ()))
+    if variant.endswith("ddil") and suited and max(suited) < 1.0:
+        return suited
+    return shares_of(variant, objective)

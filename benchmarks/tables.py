@@ -148,6 +148,23 @@ def by_critic(rows: Sequence[Row]) -> str:
     )
 
 
+def by_schedule(rows: Sequence[Row]) -> str:
+    """A line a course of training, a column an objective: distances by world, and what all change against the first."""
+    variants, tasks = (
+        list(dict.fromkeys(names)) for names in zip(*((row.variant, row.task) for row in rows), strict=True)
+    )
+    found = {(row.variant, row.objective, row.task): row for row in rows}
+    lines = _head(", ".join(task.removesuffix("-biased") for task in tasks), *NAMES.values())
+    for variant in variants:
+        told = []
+        for objective in NAMES:
+            pairs = [(found[variants[0], objective, task], found[variant, objective, task]) for task in tasks]
+            change = f"; {_pooled(pairs, 'energy'):+.4f}" if variant != variants[0] else ""
+            told.append(", ".join(_mean(mine) for _, mine in pairs) + change)
+        lines += _line(variant, *told)
+    return "\n".join(lines)
+
+
 def by_steps_and_task(rows: Sequence[Row]) -> str:
     """The image suite: a line a task, objective and number of steps; the contrast, what is left, missing classes."""
     judge = DISTANCES[rows[0].judged_by]
@@ -270,6 +287,7 @@ TABLES = {
     "shares": Made("study", _STUDY, by_share, few=True),
     "mixture": Made("study", _STUDY, by_world),
     "critic": Made("study", _STUDY, by_critic, few=True),
+    "schedules": Made("schedules", _STUDY, by_schedule),
     "imitation": Made("imitation", Path("docs/which-one.md"), which_one),
     "peers": Made("peers", _STUDY, by_peer),
     "images": Made("images", _README, by_steps_and_task),

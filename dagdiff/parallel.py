@@ -42,13 +42,14 @@ def joined(prepare: Callable[[], object]) -> Iterator[None]:
     cards, mine = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if cards:
         if mine >= cards:
-            raise Refusal(f"process {mine} of this machine has no GPU: there are {cards}. --nproc-per-node {cards}.")
+            raise Refusal(f"process {mine} of this machine has no GPU of its own. Pass --nproc-per-node {cards}.")
         torch.cuda.set_device(mine)
     if int(os.environ["RANK"]) == 0:
         prepare()
     dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo", timeout=_PATIENCE)
     try:
         yield
+        dist.barrier()  # process 0 still measures when the others are done
     finally:
         dist.destroy_process_group()
 

@@ -106,11 +106,12 @@ IMAGE_SETTINGS = {"batch_size": 64, "chains": 64, "rounds": 10, "substeps": 4, "
 
 IMAGE_OBJECTIVES: dict[str, dict[str, Any]] = {
     "progressive": {"lr": 1e-3},
-    "consistency": {"lr": 1e-3},
+    "consistency": {"lr": 1e-3, "shares": (0.5, 0.25, 0.25)},
     "distribution": {"lr": 2e-4, "shares": (0.0, 1.0, 0.0)},
 }
-"""What a run of images takes by its objective: DMD2's student learns ten times slower than its critic, and from its own
-states alone. Tuned on one seed of ``digits-biased``; README and docs/images.md tell what the mixture does there."""
+"""What a run of images takes by its objective. LCM's guesses are rough after few updates, and so are states made from
+them: half of a batch are forward states. DMD2's student learns ten times slower than its critic, and from its own
+states alone. Tuned on digits; README and docs/images.md tell what other mixtures do there."""
 
 
 PIPELINE_SETTINGS = {

@@ -11,6 +11,7 @@ from dagdiff.benchmarks import images
 from dagdiff.benchmarks.image_tasks import image_world
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
+from dagdiff.config import configure
 from dagdiff.results import Results
 from dagdiff.verdict import table
 
@@ -41,6 +42,24 @@ def test_the_full_suite_is_the_grid_of_the_digits() -> None:
     assert {cell.config["seed"] for cell in first} == {0}, "whole comparisons come first"
     reflected = next(cell for cell in found if cell.variant == "reflected-ddil")
     assert reflected.config["threshold"] == {"class": "box"} and reflected.config["policy"]["class"] == "unet"
+
+
+@pytest.mark.parametrize(
+    ("objective", "base", "ddil"),
+    [
+        ("progressive", [1.0, 0.0, 0.0], [0.25, 0.5, 0.25]),
+        ("consistency", [1.0, 0.0, 0.0], [0.5, 0.25, 0.25]),
+        ("distribution", [0.0, 1.0, 0.0], [0.0, 0.5, 0.5]),
+    ],
+)
+def test_ddil_is_a_mixture_and_the_one_that_a_run_of_images_takes_if_that_is_one(
+    objective: str, base: list[float], ddil: list[float]
+) -> None:
+    found = images.cells(images.Suite(objectives=[objective], steps=[4], seeds=1))
+    shares = {cell.variant: cell.config["shares"] for cell in found}
+    assert shares == {"forward": [1.0, 0.0, 0.0], "base": base, "ddil": ddil, "reflected-ddil": ddil}
+    taken = configure({"task": "digits-biased", "objective": objective})["shares"]
+    assert taken in (None, base, ddil)
 
 
 def test_quick_is_the_main_contrast() -> None:

@@ -140,20 +140,32 @@ def test_a_readme_without_a_place_is_refused() -> None:
         with_table(TEXT, "other", "")
 
 
-def test_the_study_s_command_is_that_of_its_results() -> None:
-    words = next(words for words in commands() if words[:2] == ["bench", "study"])
-    options = dict(zip(words[2::2], words[3::2], strict=True))
-    asked = study.Suite(options["--blocks"].split(","), int(options["--seeds"]))
-    assert dataclasses.asdict(asked) == kept("study").settings
+def options_on(page: str, name: str) -> dict[str, str]:
+    """The options of the suite's command on a page that fills that folder."""
+    lines = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    words = shlex.split(next(line for line in lines if line.endswith(f"--out runs/{name}")))
+    return {option[2:]: value for option, value in zip(words[3::2], words[4::2], strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("README.md", "study"), *(("docs/study.md", name) for name in ("study", "equal-nfe", "schedules"))],
+)
+def test_the_studies_commands_are_those_of_their_results(page: str, name: str) -> None:
+    told = options_on(page, name)
+    numbers = {option: int(told[option]) for option in ("seeds", "few_seeds") if option in told}
+    asked = study.Suite(told["blocks"].split(","), **numbers)
+    assert dataclasses.asdict(asked) == kept(name).settings
+    assert {cell.entry for cell in study.cells(asked)} == {
+        (record.config, record.variant, record.setup) for record in kept(name).records
+    }
 
 
 @pytest.mark.parametrize(
     ("page", "name"), [("README.md", "images"), ("docs/images.md", "fashion"), ("docs/images.md", "pd-long")]
 )
 def test_the_image_suites_commands_are_those_of_their_results(page: str, name: str) -> None:
-    lines = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
-    words = shlex.split(next(line for line in lines if line.endswith(f"--out runs/{name}")))
-    told = {option[2:]: value for option, value in zip(words[3::2], words[4::2], strict=True)}
+    told = options_on(page, name)
     lists = {option: told[option].split(",") for option in ("tasks", "objectives", "variants") if option in told}
     numbers = {option: int(told[option]) for option in ("seeds", "updates") if option in told}
     steps = {"steps": [int(count) for count in told["steps"].split(",")]} if "steps" in told else {}
