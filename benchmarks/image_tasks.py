@@ -207,7 +207,16 @@ def unet_expert(
     batch_size: int = 128,
     seed: int = 0,
 ) -> nn.Module:
-    """A U-Net teacher learned on the whole training split, trained once and cached."""
+    """A U-Net teacher learned on the whole training split, trained once and cached.
+
+    Args:
+        task: whose images they are.
+        channels: of each level of the U-Net, comma-separated; null takes what suits the image's size.
+        layers: residual blocks a level.
+        updates: of its training.
+        batch_size: images an update of its training.
+        seed: of its weights, data and noise.
+    """
     teacher = UNetTeacher(task, channels, layers, updates, batch_size, seed=seed)
     return teacher.load().requires_grad_(False).eval()
 
@@ -220,14 +229,31 @@ def unet_student(
     batch_size: int = 128,
     teacher_seed: int = 0,
 ) -> Student:
-    """A student that starts from the U-Net teacher's weights; ``updates`` and ``batch_size`` are the teacher's."""
+    """A student that starts from the U-Net teacher's weights.
+
+    Args:
+        task: whose images they are.
+        channels: of each level of the U-Net, comma-separated; null takes what suits the image's size.
+        layers: residual blocks a level.
+        updates: of the teacher's training.
+        batch_size: images an update of the teacher's training.
+        teacher_seed: of the teacher's weights, data and noise.
+    """
     return UNetTeacher(task, channels, layers, updates, batch_size, seed=teacher_seed).load()
 
 
 def fresh_unet(
     task: ImageTask, channels: tuple[int, ...] | None = None, layers: int = 1, prediction: str = "v", seed: int = 0
 ) -> Student:
-    """A U-Net student with weights of its own."""
+    """A U-Net student with weights of its own.
+
+    Args:
+        task: whose images they are.
+        channels: of each level of the U-Net, comma-separated; null takes what suits the image's size.
+        layers: residual blocks a level.
+        prediction: what the network predicts: x0, epsilon, v or flow.
+        seed: of its weights.
+    """
     check_in("prediction", prediction, PREDICTIONS)
     return _unet(task, {"channels": channels, "layers": layers}, prediction, seed)
 

@@ -70,12 +70,7 @@ class Task:
     @property
     def conditions(self) -> Callable[[int, torch.Generator | None], Tensor] | None:
         """Draws the labels of new chains by the world's own weights; None for unconditional tasks."""
-        if not self.conditional:
-            return None
-        return self._labels
-
-    def _labels(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return self.world.sample_labelled(n, generator)[1]
+        return (lambda n, generator: self.world.sample_labelled(n, generator)[1]) if self.conditional else None
 
     def reference(self, n: int, generator: torch.Generator) -> Tensor:
         """Clean points of the whole law that samples are compared with, ``(n, *D)``, or fewer if there are no more."""
@@ -245,19 +240,43 @@ def teacher_path(task: Task, options: dict[str, Any]) -> Path:
 
 
 def learned_expert(task: Task, width: int = 128, depth: int = 3, updates: int = 4000, seed: int = 0) -> nn.Module:
-    """A teacher network learned on the whole world by denoising score matching, trained once and cached."""
+    """A teacher network learned on the whole world by denoising score matching, trained once and cached.
+
+    Args:
+        task: whose world it is.
+        width: units of each hidden layer.
+        depth: hidden layers.
+        updates: of its training.
+        seed: of its weights, data and noise.
+    """
     return Teacher(task, width, depth, updates, seed).load().requires_grad_(False).eval()
 
 
 def student_from_teacher(
     task: Task, width: int = 128, depth: int = 3, updates: int = 4000, teacher_seed: int = 0
 ) -> Student:
-    """A student that starts from the learned teacher's weights, as the methods do; ``updates`` are the teacher's."""
+    """A student that starts from the learned teacher's weights, as the methods do.
+
+    Args:
+        task: whose world it is.
+        width: units of each hidden layer.
+        depth: hidden layers.
+        updates: of the teacher's training.
+        teacher_seed: of the teacher's weights, data and noise.
+    """
     return Teacher(task, width, depth, updates, teacher_seed).load()
 
 
 def fresh_student(task: Task, width: int = 128, depth: int = 3, prediction: str = "v", seed: int = 0) -> Student:
-    """A student with weights of its own."""
+    """A student with weights of its own.
+
+    Args:
+        task: whose world it is.
+        width: units of each hidden layer.
+        depth: hidden layers.
+        prediction: what the network predicts: x0, epsilon, v or flow.
+        seed: of its weights.
+    """
     check_in("prediction", prediction, PREDICTIONS)
     return _mlp(task, width, depth, prediction, seed)
 

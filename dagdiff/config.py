@@ -226,8 +226,8 @@ def check_settings(settings: Namespace) -> None:
         check_above("lr", settings.lr, 0)
     if settings.stages is not None:
         check_stages(settings.stages)
-    if settings.stages is not None and settings.stepwise:
-        raise Refusal("stepwise has a network a step, and stages change the steps. Leave one of them away.")
+        if settings.stepwise:
+            raise Refusal("stepwise has a network a step, and stages change the steps. Leave one of them away.")
     find_device(settings.device)
 
 
@@ -265,7 +265,9 @@ def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]
         option, equals, value = word.partition("=")
         name = option.removeprefix("--").removesuffix(".class")
         if not option.startswith("--") or name not in (*PARTS, "config", "shares", "stages", "task"):
-            yield source, word
+            last = value if equals else word
+            numbers = re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", last)
+            yield source, f"{word.removesuffix(last)}[{last}]" if numbers else word
             continue
         value = value if equals else next(words, "")
         if name == "config":
@@ -297,5 +299,4 @@ def read_yaml(path: Path) -> Config:
 
 def _last(words: Sequence[str], option: str) -> str | None:
     """The value that the last ``option=value`` among the words gives, or None."""
-    values = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
-    return values[-1] if values else None
+    return next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{option}=")), None)

@@ -63,6 +63,13 @@ def test_shares_in_every_spelling(words: tuple[str, ...]) -> None:
     assert config(*words)["shares"] == [0.5, 0.5, 0.0]
 
 
+@pytest.mark.parametrize(
+    "words", [("--policy.channels", "8,16"), ("--policy.channels=[8, 16]",), ("--policy.channels=8,16",)]
+)
+def test_numbers_of_a_part_are_told_as_those_of_a_run(words: tuple[str, ...]) -> None:
+    assert list(config("--task", "digits-biased", *words)["policy"]["channels"]) == [8, 16]
+
+
 @pytest.mark.parametrize("words", [("--stages", "8,4"), ("--stages=[8, 4]",), ("--stages", "2", "--stages", "8,4")])
 def test_stages_in_every_spelling(words: tuple[str, ...]) -> None:
     assert config(*words)["stages"] == [8, 4]
