@@ -292,6 +292,7 @@ TABLES = {
     "peers": Made("peers", _STUDY, by_peer),
     "images": Made("images", _README, by_steps_and_task),
     "fashion": Made("fashion", _IMAGES, by_steps_and_task),
+    "LCM": Made("lcm-long", _IMAGES, by_steps_and_task),
     "PD": Made("pd-long", _IMAGES, by_steps_and_task),
 }
 """Every table, by name."""

@@ -162,7 +162,8 @@ def test_the_studies_commands_are_those_of_their_results(page: str, name: str) -
 
 
 @pytest.mark.parametrize(
-    ("page", "name"), [("README.md", "images"), ("docs/images.md", "fashion"), ("docs/images.md", "pd-long")]
+    ("page", "name"),
+    [("README.md", "images"), *(("docs/images.md", name) for name in ("fashion", "lcm-long", "pd-long"))],
 )
 def test_the_image_suites_commands_are_those_of_their_results(page: str, name: str) -> None:
     told = options_on(page, name)
