@@ -217,13 +217,11 @@ def check_settings(settings: Namespace) -> None:
             f"accumulate must be at most batch_size, {settings.batch_size}; got {settings.accumulate}. Lower it."
         )
     check_at_least("heldout", settings.heldout, 0)
-    check_above("clip", settings.clip, 0)
     check_at_least("input_perturbation", settings.input_perturbation, 0)
-    check_above("epsilon_scale", settings.epsilon_scale, 0)
+    for name in ("clip", "epsilon_scale", "lr"):
+        check_above(name, 1 if getattr(settings, name) is None else getattr(settings, name), 0)
     for name in ("rounds_kept", "max_age"):
         check_at_least(name, 1 if getattr(settings, name) is None else getattr(settings, name), 1)
-    if settings.lr is not None:
-        check_above("lr", settings.lr, 0)
     if settings.stages is not None:
         check_stages(settings.stages)
         if settings.stepwise:
