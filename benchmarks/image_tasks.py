@@ -46,11 +46,6 @@ class ImageTask(Task):
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
     kept: ClassVar[int | None] = 64
 
-    @property
-    def usual(self) -> dict[str, str]:
-        """The parts that a run of this task takes when it names none."""
-        return {"expert": "unet"}
-
     @cached_property
     def missing(self) -> list[int]:
         """The classes that the student is not shown."""
@@ -229,7 +224,7 @@ def unet_student(
     batch_size: int = 128,
     teacher_seed: int = 0,
 ) -> Student:
-    """A student that starts from the U-Net teacher's weights.
+    """A student that starts from a U-Net teacher's weights, for experts that are no network.
 
     Args:
         task: whose images they are.

@@ -26,7 +26,7 @@ from dagdiff.benchmarks.options import check_choices
 from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.benchmarks.toy2d import OWN, shares_of
 from dagdiff.config import configure
-from dagdiff.parts import image_settings
+from dagdiff.recipes import recipe
 
 VARIANTS = ("forward", "base", "ddil", "reflected-ddil")
 
@@ -86,7 +86,7 @@ def _cell(suite: Suite, task: str, steps: int, objective: str, variant: str) -> 
 
 def _shares(variant: str, objective: str) -> list[float]:
     """Those of the suite in the plane, but ddil's are what a run of images takes where that is a mixture."""
-    suited = list(image_settings(objective).get("shares", ()))
-    if variant.endswith("ddil") and suited and max(suited) < 1.0:
-        return suited
+    suited = recipe("images", objective)["shares"]
+    if variant.endswith("ddil") and max(suited) < 1.0:
+        return list(suited)
     return shares_of(variant, objective)

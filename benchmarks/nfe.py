@@ -52,8 +52,7 @@ def predict_nfe(config: Config) -> Nfe:
     twice = 2 if config["task"].endswith("-labelled") and config["guidance"] != 1.0 else 1
     records, rows, substeps = config["chains"] * config["steps"], config["batch_size"], config["substeps"]
     updates = config["updates"] // config["rounds"]
-    kind: Any = resolve("objective", config["objective"]["class"])
-    mixture = Shares(*(config["shares"] or kind.shares))
+    mixture = Shares(*config["shares"])
     expert, student = 0.0, 0.0 if mixture.forward == 1.0 else float(config["chains"])
     for number in range(config["rounds"]):
         progress = number / config["rounds"]

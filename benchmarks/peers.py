@@ -55,7 +55,7 @@ from dagdiff.checkpoint import save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import configure
 from dagdiff.experiment import Experiment
-from dagdiff.objectives.distribution import DistributionMatching
+from dagdiff.recipes import recipe
 from dagdiff.results import Results, Row, write_summary
 
 
@@ -68,11 +68,6 @@ def ours(it: Experiment) -> Iterator[tuple[int, int]]:
 def flow_expert(task: Task) -> nn.Module:
     """A teacher that predicts the flow's velocity, as those of rectified flow do; our own default, v, is for cosine."""
     return Teacher(task, prediction="flow").load().requires_grad_(False).eval()
-
-
-def flow_student(task: Task) -> nn.Module:
-    """A student that starts from :func:`flow_expert`."""
-    return Teacher(task, prediction="flow").load()
 
 
 PUBLISHED: dict[str, Any] = {
@@ -96,7 +91,7 @@ VARIANTS = {
     "ddil": Column((0.25, 0.5, 0.25)),
     "modelopt-forward": Column((1.0, 0.0, 0.0), partial(modelopt_dmd2.train, backward_simulation=False), peer=True),
     "modelopt-student": Column((0.0, 1.0, 0.0), partial(modelopt_dmd2.train, backward_simulation=True), peer=True),
-    "default": Column(DistributionMatching.shares, settings={"objective": "distribution"}),
+    "default": Column(recipe("plane", "distribution")["shares"], settings={"objective": "distribution"}),
 }
 
 
@@ -150,7 +145,7 @@ def cells(suite: Suite) -> Iterator[Cell]:
         if shows_images(task):
             raise Refusal(f"task {task!r} shows images, and this suite's teachers are of the plane. Take another task.")
         chosen = {"task": task, "schedule": "flow", "steps": suite.steps}
-        chosen |= {"expert": "dagdiff.benchmarks.peers.flow_expert", "policy": "dagdiff.benchmarks.peers.flow_student"}
+        chosen |= {"expert": "dagdiff.benchmarks.peers.flow_expert", "policy": "expert"}
         chosen |= {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings}
         columns = {name: VARIANTS[name] for name in suite.variants}
         configs = {

@@ -74,11 +74,6 @@ class PipelineTask(Task):
     pair = ImageTask.pair
 
     @property
-    def usual(self) -> dict[str, str]:
-        """The parts that a run of this task takes when it names none."""
-        return {"expert": "pipeline", "threshold": "teacher"}
-
-    @property
     def conditions(self) -> Any:
         """Draws the prompts or classes of new chains, each as likely; None for unconditional pipelines."""
         return self.world.conditions if self.conditional else None

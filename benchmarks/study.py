@@ -52,7 +52,6 @@ from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.benchmarks.toy2d import shares_of
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.config import Config, configure
-from dagdiff.envs.toy2d import world
 
 WORLDS = ("gaussians8", "grid25", "imbalanced", "moons", "checkerboard")
 SETS = ("matched", "scarce", "biased")
@@ -218,14 +217,14 @@ def _block(
             for objective in OBJECTIVES:
                 for variant in variants:
                     for count in steps:
-                        told = {"task": task, "steps": count, "seed": seed}
-                        config = _config(suite, objective, variant, task.partition("-")[0], expert)
+                        told = {"steps": count, "seed": seed}
+                        config = _config(suite, objective, variant, task, expert)
                         yield Cell(objective, variant, {**config, **told}, about)
 
 
-def _config(suite: Suite, objective: str, variant: str, name: str, expert: str | None) -> Config:
+def _config(suite: Suite, objective: str, variant: str, task: str, expert: str | None) -> Config:
     threshold, _, states = variant.rpartition("-")
-    parts = {"objective": objective, "expert": expert, "threshold": _threshold(threshold, world(name).box)}
+    parts = {"task": task, "objective": objective, "expert": expert, "threshold": _THRESHOLDS[threshold]}
     common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings, **parts}
     shares = list(MIXES[variant]) if variant in MIXES else shares_of(states, objective)
     return {**_configured(json.dumps(common)), "shares": shares}
@@ -237,13 +236,11 @@ def _configured(settings: str) -> Config:
     return configure(json.loads(settings))
 
 
-def _threshold(name: str, box: float) -> dict[str, Any]:
-    """The operator of that name, at the scale of the world."""
-    known: dict[str, dict[str, Any]] = {
-        "": {"class": "none"},
-        "reflected": {"class": "box"},
-        "dynamic": {"class": "dynamic", "bound": box},
-        "quantile": {"class": "quantile"},
-        "fold": {"class": "fold", "low": -box, "high": box},
-    }
-    return known[name]
+_THRESHOLDS = {
+    "": "none",
+    "reflected": "box",
+    "dynamic": "dynamic-box",
+    "quantile": "quantile",
+    "fold": "fold-box",
+}
+"""The first word of a variant -> the operator, at the scale of the world."""

@@ -5,8 +5,6 @@ A suite is a module with a dataclass ``Suite`` of its options, ``QUICK`` (one of
 name of a variant. Cells with equal configurations are one run, listed under each name.
 """
 
-import hashlib
-import json
 import multiprocessing
 import platform
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -27,49 +25,16 @@ from dagdiff.checks import Refusal, check_at_least
 from dagdiff.config import Config
 from dagdiff.experiment import Experiment
 from dagdiff.expert import Expert
+from dagdiff.identity import digest
+from dagdiff.results import IDENTITY
 from dagdiff.round import NonFiniteLoss
 from dagdiff.schedule import step_grid
 from dagdiff.transition import Ddim, sample
-
-# The key of a run is a digest of its whole configuration, so a setting that is new would make every run a new one. The
-# rule: a setting that came later stands below with its *neutral* value, the one under which a run is, bit for bit, what
-# it was before there was the setting; where a configuration holds that very value the setting is left out of the
-# digest. So old runs are still found, and everything else tells runs apart: any other value, a changed default of an
-# old setting (the value is in the digest, not "the default"), a changed default of a new one (it is no longer neutral),
-# and a new setting that nobody put here. A dot leads into a part: "objective.pure". What an objective's class holds
-# (its own lr and betas) is not in the configuration: who changes it must make its runs again.
-_NEUTRAL: dict[str, Any] = {
-    "stepwise": False,
-    "input_perturbation": 0.0,
-    "epsilon_scale": 1.0,
-    "driver": {"class": "mixture"},
-    "curriculum": {"class": "plain"},
-    "bf16": False,
-    "accumulate": 1,
-    "memmap": None,
-}
 
 _TOLD = ("task", "steps", "seed", "shares", "threshold")
 _YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data")
 
 Key = TypeVar("Key", bound=Hashable)
-
-
-def digest(config: Mapping[str, Any]) -> str:
-    """Content hash of a configuration, or of a part of one, in which settings at their neutral value do not count."""
-    return hashlib.sha256(json.dumps(_telling(config), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _telling(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The configuration without the settings that hold their neutral value."""
-    kept = {key: value for key, value in config.items() if not _is_neutral(prefix + key, value)}
-    return {
-        key: _telling(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value for key, value in kept.items()
-    }
-
-
-def _is_neutral(name: str, value: Any) -> bool:
-    return name in _NEUTRAL and bool(_NEUTRAL[name] == value)
 
 
 @dataclass(frozen=True)
@@ -190,10 +155,14 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
         if out.is_file() or (out.exists() and any(out.iterdir())):
             raise Refusal(f"--out {out} holds something else than results. Name a new folder, or one to continue.")
         empty: dict[str, Any] = {"settings": {}, "records": [], "references": {}}
-        return {"suite": suite, "dagdiff": __version__, "versions": versions(), **empty}
+        return {"suite": suite, "dagdiff": __version__, "identity": IDENTITY, "versions": versions(), **empty}
     results = load_json(file)
     if results.get("suite") != suite:
         raise Refusal(f"{file} holds results of the suite {results.get('suite')!r}, not {suite!r}. Name a new folder.")
+    if results.get("identity", 1) != IDENTITY:
+        raise Refusal(
+            f"{file} holds results of another version, whose runs are not those of this one. Name a new folder."
+        )
     whole = all({"config", "variant"} <= set(record) for record in results.get("records", [{}]))
     if not whole or not isinstance(results.get("references"), dict):
         raise Refusal(f"{file} is not what a suite writes. Delete it, or name a new folder.")

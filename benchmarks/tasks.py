@@ -10,7 +10,9 @@ Below stand the parts that need a task in the plane to be built, as classes or f
 ``task``. Parts of your own follow the same rule.
 """
 
+import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from dagdiff.envs.sets import SETS
 from dagdiff.envs.toy2d import WORLDS, World, world
 from dagdiff.expert import Expert
 from dagdiff.metrics.samples import score
+from dagdiff.parts import resolve
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
@@ -36,7 +39,7 @@ from dagdiff.rollout import Data
 from dagdiff.schedule import CosineSchedule, Schedule
 from dagdiff.shapes import Condition, Denoiser, Times
 from dagdiff.teacher import train_teacher
-from dagdiff.threshold import QuantileBox, StaticThreshold
+from dagdiff.threshold import DynamicThreshold, Fold, QuantileBox, StaticThreshold
 
 if TYPE_CHECKING:  # it needs diffusers
     from dagdiff.benchmarks.pipeline_data import PipelineWorld
@@ -61,11 +64,6 @@ class Task:
     def labels(self) -> int:
         """Number of classes that condition a chain; 0 for unconditional tasks."""
         return self.world.labels if self.conditional else 0
-
-    @property
-    def usual(self) -> dict[str, str]:
-        """The parts that a run of this task takes when it names none."""
-        return {"expert": "exact" if self.world.mixture else "learned"}
 
     @property
     def conditions(self) -> Callable[[int, torch.Generator | None], Tensor] | None:
@@ -136,6 +134,25 @@ def check_task(name: str) -> str:
         check_in("set", split_name(name)[1], images.SETS)
         return name
     return check_in("task", name, [*task_names(), PIPELINE])
+
+
+def usual_parts(task: str, expert: str | None = None) -> dict[str, str]:
+    """Return the parts that a run of a task takes when it names none.
+
+    A student starts as its expert, where that is a network. Beside a closed form it starts from a learned teacher.
+
+    Args:
+        task: its name.
+        expert: the one that the run names, if it does.
+    """
+    if task == PIPELINE:
+        return {"expert": expert or "pipeline", "policy": "pipeline", "threshold": "teacher"}
+    of = split_name(task)[0]
+    learned = "unet" if shows_images(task) else "learned"
+    mine = expert or ("exact" if of in WORLDS and world(of).mixture else learned)
+    kind = resolve("expert", mine)
+    network = mine == learned or (inspect.isclass(kind) and issubclass(kind, nn.Module))
+    return {"expert": mine, "policy": "expert" if network else {"unet": "unet", "learned": "teacher"}[learned]}
 
 
 def split_name(name: str) -> tuple[str, str, bool]:
@@ -233,8 +250,9 @@ def teacher_of(name: str) -> Any:
 def teacher_path(task: Task, options: dict[str, Any]) -> Path:
     """Return where the weights of a teacher with these options are cached: a content hash tells teachers apart."""
     kind = "labelled" if task.conditional else "plain"
-    noise = torch.stack(task.schedule(torch.linspace(0.0, 1.0, 4001))).numpy().tobytes()
-    key = {"world": task.world.name, "kind": kind, "schedule": hashlib.sha256(noise).hexdigest(), **options}
+    times = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
+    noise = [[f"{value:.4f}" for value in values.tolist()] for values in task.schedule(times)]
+    key = {"world": task.world.name, "kind": kind, "schedule": noise, **options}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return cache_folder() / "teachers" / f"{task.world.name}-{kind}-{digest}.safetensors"
 
@@ -252,10 +270,24 @@ def learned_expert(task: Task, width: int = 128, depth: int = 3, updates: int = 
     return Teacher(task, width, depth, updates, seed).load().requires_grad_(False).eval()
 
 
+def student_from_expert(expert: Denoiser) -> nn.Module:
+    """A student that starts from the expert's own network, as the methods do; the expert must be a network.
+
+    Args:
+        expert: the run's.
+    """
+    if not isinstance(expert, nn.Module):
+        raise Refusal(
+            f"the expert, a {type(expert).__name__}, is no torch.nn.Module, so no student can start from it. "
+            "Pass --policy teacher, unet or fresh, or a policy of your own."
+        )
+    return copy.deepcopy(expert).requires_grad_(True).train()
+
+
 def student_from_teacher(
     task: Task, width: int = 128, depth: int = 3, updates: int = 4000, teacher_seed: int = 0
 ) -> Student:
-    """A student that starts from the learned teacher's weights, as the methods do.
+    """A student that starts from a learned teacher's weights, for experts that are no network.
 
     Args:
         task: whose world it is.
@@ -284,6 +316,21 @@ def fresh_student(task: Task, width: int = 128, depth: int = 3, prediction: str 
 def box_threshold(task: Task) -> StaticThreshold:
     """Clamp to the box in which the whole world lies."""
     return StaticThreshold(-task.world.box, task.world.box)
+
+
+def dynamic_threshold(task: Task, quantile: float = 0.995) -> DynamicThreshold:
+    """Clamp each row to its own quantile, the box in which the whole world lies at least, and rescale to the box.
+
+    Args:
+        task: whose world it is.
+        quantile: of a row's absolute values.
+    """
+    return DynamicThreshold(quantile, task.world.box)
+
+
+def fold_threshold(task: Task) -> Fold:
+    """Reflect at the walls of the box in which the whole world lies."""
+    return Fold(-task.world.box, task.world.box)
 
 
 def quantile_threshold(task: Task, quantile: float = 0.999, points: int = 20_000) -> QuantileBox:

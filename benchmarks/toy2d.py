@@ -26,8 +26,8 @@ from typing import Any
 from dagdiff.benchmarks.options import check_choices
 from dagdiff.benchmarks.suite import Cell, open_results, run_cells
 from dagdiff.config import Config, configure
-from dagdiff.mixture import Shares
 from dagdiff.parts import resolve
+from dagdiff.recipes import recipe
 
 SHARES = {
     "forward": (1.0, 0.0, 0.0),
@@ -117,9 +117,9 @@ def shares_of(variant: str, objective: str) -> list[float]:
 
     Those of ``base`` are the published method's, those of ``ddil`` what suits the objective.
     """
-    kind, states = resolve("objective", objective), variant.removeprefix("reflected-")
+    states = variant.removeprefix("reflected-")
     if states == "ddil":
-        return list(getattr(kind, "shares", Shares()))
+        return list(recipe("plane", objective)["shares"])
     if states == "base":
-        states = "student" if getattr(kind, "backward_simulation", False) else "forward"
+        states = "student" if getattr(resolve("objective", objective), "backward_simulation", False) else "forward"
     return list(SHARES[states])

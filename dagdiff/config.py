@@ -17,21 +17,11 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from dagdiff.benchmarks.tasks import PIPELINE, shows_images
-from dagdiff.checks import Refusal, check_above, check_at_least, check_shares
+from dagdiff.benchmarks.tasks import PIPELINE, shows_images, usual_parts
+from dagdiff.checks import Refusal, check_above, check_at_least, check_share, check_shares
 from dagdiff.halving import check_stages
-from dagdiff.parts import (
-    DEFAULTS,
-    GIVEN,
-    HELP,
-    PARTS,
-    PIPELINE_PARTS,
-    PIPELINE_SETTINGS,
-    image_settings,
-    known,
-    resolve,
-    suited,
-)
+from dagdiff.parts import DEFAULTS, GIVEN, HELP, PARTS, canonical, known, resolve
+from dagdiff.recipes import PLANE, pipeline_kind, recipe
 
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
@@ -44,8 +34,7 @@ class Settings:
     Args:
         task: the world and its distillation set, e.g. grid25-biased; `dagdiff list tasks` names them all; or pipeline,
             with --pipeline.path.
-        shares: parts of a batch that are forward-diffused, from student chains, from expert chains; they sum to 1. null
-            takes the objective's own.
+        shares: parts of a batch that are forward-diffused, from student chains, from expert chains; they sum to 1.
         steps: K, the student's steps.
         stages: true progressive halving: the steps of each stage, e.g. 16,8,4; the student of one teaches the next.
         updates: of the student, over all rounds (of each stage).
@@ -60,7 +49,8 @@ class Settings:
         epsilon_scale: what the noise in the student's guesses is divided by when it samples; 1 leaves it.
         rounds_kept: rounds of student states that stay in the aggregate; null keeps all, 1 the newest.
         max_age: drop student states older than this many updates.
-        lr: learning rate of Adam; null takes the objective's own.
+        lr: learning rate of Adam.
+        betas: Adam's decay rates of the first and the second moment.
         clip: the largest gradient norm.
         ema: decay of the averaged student that is saved instead of the last; 0 averages nothing.
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
@@ -73,14 +63,14 @@ class Settings:
     """
 
     task: str = "gaussians8-biased"
-    shares: tuple[float, float, float] | None = None
+    shares: tuple[float, float, float] = PLANE.settings["shares"]
     steps: int = 4
     stages: list[int] | None = None
-    updates: int = 1200
-    rounds: int = 20
-    batch_size: int = 256
-    chains: int = 256
-    substeps: int = 8
+    updates: int = PLANE.settings["updates"]
+    rounds: int = PLANE.settings["rounds"]
+    batch_size: int = PLANE.settings["batch_size"]
+    chains: int = PLANE.settings["chains"]
+    substeps: int = PLANE.settings["substeps"]
     guidance: float = 1.0
     per_chain: bool = False
     stepwise: bool = False
@@ -88,14 +78,15 @@ class Settings:
     epsilon_scale: float = 1.0
     rounds_kept: int | None = None
     max_age: int | None = None
-    lr: float | None = None
-    clip: float = 1.0
+    lr: float = PLANE.settings["lr"]
+    betas: tuple[float, float] = PLANE.settings["betas"]
+    clip: float = PLANE.settings["clip"]
     ema: float = 0.0
     bf16: bool = False
     accumulate: int = 1
     memmap: str | None = None
-    heldout: int = 256
-    samples: int = 2000
+    heldout: int = PLANE.settings["heldout"]
+    samples: int = PLANE.settings["samples"]
     seed: int = 0
     device: str = "auto"
 
@@ -144,43 +135,54 @@ def read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
 
 
 def build_parser(words: Sequence[str], prog: str) -> ArgumentParser:
-    """Return the parser of a run whose parts are named in spelled ``words``; their own arguments are options too."""
+    """Return the parser of a run whose parts are named in spelled ``words``; their own arguments are options too.
+
+    What the words leave open is resolved here: the task's usual parts, and the recipe of what is trained.
+    """
     parser = ArgumentParser(prog=prog, usage=f"{prog} [options]", exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Settings, None)
     task = _last(words, "--task") or Settings.task
-    defaults = dict(DEFAULTS)
-    if shows_images(task):
-        parser.set_defaults(image_settings(_last(words, "--objective.class") or DEFAULTS["objective"]["class"]))
-        defaults["policy"] = {"class": "unet"}
+    named = {part: name for part in PARTS if (name := _last(words, f"--{part}.class"))}
+    usual = usual_parts(task, named.get("expert"))
+    chosen = {part: named.get(part) or usual.get(part) or DEFAULTS.get(part, {}).get("class") for part in PARTS}
     if task == PIPELINE:
-        _expect_pipeline(parser, defaults, words)
-    for part in PARTS:
-        default = dict(defaults.get(part, {}))
-        name = _last(words, f"--{part}.class")
-        if name is not None and name != default.get("class"):
-            default = {"class": name}
-        told = f"{HELP[part]}; {known(part)}"
-        parser.add_argument(f"--{part}.class", type=str | None, default=default.pop("class", None), help=told)
-        if name or part in defaults:
-            kind = resolve(part, name or defaults[part]["class"])
-            add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
-            add(kind, part, skip={"task", *GIVEN.get(part, ())}, fail_untyped=False)
-            parser.set_defaults({f"{part}.{key}": value for key, value in default.items()})
+        from dagdiff.benchmarks.pipeline_tasks import PipelineSettings  # needs diffusers
+
+        parser.add_class_arguments(PipelineSettings, PIPELINE)
+        chosen["schedule"] = named.get("schedule")
+        trained = pipeline_kind(_last(words, "--pipeline.path"), str(chosen["policy"]))
+    else:
+        trained = "images" if shows_images(task) else "plane"
+    _refuse_second_teacher(words, named, usual)
+    tuned = recipe(trained, str(chosen["objective"]))
+    for part, name in chosen.items():
+        parser.add_argument(f"--{part}.class", type=str | None, default=name, help=f"{HELP[part]}; {known(part)}")
+        if name is None:
+            continue
+        kind = resolve(part, name)
+        add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+        add(kind, part, skip={"task", *GIVEN.get(part, ())}, fail_untyped=False)
+        if name == DEFAULTS.get(part, {}).get("class"):
+            tuned = {**{f"{part}.{key}": value for key, value in DEFAULTS[part].items() if key != "class"}, **tuned}
+    there = {action.dest for action in parser._actions}
+    parser.set_defaults({name: value for name, value in tuned.items() if name in there})
     return parser
 
 
-def _expect_pipeline(parser: ArgumentParser, defaults: dict[str, Any], words: Sequence[str]) -> None:
-    """Give a pipeline's options to the parser, and let the teacher say what it alone knows."""
-    from dagdiff.benchmarks.pipeline_tasks import PipelineSettings  # needs diffusers
-
-    parser.add_class_arguments(PipelineSettings, PIPELINE)
-    parser.set_defaults(PIPELINE_SETTINGS)
-    defaults["policy"] = {"class": PIPELINE}
-    del defaults["schedule"], defaults["threshold"]
-    for part, kinds in PIPELINE_PARTS.items():
-        name = _last(words, f"--{part}.class")
-        if name and (own := suited(part, name, kinds)):
-            defaults[part] = {"class": name, **own}
+def _refuse_second_teacher(words: Sequence[str], named: Mapping[str, str], usual: Mapping[str, str]) -> None:
+    """Refuse a second teacher: where the expert is a learned network, a student that starts from one starts from it."""
+    policy = named.get("policy", usual["policy"])
+    if usual["policy"] == "expert" and policy in ("teacher", "unet"):
+        raise Refusal(
+            f"--policy {policy} describes a second teacher beside the expert {usual['expert']!r}, from which the "
+            "student starts. Leave --policy away, or pass fresh or fresh-unet."
+        )
+    options = [word.partition("=")[0] for word in words if word.startswith("--policy.") and ".class=" not in word]
+    if policy == "expert" and options:
+        raise Refusal(
+            f"{options[0]}: the student starts from the expert {usual['expert']!r} and has no options of its own. "
+            f"Pass {options[0].replace('policy', 'expert')}, or name another --policy."
+        )
 
 
 def help_text(parser: ArgumentParser) -> str:
@@ -200,8 +202,7 @@ def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
 
 def check_settings(settings: Namespace) -> None:
     """Refuse settings that can't be, each under the name that the user gave it."""
-    if settings.shares is not None:
-        check_shares(tuple(settings.shares))
+    check_shares(tuple(settings.shares))
     for name in ("steps", "rounds", "batch_size", "chains", "substeps", "accumulate"):
         check_at_least(name, getattr(settings, name), 1)
     check_at_least("updates", settings.updates, settings.rounds)
@@ -219,7 +220,9 @@ def check_settings(settings: Namespace) -> None:
     check_at_least("heldout", settings.heldout, 0)
     check_at_least("input_perturbation", settings.input_perturbation, 0)
     for name in ("clip", "epsilon_scale", "lr"):
-        check_above(name, 1 if getattr(settings, name) is None else getattr(settings, name), 0)
+        check_above(name, getattr(settings, name), 0)
+    for beta in settings.betas:
+        check_share("betas", beta)
     for name in ("rounds_kept", "max_age"):
         check_at_least(name, 1 if getattr(settings, name) is None else getattr(settings, name), 1)
     if settings.stages is not None:
@@ -246,12 +249,17 @@ def spelled(arguments: Sequence[str]) -> list[str]:
     Where a part is named again, what a file says of the part that it replaces is dropped.
     """
     told = list(_told(arguments))
-    last = {part: _last([word for _, word in told], f"--{part}.class") for part in PARTS}
+    last: dict[str, str] = {}
+    named: dict[tuple[int, str], str] = {}  # what each source names a part; the last word counts
+    for source, word in told:
+        option, _, value = word.removeprefix("--").partition("=")
+        if option.endswith(".class"):
+            part = option.removesuffix(".class")
+            last[part] = named[source, part] = value
 
     def stale(source: int, word: str) -> bool:
         part = word.removeprefix("--").partition(".")[0]
-        named = _last([other for origin, other in told if origin == source], f"--{part}.class")
-        return source > 0 and word.startswith(f"--{part}.") and named is not None and named != last.get(part)
+        return source > 0 and (source, part) in named and named[source, part] != last[part]
 
     return [word for source, word in told if not stale(source, word)]
 
@@ -262,7 +270,7 @@ def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]
     for word in words:
         option, equals, value = word.partition("=")
         name = option.removeprefix("--").removesuffix(".class")
-        if not option.startswith("--") or name not in (*PARTS, "config", "shares", "stages", "task"):
+        if not option.startswith("--") or name not in (*PARTS, *_LISTS, "config", "task", "lr"):
             last = value if equals else word
             numbers = re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", last)
             yield source, f"{word.removesuffix(last)}[{last}]" if numbers else word
@@ -275,11 +283,18 @@ def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]
             if not value or value.startswith("--"):
                 raise Refusal(f"--{name} needs a value: {known(name)}.")
             if value != "null":  # null is the default, whatever that is
-                yield source, f"--{name}.class={value}"
-        elif name == "task":
-            yield source, f"{option}={value}"
-        else:
-            yield source, f"{option}=null" if value in ("", "null") else f"{option}=[{value.strip('[]() ')}]"
+                yield source, f"--{name}.class={canonical(name, value)}"
+        elif name in ("task", "lr"):
+            if value != "null":
+                yield source, f"{option}={value}"
+        elif value not in ("", "null"):
+            yield source, f"{option}=[{value.strip('[]() ')}]"
+        elif name == "stages":
+            yield source, f"{option}=null"
+
+
+_LISTS = ("shares", "stages", "betas")
+"""Settings that are lists, spelled with commas."""
 
 
 def read_yaml(path: Path) -> Config:

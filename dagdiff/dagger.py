@@ -48,8 +48,8 @@ class DAgger:
         env: the denoising environment, B chains of the student's own sampler.
         data: clean points for forward states (and for a GAN head); ``sample`` is called with the generator below, and
             must answer on its device.
-        shares: parts of a batch that are forward-diffused, from student chains, from expert chains; None takes the
-            objective's own.
+        shares: parts of a batch that are forward-diffused, from student chains, from expert chains; those that suit an
+            objective stand in :mod:`dagdiff.recipes`.
         shares_ramp: scales the on-policy shares by progress; forward states take the rest.
         beta: by progress, the part of the student's chains' steps that the expert drives.
         per_chain: let one driver keep a chain to its end.
@@ -79,8 +79,8 @@ class DAgger:
         env: EnvBase,
         data: Data,
         *,
-        shares: Shares | None = None,
-        shares_ramp: Ramp = Constant(1.0),  # noqa: B008  (frozen)
+        shares: Shares = Shares(),  # noqa: B008  (frozen)
+        shares_ramp: Ramp = Constant(1.0),  # noqa: B008
         beta: Ramp = Constant(0.0),  # noqa: B008
         per_chain: bool = False,
         driver: Driver = MixturePolicy,
@@ -99,7 +99,6 @@ class DAgger:
         folder: Path | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        shares = objective.shares if shares is None else shares
         check_shares(shares)
         check_share("ema", ema)
         check_at_least("input_perturbation", input_perturbation, 0.0)

@@ -30,7 +30,7 @@ from dagdiff.policies.student import Stepwise
 from dagdiff.policy import StudentPolicy
 from dagdiff.round import Round
 from dagdiff.schedule import step_grid
-from dagdiff.shapes import Condition, States, Times
+from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.threshold import Threshold
 from dagdiff.transition import EpsilonScaling, Transition, chain, sample
 
@@ -49,6 +49,7 @@ class Experiment:
     transition: Transition
     times: Times
     device: torch.device
+    denoiser: Denoiser | None
 
     @classmethod
     def build(cls, config: Config, training: bool = True) -> "Experiment":
@@ -65,9 +66,10 @@ class Experiment:
             task = replace(task, data=_make("data", settings.data, task))
         objective = _make("objective", settings.objective, task)
         _check_kind("objective", objective, Objective, "a subclass of dagdiff.objectives.Objective")
+        denoiser = _denoiser(settings, task) if training or settings.policy["class"] == "expert" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            student = _make("policy", settings.policy, task)
+            student = _make("policy", settings.policy, task, denoiser)
         _check_kind("policy", student, nn.Module, "a torch.nn.Module")
         curriculum = _make("curriculum", settings.curriculum, task)
         _check_kind("curriculum", curriculum, Callable, "a callable loop -> rounds")
@@ -87,6 +89,7 @@ class Experiment:
             transition=objective.sampler(task.schedule),
             times=step_grid(steps).to(device),
             device=device,
+            denoiser=denoiser,
         )
         if training:
             made.loop(made.expert, steps)  # what is wrong with it is told now
@@ -95,8 +98,7 @@ class Experiment:
     @cached_property
     def expert(self) -> Expert:
         """The teacher in its role, built when first asked for."""
-        denoiser = _to(_make("expert", self.settings.expert, self.task), self.device)
-        _check_kind("expert", denoiser, Callable, "a callable (x_t, t, condition) -> x0")
+        denoiser = _to(_denoiser(self.settings, self.task) if self.denoiser is None else self.denoiser, self.device)
         if self.settings.bf16 and isinstance(denoiser, nn.Module):  # a closed form stays exact
             denoiser = in_bfloat16(denoiser)
         return Expert(denoiser, self.task.schedule, self.settings.substeps, self.settings.guidance, self.threshold)
@@ -140,7 +142,7 @@ class Experiment:
             copy.deepcopy(self.objective),
             env,
             self.task.data,
-            shares=None if chosen.shares is None else Shares(*chosen.shares),
+            shares=Shares(*chosen.shares),
             shares_ramp=_make("shares_ramp", chosen.shares_ramp),
             beta=_make("beta", chosen.beta),
             per_chain=chosen.per_chain,
@@ -151,9 +153,7 @@ class Experiment:
             batch_size=parallel.part("batch_size", chosen.batch_size),
             rounds_kept=chosen.rounds_kept,
             max_age=chosen.max_age,
-            optimiser=lambda weights: torch.optim.Adam(
-                weights, self.objective.lr if chosen.lr is None else chosen.lr, self.objective.betas
-            ),
+            optimiser=lambda weights: torch.optim.Adam(weights, chosen.lr, chosen.betas),
             lr_ramp=_make("lr_ramp", chosen.lr_ramp),
             clip=chosen.clip,
             ema=chosen.ema,
@@ -210,22 +210,29 @@ def _check_kind(part: str, made: Any, kind: Any, wanted: str) -> None:
 
 def _without_teacher(config: Config) -> Config:
     """The same configuration with a student of the same build that does not start from a teacher."""
-    policy = dict(config["policy"])
-    fresh = {"teacher": ("fresh", "width", "depth"), "unet": ("fresh-unet", "channels", "layers")}
-    if policy.get("class") not in fresh:
+    mlp, unet = ("fresh", "width", "depth"), ("fresh-unet", "channels", "layers")
+    fresh = {"learned": mlp, "teacher": mlp, "unet": unet}
+    teacher = config["expert" if config["policy"]["class"] == "expert" else "policy"]
+    if teacher["class"] not in fresh:
         return config
-    name, *kept = fresh[policy["class"]]
-    return {**config, "policy": {"class": name, **{option: policy[option] for option in kept}}}
+    name, *kept = fresh[teacher["class"]]
+    return {**config, "policy": {"class": name, **{option: teacher[option] for option in kept}}}
 
 
-def _make(part: str, chosen: Namespace, task: Task | None = None) -> Any:
-    """Build a part from its parsed arguments; give it the task if it asks for one, or let it be the task's usual."""
+def _denoiser(settings: Namespace, task: Task) -> Denoiser:
+    """The teacher as its part is named, not yet in its role."""
+    denoiser: Denoiser = _make("expert", settings.expert, task)
+    _check_kind("expert", denoiser, Callable, "a callable (x_t, t, condition) -> x0")
+    return denoiser
+
+
+def _make(part: str, chosen: Namespace, task: Task | None = None, expert: Denoiser | None = None) -> Any:
+    """Build a part from its parsed arguments; give it the task, and the expert, if it asks for them."""
     arguments = dict(vars(chosen))
-    name = arguments.pop("class") or (task and task.usual[part])
-    kind = resolve(part, str(name))
-    if "task" in inspect.signature(kind).parameters:
-        arguments["task"] = task
-    return kind(**arguments)
+    kind = resolve(part, str(arguments.pop("class")))
+    given = {"task": task, "expert": expert}
+    wanted = inspect.signature(kind).parameters
+    return kind(**arguments, **{name: value for name, value in given.items() if name in wanted})
 
 
 def _maker(part: str, chosen: Namespace) -> Any:

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from dagdiff.checks import Refusal, check_in
@@ -29,6 +29,7 @@ PARTS: dict[str, dict[str, str]] = {
         "pipeline": "dagdiff.benchmarks.pipeline_tasks.pipeline_expert",
     },
     "policy": {
+        "expert": "dagdiff.benchmarks.tasks.student_from_expert",
         "teacher": "dagdiff.benchmarks.tasks.student_from_teacher",
         "fresh": "dagdiff.benchmarks.tasks.fresh_student",
         "unet": "dagdiff.benchmarks.image_tasks.unet_student",
@@ -42,8 +43,10 @@ PARTS: dict[str, dict[str, str]] = {
         "box": "dagdiff.benchmarks.tasks.box_threshold",
         "static": "dagdiff.threshold.StaticThreshold",
         "dynamic": "dagdiff.threshold.DynamicThreshold",
+        "dynamic-box": "dagdiff.benchmarks.tasks.dynamic_threshold",
         "quantile": "dagdiff.benchmarks.tasks.quantile_threshold",
         "fold": "dagdiff.threshold.Fold",
+        "fold-box": "dagdiff.benchmarks.tasks.fold_threshold",
         "teacher": "dagdiff.benchmarks.pipeline_tasks.teacher_threshold",
     },
     "schedule": {
@@ -73,7 +76,7 @@ PARTS: dict[str, dict[str, str]] = {
 HELP = {
     "objective": "what the student is asked to match",
     "expert": "the teacher (default: unet or pipeline for such tasks, else exact for mixtures, else learned)",
-    "policy": "the student's network (default: the learned teacher's; unet or pipeline for such tasks)",
+    "policy": "the student's network (default: expert, where that is a network; else teacher or unet; or pipeline)",
     "data": "what forward states are made of: anything with sample(n, generator) (default: the task's set)",
     "threshold": "the reflected operator, on expert, targets and roll-ins (default of pipelines: teacher)",
     "schedule": "the noise schedule; a pipeline keeps its own",
@@ -88,7 +91,6 @@ HELP = {
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "objective": {"class": "progressive"},
-    "policy": {"class": "teacher"},
     "threshold": {"class": "none"},
     "schedule": {"class": "cosine"},
     "beta": {"class": "constant", "value": 0.0},
@@ -100,44 +102,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What a run takes if it does not name the part; a part that is missing here is the task's to choose."""
 
 
-IMAGE_SETTINGS = {"batch_size": 64, "chains": 64, "rounds": 10, "substeps": 4, "heldout": 32, "updates": 400}
-"""What a run of images takes where a run in the plane takes more: a U-Net costs a thousand times an MLP."""
-
-
-IMAGE_OBJECTIVES: dict[str, dict[str, Any]] = {
-    "progressive": {"lr": 1e-3},
-    "consistency": {"lr": 1e-3, "shares": (0.5, 0.25, 0.25)},
-    "distribution": {"lr": 2e-4, "shares": (0.0, 1.0, 0.0)},
-}
-"""What a run of images takes by its objective. LCM's guesses are rough after few updates, and so are states made from
-them: half of a batch are forward states. DMD2's student learns ten times slower than its critic, and from its own
-states alone. Tuned on digits; README and docs/images.md tell what other mixtures do there."""
-
-
-PIPELINE_SETTINGS = {
-    "batch_size": 4,
-    "chains": 8,
-    "rounds": 10,
-    "substeps": 4,
-    "heldout": 8,
-    "updates": 200,
-    "samples": 32,
-    "lr": 1e-5,
-}
-"""What a run of a pipeline takes: its network is large, and trained already."""
-
-
-PIPELINE_PARTS: dict[str, dict[str, dict[str, Any]]] = {
-    "objective": {"distribution": {"critic_lr": 1e-5, "critic_updates": 5, "tell_origin": False}},
-    "threshold": {"quantile": {"points": 256}},
-}
-"""The options of parts that suit pipelines, whose networks can be told no origin, and whose states are large."""
-
-
 GIVEN = {
     "driver": ("student", "expert", "transition", "per_chain", "generator", "conditional"),
+    "policy": ("expert",),
 }
-"""Parameters of a part that the loop fills in; they are no options. Every part may also ask for ``task``."""
+"""Parameters of a part that the loop fills in; they are no options. Every part may also ask for ``task``, a policy for
+``expert``, the teacher that the run has built."""
 
 
 def resolve(part: str, name: str) -> Callable[..., Any]:
@@ -156,15 +126,11 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
     return kind
 
 
-def image_settings(objective: str) -> dict[str, Any]:
-    """Return the settings that a run of images with that objective starts from."""
-    return {**IMAGE_SETTINGS, **suited("objective", objective, IMAGE_OBJECTIVES)}
-
-
-def suited(part: str, name: str, table: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what a table by short names holds for a part, by whichever of its names that is called; else nothing."""
-    kind = resolve(part, name)
-    return next((own for short, own in table.items() if resolve(part, short) is kind), {})
+def canonical(part: str, name: str) -> str:
+    """Return the short name of what ``name`` names, where it has one, so that a run is spelled in one way."""
+    last = name.rpartition(".")[2]
+    same = {short: path for short, path in PARTS[part].items() if path.rpartition(".")[2] == last}
+    return next((short for short, path in same.items() if resolve(part, name) == resolve(part, path)), name)
 
 
 def known(part: str) -> str:

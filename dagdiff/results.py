@@ -24,6 +24,10 @@ from dagdiff.excess import Excess, excess_left
 from dagdiff.glossary import BASELINES, CHANCE, COMPARED, DISTANCES, EXCESSES, LARGER_IS_BETTER, METRICS
 from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
 
+IDENTITY = 2
+"""Version of what identifies a run: its settings, their defaults, and how their key is made. Results made under
+an older one stay readable and are marked so."""
+
 
 @dataclass(frozen=True)
 class Record:

@@ -11,7 +11,7 @@ Which part of a world the student is shown is told by a set (:mod:`dagdiff.envs.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,8 +103,10 @@ class GaussianMixture(World):
 
 def eight_gaussians() -> GaussianMixture:
     """Eight equal modes of width 0.1 on a circle of radius sqrt(2), far apart: the test of lost modes."""
-    angle = torch.arange(8) * (math.tau / 8)
-    return GaussianMixture("gaussians8", math.sqrt(2.0) * torch.stack([angle.cos(), angle.sin()], dim=1), 0.1)
+    corner, edge = 1.0, math.sqrt(2.0)
+    ring = [(edge, 0), (corner, corner), (0, edge), (-corner, corner)]
+    ring += [(-x, -y) for x, y in ring]
+    return GaussianMixture("gaussians8", torch.tensor(ring), 0.1)
 
 
 def grid25() -> GaussianMixture:
@@ -115,10 +117,17 @@ def grid25() -> GaussianMixture:
 
 def imbalanced() -> GaussianMixture:
     """Five modes of weights 0.5 down to 0.02, standardised: the rare ones are the first to go."""
-    weights = torch.tensor([0.5, 0.25, 0.15, 0.08, 0.02])
-    corners = torch.tensor([[-0.7, -0.6], [1.1, -0.7], [0.6, 1.3], [-1.2, 1.3], [2.4, 2.0]])
-    centred = corners - weights @ corners
-    return GaussianMixture("imbalanced", centred / (weights @ centred**2).sqrt(), 0.1, weights)
+    weights = 0.5, 0.25, 0.15, 0.08, 0.02
+    axes = [_standardised(axis, weights) for axis in ((-0.7, 1.1, 0.6, -1.2, 2.4), (-0.6, -0.7, 1.3, 1.3, 2.0))]
+    return GaussianMixture("imbalanced", torch.tensor(axes).T, 0.1, torch.tensor(weights))
+
+
+def _standardised(axis: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The values with weighted mean 0 and variance 1, in Python's arithmetic: the same on every processor."""
+    mean = math.fsum(weight * value for weight, value in zip(weights, axis, strict=True))
+    centred = [value - mean for value in axis]
+    scale = math.sqrt(math.fsum(weight * value**2 for weight, value in zip(weights, centred, strict=True)))
+    return [value / scale for value in centred]
 
 
 class TwoMoons(World):

@@ -79,7 +79,7 @@ def train(objective, start, shares):
         task.data,
         shares=Shares(*shares),
         rounds=2 if FAST else 40,
-        optimiser=lambda weights: torch.optim.Adam(weights, objective.lr),
+        optimiser=lambda weights: torch.optim.Adam(weights, 2e-3),
         lr_ramp=LinearRamp(1.0, 0.0, until=1.0),
         generator=seeded(0),
     )

@@ -66,7 +66,7 @@ def make_loop(shares, **options):
         env,
         task.data,
         shares=Shares(*shares),
-        optimiser=lambda weights: torch.optim.Adam(weights, objective.lr),
+        optimiser=lambda weights: torch.optim.Adam(weights, 2e-3),
         generator=seeded(0),
         **options,
     )

@@ -94,7 +94,7 @@ def train(objective, shares):
         shares=Shares(*shares),
         rounds=1 if FAST else 20,
         updates_per_round=10 if FAST else 40,
-        optimiser=lambda weights: torch.optim.Adam(weights, objective.lr, objective.betas),
+        optimiser=lambda weights: torch.optim.Adam(weights, 2e-3),
         lr_ramp=LinearRamp(1.0, 0.0, until=1.0),
         generator=seeded(0),
     )
@@ -103,10 +103,11 @@ def train(objective, shares):
     return loop, last
 
 
+mixtures = {"PD": (0.25, 0.5, 0.25), "LCM": (0.25, 0.5, 0.25), "DMD2": (0, 0.5, 0.5)}  # forward, student, expert
 loops = {}
 for name, kind in (("PD", Progressive), ("LCM", Consistency), ("DMD2", DistributionMatching)):
     loops[name, "forward"] = train(kind(), (1, 0, 0))
-    loops[name, "mixture"] = train(kind(), kind.shares)
+    loops[name, "mixture"] = train(kind(), mixtures[name])
 
 # %%
 from dagdiff.objectives.distribution import score_difference
@@ -147,7 +148,7 @@ plt.show()
 # ## Samples and scores
 #
 # Each objective was trained twice from the same start, with the same number of updates: on forward states of the
-# right half alone, and on the mixture that suits it (`Progressive.shares`, ...): all three sources for PD and LCM, its
+# right half alone, and on the mixture that suits it (`mixtures` above): all three sources for PD and LCM, its
 # own and the expert's states for DMD2.
 
 # %%

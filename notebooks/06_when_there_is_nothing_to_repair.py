@@ -71,7 +71,7 @@ def run(task, shares, seed):
         rounds=1 if FAST else 8,
         updates_per_round=10 if FAST else 40,
         batch_size=128,
-        optimiser=lambda weights: torch.optim.Adam(weights, 3 * objective.lr),
+        optimiser=lambda weights: torch.optim.Adam(weights, 6e-3),
         lr_ramp=LinearRamp(1.0, 0.0, until=1.0),
         generator=seeded(seed),
     )

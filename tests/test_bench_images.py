@@ -41,7 +41,7 @@ def test_the_full_suite_is_the_grid_of_the_digits() -> None:
     first = found[: len(found) // 3]
     assert {cell.config["seed"] for cell in first} == {0}, "whole comparisons come first"
     reflected = next(cell for cell in found if cell.variant == "reflected-ddil")
-    assert reflected.config["threshold"] == {"class": "box"} and reflected.config["policy"]["class"] == "unet"
+    assert reflected.config["threshold"] == {"class": "box"} and reflected.config["policy"]["class"] == "expert"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_cannot_be_is_refused_before_the_first_run(change: dict[str, object
 
 @pytest.mark.slow
 def test_a_small_suite_from_command_to_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {**SMALL, "policy": {"class": "unet", **NETWORK}, "expert": {"class": "unet", **NETWORK}}
+    settings = {**SMALL, "expert": {"class": "unet", **NETWORK}}
     words = ["bench", "images", "--tasks", "bars.npz-biased", "--objectives", "consistency", "--steps", "2"]
     words += ["--variants", "forward,ddil", "--seeds", "2", "--updates", "2", "--settings", json.dumps(settings)]
     assert main([*words, "--out", "out"]) == 0, capsys.readouterr().err

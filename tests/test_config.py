@@ -19,9 +19,10 @@ def config(*words: str) -> dict[str, Any]:
 def test_the_defaults_hold_every_setting_and_every_part() -> None:
     found = configure({})
     assert set(found) == {*Settings.__dataclass_fields__, *PARTS}
+    assert {name for name, value in found.items() if value is None} == {"stages", "rounds_kept", "max_age", "memmap"}
     assert {part: found[part]["class"] for part in PARTS} == {
         "objective": "progressive",
-        "expert": None,
+        "expert": "exact",
         "data": None,
         "policy": "teacher",
         "threshold": "none",
@@ -67,7 +68,7 @@ def test_shares_in_every_spelling(words: tuple[str, ...]) -> None:
     "words", [("--policy.channels", "8,16"), ("--policy.channels=[8, 16]",), ("--policy.channels=8,16",)]
 )
 def test_numbers_of_a_part_are_told_as_those_of_a_run(words: tuple[str, ...]) -> None:
-    assert list(config("--task", "digits-biased", *words)["policy"]["channels"]) == [8, 16]
+    assert list(config("--task", "digits-biased", "--policy", "fresh-unet", *words)["policy"]["channels"]) == [8, 16]
 
 
 @pytest.mark.parametrize("words", [("--stages", "8,4"), ("--stages=[8, 4]",), ("--stages", "2", "--stages", "8,4")])
@@ -103,8 +104,9 @@ def test_runs_of_images_start_from_settings_of_their_objective(objective: str) -
     assert (found["lr"], found["shares"], found["batch_size"]) == (2e-4, [0.0, 1.0, 0.0], 64)
     own = configure({"task": "digits-biased", "objective": objective, "lr": 1e-3, "shares": [0.0, 0.5, 0.5]})
     assert (own["lr"], own["shares"]) == (1e-3, [0.0, 0.5, 0.5])
-    assert configure({"objective": objective})["lr"] is configure({"objective": objective})["shares"] is None
-    assert configure({"task": "digits-biased", "objective": "gaussian-kl"})["lr"] is None
+    plane = configure({"objective": objective})
+    assert (plane["lr"], plane["shares"]) == (2e-3, [0.0, 0.5, 0.5])
+    assert configure({"task": "digits-biased", "objective": "gaussian-kl"})["lr"] == 2e-3
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_runs_of_images_start_from_settings_of_their_objective(objective: str) -
             "expert: {class: learned, width: 16}",
             {"class": "learned", "width": 16, "depth": 3, "updates": 4000, "seed": 0},
         ),
-        ("expert:", {"class": None}),
+        ("expert:", {"class": "exact"}),
     ],
 )
 def test_parts_in_yaml(content: str, wanted: dict[str, Any], tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_distill_sample_and_load_images(own: str, tmp_path: Path, capsys: pytest
     learned = [f"--{option}={value}" for option, value in tiny.items()]
     assert main(["teacher", "--task", f"{own}-biased", "--device", "cpu", *learned]) == 0
     small = {"rounds": 2, "chains": 4, "updates": 2}
-    parts = [f"--{part}.{option}={value}" for part in ("policy", "expert") for option, value in tiny.items()]
+    parts = [f"--expert.{option}={value}" for option, value in tiny.items()]
     sizes = [f"--{name}={n}" for name, n in {**small, "heldout": 4, "samples": 12, "steps": 2, "substeps": 2}.items()]
     words = [
         "distill",

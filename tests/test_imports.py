@@ -46,6 +46,8 @@ ROOMS = (
     "verdict",
     "report",
     "parts",
+    "recipes",
+    "identity",
     "config",
     "experiment",
     "run",

@@ -87,12 +87,20 @@ def test_every_ramp(part: str, name: str, tmp_path: Path) -> None:
     runs(tmp_path / "out", **{part: name})
 
 
-@pytest.mark.parametrize("policy", ["teacher", "fresh"])
-@pytest.mark.parametrize(("task", "expert"), [("gaussians8-scarce", "exact"), ("moons-biased", None)])
-def test_every_policy_and_expert(policy: str, task: str, expert: str | None, tmp_path: Path) -> None:
-    trained = {"width": 16, "depth": 2, **({"updates": 5} if policy == "teacher" else {})}
-    teacher = {"class": "learned", "width": 16, "depth": 2, "updates": 5}
-    runs(tmp_path / "out", policy={"class": policy, **trained}, task=task, expert=expert or teacher)
+LEARNED = {"class": "learned", "width": 16, "depth": 2, "updates": 5}
+
+
+@pytest.mark.parametrize(
+    ("task", "expert", "policy"),
+    [
+        ("gaussians8-scarce", "exact", {**LEARNED, "class": "teacher"}),
+        ("gaussians8-scarce", "exact", {"class": "fresh", "width": 16, "depth": 2}),
+        ("moons-biased", LEARNED, {"class": "expert"}),
+        ("moons-biased", LEARNED, {"class": "fresh", "width": 16, "depth": 2}),
+    ],
+)
+def test_every_policy_and_expert(task: str, expert: Any, policy: dict[str, Any], tmp_path: Path) -> None:
+    runs(tmp_path / "out", policy=policy, task=task, expert=expert)
 
 
 @pytest.mark.parametrize("objective", PARTS["objective"])

@@ -101,7 +101,9 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[suite.Cell]:
 
     monkeypatch.setattr(suite, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(suite, "run_cell", spy)
-    monkeypatch.setattr("dagdiff.report.write_report", lambda folder: folder / "report.html")  # it takes its time
+    monkeypatch.setattr(
+        "dagdiff.commands.bench.write_report", lambda folder: folder / "report.html"
+    )  # it takes its time
     return started
 
 

@@ -17,6 +17,7 @@ from dagdiff.benchmarks.tasks import (
     shows_images,
     student_from_teacher,
     task_names,
+    usual_parts,
 )
 from dagdiff.checkpoint import cache_folder
 from dagdiff.checks import Refusal
@@ -55,7 +56,8 @@ def test_every_task_can_be_made(name: str, generator: torch.Generator) -> None:
     assert task.name == name and task.world.name == name.split("-")[0]
     assert task.data.sample(7, generator).shape == (7, 2)
     assert task.conditional == name.endswith("-labelled")
-    assert task.usual["expert"] == ("exact" if task.world.mixture else "learned")
+    exact = {"expert": "exact", "policy": "teacher"}
+    assert usual_parts(name) == (exact if task.world.mixture else {"expert": "learned", "policy": "expert"})
     assert isinstance(task.schedule, CosineSchedule)
     if task.conditional:
         assert task.conditions is not None and task.labels == task.world.labels > 0

@@ -65,7 +65,7 @@ def _facts(it: Experiment, folder: Path) -> dict[str, Any]:
     chosen, file = it.settings, folder / "metrics.json"
     metrics = load_json(file)["metrics"] if file.exists() else {}
     scores = {name: f"{value:.4g}" for name, value in metrics.items() if isinstance(value, float)}
-    shares = " / ".join(f"{share:g}" for share in (chosen.shares or it.objective.shares))
+    shares = " / ".join(f"{share:g}" for share in chosen.shares)
     return {
         "objective": it.config["objective"]["class"],
         "shares of forward / student / expert states": shares,

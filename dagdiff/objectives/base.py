@@ -8,7 +8,6 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from dagdiff.expert import Expert
-from dagdiff.mixture import Shares
 from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, States, Times, column
 from dagdiff.transition import Ddim
@@ -37,14 +36,8 @@ class Objective:
     backward_simulation: bool = False
     """Whether the published method already trains on the student's own states, as DMD2 does."""
 
-    shares: Shares = Shares()
-    """The mixture of states that suits the objective, for runs that name none."""
-
-    lr: float = 2e-3
-    """A learning rate of Adam that suits the objective, for runs that name none."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's moments that suit the objective."""
+    version: int = 1
+    """Of labels and loss: whoever changes what the same settings train raises it, and old results are not reused."""
 
     critic_updates: int = 0
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""

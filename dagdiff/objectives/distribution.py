@@ -32,7 +32,6 @@ from torch.nn.functional import softplus
 from dagdiff import parallel
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
-from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Clean, Loss, Objective, denoising_loss
 from dagdiff.schedule import perturb
 from dagdiff.shapes import Condition, States, Times
@@ -52,7 +51,8 @@ class DistributionMatching(Objective):
     Args:
         critic_updates: updates of the fake score (and head) before each update of the student; 5 as published, which
             a critic that is not told the origin needs.
-        critic_lr: learning rate of the critic.
+        critic_lr: learning rate of the critic (AdamW).
+        critic_betas: AdamW's decay rates of the first and the second moment.
         gan_weight: weight of the GAN loss of the student; 0 leaves the head away. Needs a student network with
             ``features(x_t, t, condition) -> (B, F)`` and ``feature_size``, and real data.
         gan_critic_weight: weight of the head's own loss beside the fake score's.
@@ -63,12 +63,12 @@ class DistributionMatching(Objective):
 
     sampler = Renoise
     backward_simulation = True
-    shares = Shares(0.0, 0.5, 0.5)
 
     def __init__(
         self,
         critic_updates: int = 2,
         critic_lr: float = 2e-3,
+        critic_betas: tuple[float, float] = (0.9, 0.999),
         gan_weight: float = 0.0,
         gan_critic_weight: float = 1e-2,
         tau: tuple[float, float] = (0.02, 0.98),
@@ -78,7 +78,7 @@ class DistributionMatching(Objective):
         check_at_least("gan_weight", gan_weight, 0.0)
         if not 0.0 < tau[0] < tau[1] <= 1.0:
             raise Refusal(f"tau must be a range inside (0, 1]; got {tau}. Pass e.g. tau=(0.02, 0.98).")
-        self.critic_updates, self.critic_lr, self.tau = critic_updates, critic_lr, tau
+        self.critic_updates, self.critic_lr, self.critic_betas, self.tau = critic_updates, critic_lr, critic_betas, tau
         self.gan_weight, self.gan_critic_weight = gan_weight, gan_critic_weight
         self.tell_origin = tell_origin
 
@@ -90,7 +90,7 @@ class DistributionMatching(Objective):
         self.critic = nn.ModuleList([self.fake, self.head] if self.head else [self.fake])
         parallel.spread(self.critic)
         self.optimiser = torch.optim.AdamW(
-            self.critic.parameters(), lr=self.critic_lr, betas=self.betas, weight_decay=0.01
+            self.critic.parameters(), lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01
         )
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
