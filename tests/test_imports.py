@@ -32,6 +32,7 @@ ROOMS = (
     "aggregate",
     "heldout",
     "round",
+    "fit",
     "dagger",
     "curriculum",
     "halving",

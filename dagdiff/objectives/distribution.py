@@ -93,6 +93,10 @@ class DistributionMatching(Objective):
             self.critic.parameters(), lr=self.critic_lr, betas=self.betas, weight_decay=0.01
         )
 
+    def horizon(self, s: Times) -> Times:
+        """Time 0: answers are to be clean samples, whatever the step."""
+        return torch.zeros_like(s)
+
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the distribution-matching loss (plus the GAN's); only the student's answer carries gradient."""
         condition, origin = batch.get("condition"), self._origin(batch)
