@@ -52,6 +52,7 @@ def check_fit(
         _check_law(objective, env)
     _check_device(student, env.device)
     with torch.random.fork_rng(devices=[env.device] if env.device.type == "cuda" else []), torch.no_grad():
+        objective.check_student(student)
         _check_answers(env, expert, student, data, rows)
 
 

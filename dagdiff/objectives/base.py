@@ -49,6 +49,9 @@ class Objective:
     critic_updates: int = 0
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""
 
+    def check_student(self, student: nn.Module) -> None:
+        """Refuse a student that lacks what the losses need; nothing is kept."""
+
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Called once before training: keep what the losses need (copies of the student, the expert, clean data)."""
 
