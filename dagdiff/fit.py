@@ -139,22 +139,22 @@ def _check_device(student: nn.Module, device: torch.device) -> None:
 def _check_answers(env: Any, expert: Expert, student: nn.Module, data: Data, rows: int) -> None:
     """Refuse data of another shape, labels out of reach, and answers that are no guesses of x0."""
     generator, shape = torch.Generator(env.device).manual_seed(0), _shape(env)
-    conditional = env.conditions is not None
-    x0, condition = draw(data, rows, generator, conditional)
+    x0, condition = draw(data, rows, generator, env.conditions is not None)
     _check_data(x0, shape, env.device)
     chosen = [0, rows - 1]
     conditions = None
-    if conditional:
+    if condition is not None:
         asked = env.conditions(rows, generator)
         _check_conditions(condition, asked)
-        for name, part in {"the expert": expert.denoiser, "the student": student}.items():
-            _check_labels(name, getattr(part, "labels", None), torch.cat([condition, asked]))
+        for name, told in {"the expert": expert.denoiser, "the student": student}.items():
+            _check_labels(name, getattr(told, "labels", None), torch.cat([condition, asked]))
         chosen = [*_extremes(condition), *_extremes(asked)]
         conditions = torch.cat([condition[chosen[:2]], asked[chosen[2:]]])
     t = env.times[[0, -2]].repeat(len(chosen) // 2)
     noise = torch.randn((len(chosen), *shape), generator=generator, device=env.device, dtype=x0.dtype)
     x_t = perturb(x0[chosen], noise, t, env.transition.schedule)
-    for name, part in {"the expert": copy.copy(expert), "the student": StudentPolicy(student)}.items():
+    parts: dict[str, Callable[..., Tensor]] = {"the expert": copy.copy(expert), "the student": StudentPolicy(student)}
+    for name, part in parts.items():
         _check_finite(name, _asked(name, part, x_t, t, conditions), t)
 
 
