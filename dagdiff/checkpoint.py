@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         if partial.parent.is_dir():
             partial.unlink(missing_ok=True)
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Refuse a folder that files can't be written to, or that can't be made; nothing is left there."""
+    try:
+        whole = folder.absolute()
+        nearest = next(each for each in (whole, *whole.parents) if each.exists())
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise Refusal(f"{name} {folder} can't be written ({error.strerror or error}). Name another folder.") from None
 
 
 def save_json(path: Path, content: Any) -> None:

@@ -21,8 +21,9 @@ from torchrl.envs import EnvBase
 
 from dagdiff import parallel
 from dagdiff.aggregate import Aggregate, rounds_to_keep
-from dagdiff.checks import check_at_least, check_finite, check_same_shape, check_share, check_shares
+from dagdiff.checks import check_at_least, check_same_shape, check_share, check_shares
 from dagdiff.expert import Expert
+from dagdiff.fit import check_fit
 from dagdiff.heldout import HeldOut
 from dagdiff.mixture import Constant, Ramp, Shares
 from dagdiff.objectives.base import Objective
@@ -67,6 +68,8 @@ class DAgger:
         folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
         generator: of the loop's own draws (coins, forward states, shares, critics), on the env's device; seeded with 0,
             or the process's place, if not given.
+
+    Parts that do not fit together (:func:`dagdiff.fit.check_fit`) are refused here, before anything is trained.
 
     In several processes (:mod:`dagdiff.parallel`) sizes are each one's own, and a round tells the counts of all.
     """
@@ -118,7 +121,7 @@ class DAgger:
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
 
-        self._probe()
+        check_fit(env, expert, objective, student, data, batch_size)
         parallel.spread(student)
         objective.begin(student, expert, self._clean, self.generator)
         self.grid = objective.grid(env.times)
@@ -176,14 +179,6 @@ class DAgger:
                 seconds=time.perf_counter() - started,
                 **self._measure(number),
             )
-
-    def _probe(self) -> None:
-        """Look at some data, so that what is wrong with them is told before training."""
-        generator = torch.Generator(self.env.device).manual_seed(0)
-        states = forward_states(
-            self.data, self.env.transition.schedule, self.env.times, self.batch_size, generator, self.conditional
-        )
-        check_finite("the data", states["x_t"])
 
     def gather(self, number: int, beta: float, shares: Shares) -> None:
         """Roll in, let the expert annotate every new record once, and aggregate."""

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from dagdiff import parallel
 from dagdiff.benchmarks.tasks import Task, make_task
-from dagdiff.checks import Refusal
+from dagdiff.checkpoint import check_writable
+from dagdiff.checks import Refusal, check_share, check_shares
 from dagdiff.config import Config, find_device, flatten, parse
 from dagdiff.curriculum import Curriculum
 from dagdiff.dagger import DAgger
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
+from dagdiff.fit import check_fit
 from dagdiff.halving import halve
 from dagdiff.heldout import HeldOut
 from dagdiff.mixture import Shares
@@ -92,7 +94,7 @@ class Experiment:
             denoiser=denoiser,
         )
         if training:
-            made.loop(made.expert, steps)  # what is wrong with it is told now
+            made.check(steps)
         return made
 
     @cached_property
@@ -126,21 +128,12 @@ class Experiment:
 
         In several processes it is this process's part of it.
         """
-        chosen, times = self.settings, step_grid(steps).to(self.device)
-        env = DenoisingEnv(
-            self.task.shape,
-            self.transition,
-            times,
-            batch_size=parallel.part("chains", chosen.chains),
-            conditions=self.task.conditions,
-            generator=self.generator(1 + 10 * parallel.place()),
-            device=self.device,
-        )
+        chosen = self.settings
         return DAgger(
             self.student,
             expert,
             copy.deepcopy(self.objective),
-            env,
+            self.env(steps),
             self.task.data,
             shares=Shares(*chosen.shares),
             shares_ramp=_make("shares_ramp", chosen.shares_ramp),
@@ -162,6 +155,31 @@ class Experiment:
             folder=Path(chosen.memmap) if chosen.memmap else None,
             generator=self.generator(10 * parallel.place()),
         )
+
+    def env(self, steps: int) -> DenoisingEnv:
+        """Return the environment in which the student makes so many steps; in several processes, this one's part."""
+        return DenoisingEnv(
+            self.task.shape,
+            self.transition,
+            step_grid(steps).to(self.device),
+            batch_size=parallel.part("chains", self.settings.chains),
+            conditions=self.task.conditions,
+            generator=self.generator(1 + 10 * parallel.place()),
+            device=self.device,
+        )
+
+    def check(self, steps: int) -> None:
+        """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
+        chosen = self.settings
+        check_shares(self.objective.shares if chosen.shares is None else chosen.shares)
+        check_share("ema", chosen.ema)
+        for part in ("shares_ramp", "beta", "lr_ramp"):
+            _make(part, getattr(chosen, part))
+        _maker("driver", chosen.driver)
+        if chosen.memmap:
+            check_writable("memmap", Path(chosen.memmap))
+        rows = parallel.part("batch_size", chosen.batch_size)
+        check_fit(self.env(steps), self.expert, self.objective, self.student, self.task.data, rows)
 
     def generator(self, stream: int, seed: int | None = None) -> torch.Generator:
         """Return the run's random stream of that number; ``seed`` replaces the run's own."""

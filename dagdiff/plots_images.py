@@ -1,7 +1,8 @@
 """Figures of images: samples side by side, and chains from noise to image; see :mod:`dagdiff.plots`.
 
-Images are ``(n, C, H, W)`` in [-1, 1], grey or in colours. They are laid out in one mosaic a panel, without smoothing:
-a pixel is a square.
+Images are ``(n, C, H, W)`` in [-1, 1], grey or in colours. Of states with another number of channels the first three
+are shown as colours, or the first alone in grey, and the title says so. Images are laid out in one mosaic a panel,
+without smoothing: a pixel is a square.
 """
 
 import math
@@ -30,11 +31,13 @@ def image_panels(panels: Mapping[str, Points], columns: int = 4, shown: int = 32
         Refusal: if there is no panel, or a batch is no batch of images.
     """
     for title, images in panels.items():
-        if np.ndim(images) != 4 or np.shape(images)[1] not in (1, 3) or not len(images):
-            raise Refusal(f"panel {title!r} must be (n, C, H, W) images, C 1 or 3; got shape {np.shape(images)}.")
+        if np.ndim(images) != 4 or not np.size(images):
+            raise Refusal(
+                f"panel {title!r} must be (n, C, H, W) images; got shape {np.shape(images)}. Pass a batch of images."
+            )
     figure, grid = make_grid(len(panels), min(columns, len(panels)), 2.6, 1.6)
     for axes, (title, images) in zip(grid, panels.items(), strict=True):
-        _show(axes, title, mosaic(images[:shown], across=8))
+        _show(axes, title, images[:shown], across=8)
     return figure
 
 
@@ -43,7 +46,7 @@ def image_chains(panels: Mapping[str, Points], shown: int = 4) -> Figure:
     figure, grid = make_grid(len(panels), len(panels), 2.8, 2.4)
     for axes, (title, chains) in zip(grid, panels.items(), strict=True):
         some = chains[:shown]
-        _show(axes, title, mosaic(some.reshape(-1, *some.shape[2:]), across=some.shape[1]))
+        _show(axes, title, some.reshape(-1, *some.shape[2:]), across=some.shape[1])
     return figure
 
 
@@ -58,7 +61,12 @@ def mosaic(images: Points, across: int) -> Points:
     return np.nan_to_num(laid[:-1, :-1], nan=1.0)
 
 
-def _show(axes: Axes, title: str, picture: Points) -> None:
+def _show(axes: Axes, title: str, images: Points, across: int) -> None:
+    channels = images.shape[1]
+    seen = 3 if channels >= 3 else 1
+    if channels != seen:
+        title = f"{title}, channel{'s 1-3' if seen == 3 else ' 1'} of {channels}"
+    picture = mosaic(images[:, :seen], across)
     axes.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()

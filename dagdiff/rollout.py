@@ -141,7 +141,8 @@ def draw(
         return data.sample(n, generator), None
     if not isinstance(data, LabelledData):
         raise Refusal(
-            f"conditional chains need data with sample_labelled(n, generator); {type(data).__name__} has none."
+            f"conditional chains need data with sample_labelled(n, generator); {type(data).__name__} has none. "
+            "Give such data, or an environment without conditions."
         )
     return data.sample_labelled(n, generator)
 

@@ -8,6 +8,7 @@ and figures.
 import copy
 import csv
 import io
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,10 +25,8 @@ from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.config import read_yaml
 from dagdiff.dagger import DAgger
 from dagdiff.experiment import Experiment
+from dagdiff.rehearsal import check_run
 from dagdiff.round import NonFiniteLoss, Round
-
-LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
-"""TorchRL's loggers, by name."""
 
 
 def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str = "csv") -> dict[str, Any]:
@@ -36,14 +35,14 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
     Of several processes the first fills it, and the others return nothing.
 
     Raises:
-        Refusal: if ``out`` is not empty, or the logger's package is missing.
+        Refusal: for what could not be finished (:func:`dagdiff.rehearsal.check_run`), before anything is trained.
         NonFiniteLoss: after the last good student has been saved.
     """
-    check_folder(out)
-    check_in("logger", logger, LOGGERS)
     if parallel.place() > 0:
         deque(experiment.rounds(), maxlen=0)
         return {}
+    for line in check_run(experiment, out, logger):
+        print(f"dagdiff: warning: {line}", file=sys.stderr)
     log, rounds = None, list[Round]()
     try:
         for each in _with_progress(experiment, progress):
@@ -128,14 +127,6 @@ def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None
     }
     plots.save(plots_images.sample_panels(clouds), out / "samples.png")
     plots.save(plots.rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
-
-
-def check_folder(out: Path) -> None:
-    """Refuse an output folder that is a file or not empty."""
-    if out.is_file():
-        raise Refusal(f"--out {out} is a file. Name a folder.")
-    if out.exists() and any(out.iterdir()):
-        raise Refusal(f"--out {out} is not empty. Name a new folder or an empty one.")
 
 
 def _row(done: Round) -> dict[str, Any]:

@@ -63,8 +63,8 @@ class DynamicThreshold:
 
     def __call__(self, x0: States) -> States:
         """Return x0 clamped and rescaled row by row."""
-        reach = torch.quantile(x0.abs().flatten(1).float(), self.quantile, dim=1).to(x0.dtype)
-        reach = column(reach.clamp(min=self.bound), x0)
+        (reach,) = row_quantiles(x0.abs().flatten(1).float(), self.quantile)
+        reach = column(reach.to(x0.dtype).clamp(min=self.bound), x0)
         return x0.clamp(-reach, reach) * (self.bound / reach)
 
 
@@ -86,12 +86,11 @@ class QuantileBox:
     def estimate(cls, data: States, quantile: float = 0.999) -> "QuantileBox":
         """Take the central ``quantile`` of each channel of ``data``, ``(N, C, ...)``."""
         check_share("quantile", quantile)
-        channels = check_finite("data", data).transpose(0, 1).flatten(1).double()
+        channels = check_finite("data", data).transpose(0, 1)
         tail = (1.0 - quantile) / 2.0
-        low, high = torch.quantile(
-            channels, torch.tensor([tail, 1.0 - tail], dtype=torch.float64, device=data.device), dim=1
-        )
-        return cls(low.to(data.dtype), high.to(data.dtype))
+        found = [row_quantiles(channel.reshape(1, -1), tail, 1.0 - tail) for channel in channels]
+        low, high = (torch.cat(part).to(data.dtype) for part in zip(*found, strict=True))
+        return cls(low, high)
 
     def __call__(self, x0: States) -> States:
         """Return x0 clamped channel by channel (dimension 1)."""
@@ -113,6 +112,19 @@ class Fold:
         """Return x0 folded back into the box: a triangle wave of period 2 (high - low)."""
         width = self.high - self.low
         return self.low + width - (torch.remainder(x0 - self.low, 2.0 * width) - width).abs()
+
+
+def row_quantiles(values: Tensor, *shares: float) -> tuple[Tensor, ...]:
+    """Return the quantiles ``shares`` of each row of ``(R, N)`` values, ``(R,)`` float64, linear between two of them.
+
+    As ``torch.quantile``, which takes at most 2^24 values in all.
+    """
+    ordered, last = values.sort(dim=1).values, values.shape[1] - 1
+    places = [(share * last, int(share * last)) for share in shares]
+    return tuple(
+        torch.lerp(ordered[:, below].double(), ordered[:, min(below + 1, last)].double(), place - below)
+        for place, below in places
+    )
 
 
 def _check_order(low: float, high: float) -> None:

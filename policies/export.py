@@ -7,7 +7,7 @@ autoencoder, tokenizers, text encoders.
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, cast
 
 from diffusers import (
     ConsistencyModelPipeline,
@@ -68,6 +68,21 @@ def build_pipeline(
     body = body if body.dtype == wanted else copy.deepcopy(body).to(wanted)  # the student keeps its precision
     pipeline.register_modules(**{name: body, "scheduler": scheduler})
     return pipeline
+
+
+def check_export(
+    student: nn.Module, transition: Transition, times: Times, threshold: Threshold, base: str | None = None
+) -> None:
+    """Refuse a student that :func:`build_pipeline` would refuse, without reading the base's weights.
+
+    Arguments as there.
+    """
+    body, read = body_of(student), cast(Any, student)
+    scheduler = few_step_scheduler(transition, times, read.schedule, read.prediction, threshold)
+    if base is None or _is_of_pixels(base):
+        _of_pixels(body, scheduler)
+    else:
+        _check_clipping(scheduler)
 
 
 def body_of(student: nn.Module) -> Any:

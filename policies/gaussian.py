@@ -38,6 +38,7 @@ class GaussianMixtureExpert:
                 f"means, {len(stds)} stds {stds.tolist()}, weights {weights.tolist()}. Normalise the weights."
             )
         self.means, self.stds, self.weights, self.schedule = means.float(), stds.float(), weights.float(), schedule
+        self.labels = len(means)
 
     def to(self, device: torch.device | str) -> "GaussianMixtureExpert":
         """Return the expert with its mixture on ``device``."""

@@ -95,7 +95,8 @@ def _betas(schedule: Schedule) -> list[float]:
     alpha, sigma = (part.double() for part in schedule(t.float()))
     cumulated = alpha**2 / (alpha**2 + sigma**2)
     before = torch.cat([cumulated.new_ones(1), cumulated[:-1]])
-    betas: list[float] = (1.0 - cumulated / before).clamp(0.0, 1.0).tolist()
+    kept = torch.where(before > 0, cumulated / before, 0.0)  # no signal comes back: long tables underflow to 0
+    betas: list[float] = (1.0 - kept).clamp(0.0, 1.0).tolist()
     return betas
 
 

@@ -40,6 +40,11 @@ class Student(nn.Module):
         return Student(self.network.told(), self.schedule, self.prediction)
 
     @property
+    def labels(self) -> int | None:
+        """The number of classes that the network knows, 0 for an unconditional one; None if it does not say."""
+        return getattr(self.network, "labels", None)
+
+    @property
     def feature_size(self) -> int:
         """F, the width of :meth:`features`."""
         return int(self.network.feature_size)
@@ -71,6 +76,16 @@ class Stepwise(nn.Module):
         for step, network in enumerate(self.networks):
             guess = torch.where(column(place == step, x_t), network(x_t, t, condition), guess)
         return guess
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The noise schedule of the networks, None if they do not say."""
+        return getattr(self.networks[0], "schedule", None)
+
+    @property
+    def labels(self) -> int | None:
+        """The number of classes that the networks know, None if they do not say."""
+        return getattr(self.networks[0], "labels", None)
 
     def told(self) -> nn.Module:
         """Return a copy of the first network that can also be told an origin: one judge for all steps."""

@@ -341,6 +341,19 @@ def test_networks_without_a_pipeline_are_refused() -> None:
         build_pipeline(pixels(FLOW, FlowSchedule()), Ddim(FlowSchedule()), times, none)
 
 
+@pytest.mark.parametrize("steps", [1000, 4000])
+def test_the_betas_of_a_long_table_rebuild_its_noise(steps: int) -> None:
+    """With T = 4,000 linear betas the signal underflows to 0 before the end of the table."""
+    schedule = VPSchedule.linear(steps=steps)
+    scheduler = few_step_scheduler(Ddim(schedule), step_grid(4), schedule, V, NoThreshold())
+    alpha = schedule(torch.arange(1, 1001) / 1000)[0]
+    assert torch.isfinite(scheduler.betas).all()
+    torch.testing.assert_close(scheduler.alphas_cumprod.sqrt(), alpha, atol=1e-3, rtol=0)
+    scheduler.set_timesteps(4)
+    noise = torch.randn(2, 1, 4, 4)
+    assert torch.isfinite(scheduler.step(noise, scheduler.timesteps[0], noise).prev_sample).all()
+
+
 def test_a_network_that_tells_a_variance_is_refused(tmp_path: Path) -> None:
     base = pipelines.save(pipelines.seeded(pipelines.ddpm, None, out_channels=2), tmp_path / "teacher")
     student = DiffusersExpert.from_pretrained(base).student()

@@ -32,6 +32,7 @@ ROOMS = (
     "aggregate",
     "heldout",
     "round",
+    "fit",
     "dagger",
     "curriculum",
     "halving",
@@ -50,13 +51,14 @@ ROOMS = (
     "identity",
     "config",
     "experiment",
+    "rehearsal",
     "run",
     "commands",
     "cli",
 )
 WINGS = ("envs", "policies", "benchmarks")  # top-level folders, installed as dagdiff.<wing>
 OUTSIDE = ("tests", "notebooks")  # nothing imports these
-MAY_IMPORT_WINGS = ("config", "experiment", "run", "commands", "cli")
+MAY_IMPORT_WINGS = ("config", "experiment", "rehearsal", "run", "commands", "cli")
 WINGS_OF = {"envs": ("envs",), "policies": ("policies",), "benchmarks": WINGS}
 HEAVY = ("torch", "torchrl", "tensordict", "diffusers", "matplotlib")
 

@@ -38,6 +38,19 @@ def test_samples_are_drawn_as_what_they_are(generator: torch.Generator) -> None:
     assert not sample_panels({"x": torch.randn(40, 2, generator=generator).numpy()}).axes[0].images
 
 
+@pytest.mark.parametrize(
+    ("channels", "title", "colours"),
+    [(1, "x", False), (2, "x, channel 1 of 2", False), (3, "x", True), (4, "x, channels 1-3 of 4", True)],
+)
+def test_states_of_any_number_of_channels_are_drawn(channels: int, title: str, colours: bool) -> None:
+    states = np.linspace(-1.0, 1.0, 8 * channels * 64).reshape(8, channels, 8, 8)
+    for figure in (image_panels({"x": states}), image_chains({"x": states[:, None]})):
+        (axes,) = figure.axes
+        picture = axes.images[0].get_array()
+        assert axes.get_title() == title and (picture.ndim == 3) == colours
+        np.testing.assert_allclose(picture[0, 0], (states[0, : 3 if colours else 1, 0, 0].squeeze() + 1) / 2)
+
+
 def test_what_is_no_image_is_refused() -> None:
-    with pytest.raises(Refusal, match=r"panel 'x' must be \(n, C, H, W\) images, C 1 or 3; got shape \(4, 2, 8, 8\)"):
-        image_panels({"x": np.zeros((4, 2, 8, 8))})
+    with pytest.raises(Refusal, match=r"panel 'x' must be \(n, C, H, W\) images; got shape \(4, 8, 8\). Pass a batch"):
+        image_panels({"x": np.zeros((4, 8, 8))})

@@ -16,6 +16,7 @@ from dagdiff.checks import Refusal
 from dagdiff.config import configure, find_device
 from dagdiff.experiment import Experiment
 from dagdiff.parts import PARTS
+from dagdiff.rehearsal import check_folder
 from dagdiff.threshold import NoThreshold, StaticThreshold
 
 SMALL: dict[str, Any] = {
@@ -243,13 +244,13 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, Any], match: str) ->
 
 
 def test_folders(tmp_path: Path) -> None:
-    run.check_folder(tmp_path / "new")
-    run.check_folder(tmp_path)
+    check_folder(tmp_path / "new")
+    check_folder(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(Refusal, match="is a file"):
-        run.check_folder(tmp_path / "file")
+        check_folder(tmp_path / "file")
     with pytest.raises(Refusal, match="is not empty"):
-        run.check_folder(tmp_path)
+        check_folder(tmp_path)
     with pytest.raises(Refusal, match="holds no run"):
         run.load(tmp_path)
 

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagdiff.checks import Refusal
-from dagdiff.threshold import DynamicThreshold, Fold, NoThreshold, QuantileBox, StaticThreshold, Threshold
+from dagdiff.threshold import (
+    DynamicThreshold,
+    Fold,
+    NoThreshold,
+    QuantileBox,
+    StaticThreshold,
+    Threshold,
+    row_quantiles,
+)
 
 BOX2 = QuantileBox(torch.tensor([-1.0, -0.5]), torch.tensor([0.5, 2.0]))
 BOX3 = QuantileBox(torch.tensor([-1.0, -0.5, 0.0]), torch.tensor([0.5, 2.0, 0.1]))
@@ -130,3 +138,19 @@ def test_other_refusals() -> None:
         QuantileBox.estimate(torch.tensor([[0.0, 1.0], [float("inf"), 2.0]]))
     with pytest.raises(Refusal, match=r"quantile must lie in \[0, 1\]; got -0.1"):
         QuantileBox.estimate(torch.randn(9, 2), -0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.005, 0.5, 0.9, 0.99999, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 7, 1000])
+def test_a_quantile_is_torchs(n: int, share: float) -> None:
+    rows = wide(3, n)
+    torch.testing.assert_close(row_quantiles(rows, share)[0], torch.quantile(rows.double(), share, dim=1))
+
+
+def test_quantiles_of_more_values_than_torch_takes() -> None:
+    """2^24 + 2 values in two channels: the whole numbers up to 2^23, and twice them."""
+    ramp = torch.arange(2.0**23 + 1).flip(0)
+    box = QuantileBox.estimate(torch.stack([ramp, 2.0 * ramp], dim=1), 0.5)
+    assert box.low.tolist() == [2.0**21, 2.0**22] and box.high.tolist() == [3 * 2.0**21, 3 * 2.0**22]
+    clamped = DynamicThreshold(0.5)(torch.stack([ramp, -ramp]))
+    assert clamped.aminmax() == (-1.0, 1.0) and float((clamped[0] == 1.0).double().mean()) == pytest.approx(0.5)

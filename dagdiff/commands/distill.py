@@ -10,6 +10,7 @@ from dagdiff import config, parallel, run
 from dagdiff.commands import check_given
 from dagdiff.experiment import Experiment
 from dagdiff.glossary import DISTANCES
+from dagdiff.rehearsal import check_folder, check_logger
 
 NAMED = {**DISTANCES, "w2": "W2"}
 """What a run's folder is summed up by, as far as it was measured."""
@@ -38,7 +39,8 @@ def distill(words: Sequence[str]) -> None:
     if "--print_config" in words:
         print(yaml.safe_dump(chosen, sort_keys=False), end="")
         return
-    run.check_folder(check_given(out, "--out"))
+    check_folder(check_given(out, "--out"))
+    check_logger(logger)
     with parallel.joined(partial(Experiment.build, chosen)):
         report = run.distil(Experiment.build(chosen), out, logger=logger)
     if report:

@@ -11,6 +11,7 @@ from dagdiff.commands import check_given, make_parser
 from dagdiff.experiment import Experiment
 from dagdiff.policies.export import body_of, build_pipeline, call_arguments, loading_program, model_card
 from dagdiff.policies.lora import save_adapters
+from dagdiff.rehearsal import check_folder
 
 FORMATS = ("diffusers", "lora")
 
@@ -29,7 +30,7 @@ def export(words: Sequence[str]) -> None:
     given = config.read(parser, words)
     check_in("format", given.format, FORMATS)
     out = check_given(given.out, "--out")
-    run.check_folder(out)
+    check_folder(out)
     it = run.load(given.folder, "cpu", given.weights)
     told = it.config.get("pipeline", {})
     base, steps, whole = told.get("path"), len(it.times) - 1, given.format == "diffusers"

@@ -42,8 +42,21 @@ class Objective:
     critic_updates: int = 0
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""
 
+    def check_student(self, student: nn.Module) -> None:
+        """Refuse a student that lacks what the losses need; nothing is kept."""
+
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Called once before training: keep what the losses need (copies of the student, the expert, clean data)."""
+
+    own_law_alone: bool = False
+    """Whether the loss holds for chains of the law that ``sampler`` makes alone, to the width of its fresh noise."""
+
+    def horizon(self, s: Times) -> Times | None:
+        """The time at which the guesses taught for a step to ``s`` are right, as a law's ``horizon`` asks for it.
+
+        None, as objectives of one's own may leave it, fits every law.
+        """
+        return None
 
     def grid(self, times: Times) -> Times:
         """The grid whose times forward-diffused states take; the sampler's own unless the objective has another."""

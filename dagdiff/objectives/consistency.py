@@ -62,6 +62,10 @@ class Consistency(Objective):
         self.target.update_parameters(student)
         self.threshold, self.schedule = expert.threshold, expert.schedule
 
+    def horizon(self, s: Times) -> Times:
+        """Time 0: all states of a path are answered with its clean end."""
+        return torch.zeros_like(s)
+
     def grid(self, times: Times) -> Times:
         """The solver's grid."""
         return step_grid(self.solver_steps).to(times.device)

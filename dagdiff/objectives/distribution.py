@@ -82,6 +82,12 @@ class DistributionMatching(Objective):
         self.gan_weight, self.gan_critic_weight = gan_weight, gan_critic_weight
         self.tell_origin = tell_origin
 
+    def check_student(self, student: nn.Module) -> None:
+        """Refuse a student that can't be told an origin, or has no features for the head, where these are needed."""
+        fake = _told(student) if self.tell_origin else student
+        if self.gan_weight:
+            _feature_size(fake)
+
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Start the fake score from the student (which starts from the teacher)."""
         self.expert, self.clean, self.generator = expert, clean, generator
@@ -92,6 +98,10 @@ class DistributionMatching(Objective):
         self.optimiser = torch.optim.AdamW(
             self.critic.parameters(), lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01
         )
+
+    def horizon(self, s: Times) -> Times:
+        """Time 0: answers are to be clean samples, whatever the step."""
+        return torch.zeros_like(s)
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the distribution-matching loss (plus the GAN's); only the student's answer carries gradient."""
@@ -167,14 +177,20 @@ def _told(student: Any) -> nn.Module:
     return copied
 
 
-def _head(network: nn.Module, generator: torch.Generator | None) -> nn.Module:
-    """A small judge on the network's features, its weights drawn from ``generator``."""
-    size = getattr(network, "feature_size", None)
+def _feature_size(network: nn.Module) -> int:
+    """The width of the network's features."""
+    size: int | None = getattr(network, "feature_size", None)
     if size is None:
         raise Refusal(
             f"gan_weight > 0 needs a student with features(x_t, t, condition) and feature_size; "
             f"{type(network).__name__} has none. Set gan_weight=0 or add them."
         )
+    return size
+
+
+def _head(network: nn.Module, generator: torch.Generator | None) -> nn.Module:
+    """A small judge on the network's features, its weights drawn from ``generator``."""
+    size = _feature_size(network)
     device = next(network.parameters()).device
     hidden, last = nn.Linear(size, size, device=device), nn.Linear(size, 1, device=device)
     for layer in (hidden, last):

@@ -48,6 +48,8 @@ class GaussianKL(Objective):
         eta: how much of a step's noise is fresh, above 0 and up to 1 (ancestral sampling); the student is sampled so.
     """
 
+    own_law_alone = True
+
     def __init__(self, eta: float = 1.0) -> None:
         if not 0.0 < eta <= 1.0:
             raise Refusal(f"eta must lie in (0, 1], else a step has no variance; got {eta}. Pass e.g. eta=1.")
@@ -56,6 +58,10 @@ class GaussianKL(Objective):
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Keep the law of the steps."""
         self.law = Ddim(expert.schedule, self.eta)
+
+    def horizon(self, s: Times) -> Times:
+        """The landing time itself: up to there the expert's sub-steps walk."""
+        return s
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
         """Add ``target``: the expert's guess for the step from t to s."""

@@ -58,6 +58,10 @@ class Progressive(Objective):
         """Keep the schedule that weighs the error."""
         self.schedule = expert.schedule
 
+    def horizon(self, s: Times) -> Times:
+        """The landing time itself: up to there the expert's sub-steps walk."""
+        return s
+
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
         """Add ``target``: the expert's guess for the step from t to s, with ``ease`` blended with the policy's own."""
         target = expert.target(states["x_t"], states["t"], states["s"], states.get("condition"))
