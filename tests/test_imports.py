@@ -46,11 +46,13 @@ ROOMS = (
     "verdict",
     "report",
     "parts",
+    "trust",
     "config",
     "experiment",
     "run",
     "commands",
     "cli",
+    "__main__",
 )
 WINGS = ("envs", "policies", "benchmarks")  # top-level folders, installed as dagdiff.<wing>
 OUTSIDE = ("tests", "notebooks")  # nothing imports these
