@@ -45,6 +45,7 @@ class PipelineSettings:
         images: a folder of pictures or an .npz file for forward states; null takes the teacher's own samples.
         dtype: of the expert's weights: float32, bfloat16 or float16; the autoencoder's stay in float32.
         variant: of the weight files, such as fp16.
+        allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
         sample_size: the side of the states, where it is not the network's usual one.
         null_class: the class that stands for none, where the network was trained with one.
         own_samples: how many samples the teacher draws where there are no images.
@@ -56,6 +57,7 @@ class PipelineSettings:
     images: str | None = None
     dtype: str = "float32"
     variant: str | None = None
+    allow_pickle: bool = False
     sample_size: int | None = None
     null_class: int | None = None
     own_samples: int = 256
@@ -142,17 +144,19 @@ def load_teacher(chosen: Any, device: str) -> DiffusersExpert:
     """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once."""
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
-    told = (chosen.prompts, chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant)
+    told = (chosen.prompts, chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
     return _loaded(chosen.path, *told, str(find_device(device)))
 
 
 @lru_cache(maxsize=2)
 def _loaded(
     path: str, prompts: str | None, sample_size: int | None, null_class: int | None, dtype: str, variant: str | None,
-    device: str,
+    allow_pickle: bool, device: str,
 ) -> DiffusersExpert:  # fmt: skip
     asked = () if prompts is None else Path(prompts)
-    return DiffusersExpert.from_pretrained(path, asked, sample_size, null_class, dtype, device, variant)
+    return DiffusersExpert.from_pretrained(
+        path, asked, sample_size, null_class, dtype, device, variant, allow_pickle=allow_pickle
+    )
 
 
 def pipeline_expert(task: Task) -> nn.Module:

@@ -3,25 +3,29 @@
 import json
 import math
 import os
-import pickle
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a neighbour of ``path``, then move it there in one step: no reader sees half a file."""
+    """Let ``write`` fill a neighbour of ``path``, then move it there in one step: no reader sees half a file.
+
+    Its mode is what the user's umask gives new files, whatever the writer made of it (safetensors: 0600).
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
         write(partial)
+        partial.chmod(mode)
         os.replace(partial, path)
     except OSError as error:
         raise Refusal(f"{path} can't be written ({error.strerror or error}). Name another place.") from None
@@ -54,7 +58,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; refuse a file that is missing or holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refusal(f"{path} is not JSON ({error}). Make it again, or name another folder.") from None
     if not isinstance(content, dict):
         raise Refusal(f"{path} holds a {type(content).__name__}, not an object. Make it again, or name another folder.")
@@ -99,9 +103,27 @@ def load_weights(path: Path, module: nn.Module) -> None:
         ) from None
 
 
+def follow_umask(folder: Path) -> None:
+    """Give the files below ``folder``, which others have written, the mode that the user's umask gives new ones."""
+    probe = folder / f".mode.{os.getpid()}"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write nested dicts of tensors and numbers, such as what ``state_dict()`` returns, atomically."""
-    write_atomically(path, lambda partial: torch.save(state, partial))
+    """Write nested dicts, lists and tuples of tensors and numbers, such as what ``state_dict()`` returns, atomically.
+
+    The file is safetensors; its metadata hold all but the tensors as JSON.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    told = {"state": json.dumps(_taken_apart(state, tensors))}
+    write_atomically(path, lambda partial: save_file(tensors, str(partial), told))
 
 
 def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,11 +132,15 @@ def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Refusal: if the file is broken, or holds the state of other parts.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with safe_open(str(path), framework="pt") as file:
+            told = json.loads((file.metadata() or {})["state"])
+            state: dict[str, Any] = _put_together(told, file.get_tensor)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except (SafetensorError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refusal(f"{path} is not a state to go on from ({reason}). Delete it to begin anew.") from None
     return state
@@ -135,3 +161,31 @@ def _finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _taken_apart(state: Any, tensors: dict[str, Tensor]) -> Any:
+    """A state as JSON can hold it: each container is {its kind: content}, each tensor {"tensor": its name}."""
+    if isinstance(state, Tensor):
+        name = str(len(tensors))
+        tensors[name] = state.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(state, Mapping):
+        return {"dict": [[key, _taken_apart(value, tensors)] for key, value in state.items()]}
+    if isinstance(state, list | tuple):
+        kind = "list" if isinstance(state, list) else "tuple"
+        return {kind: [_taken_apart(value, tensors) for value in state]}
+    if not isinstance(state, str | int | float | None):
+        raise TypeError(f"a state holds tensors and numbers, not a {type(state).__name__}")
+    return state
+
+
+def _put_together(told: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """Undo :func:`_taken_apart`."""
+    if not isinstance(told, dict):
+        return told
+    ((kind, content),) = told.items()
+    if kind == "tensor":
+        return tensor(content)
+    if kind == "dict":
+        return {key: _put_together(value, tensor) for key, value in content}
+    return {"list": list, "tuple": tuple}[kind](_put_together(value, tensor) for value in content)

@@ -5,7 +5,6 @@ A mistake of the user's ends with status 2 and one line that names the value, th
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 USAGE = """\
 usage: dagdiff COMMAND [options]
@@ -44,17 +43,21 @@ def _guarded(command: str, words: Sequence[str]) -> int:
     from dagdiff.checks import Refusal, check_in
     from dagdiff.round import NonFiniteLoss
 
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # parts of the user's own are named by import path
     try:
         find(check_in("command", command, COMMANDS))(words)
     except (Refusal, NonFiniteLoss) as error:
-        print(f"dagdiff: error: {error}", file=sys.stderr)
+        print(f"dagdiff: error: {_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("dagdiff: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _line(text: str) -> str:
+    """A message as one line; of a long one, which quotes what a file holds, the two ends: the problem and the cure."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[5 - _LONGEST // 2 :]}"
 
 
 def find(command: str) -> Callable[[Sequence[str]], None]:
@@ -76,6 +79,8 @@ COMMANDS = {
     "list": "dagdiff.commands.names.list_names",
 }
 """Command -> the function that runs it."""
+
+_LONGEST = 480  # characters of a message
 
 
 if __name__ == "__main__":

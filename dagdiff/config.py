@@ -20,8 +20,9 @@ from jsonargparse import ArgumentParser, Namespace
 from dagdiff.benchmarks.tasks import PIPELINE, shows_images, usual_parts
 from dagdiff.checks import Refusal, check_above, check_at_least, check_share, check_shares
 from dagdiff.halving import check_stages
-from dagdiff.parts import DEFAULTS, GIVEN, HELP, PARTS, canonical, known, resolve
+from dagdiff.parts import DEFAULTS, GIVEN, HELP, PARTS, canonical, known, reach_working_folder, resolve
 from dagdiff.recipes import PLANE, pipeline_kind, recipe
+from dagdiff.trust import check_plain, names_code
 
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
@@ -125,6 +126,8 @@ def parse(arguments: Sequence[str], prog: str = "dagdiff distill") -> Namespace:
 
 def read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     """Let ``parser`` read the words; what it complains of becomes a one-line refusal."""
+    if names_code(words):
+        reach_working_folder()
     try:
         return parser.parse_args([word for word in words if word])
     except Exception as error:  # jsonargparse raises several kinds; all mean that the words are wrong
@@ -301,12 +304,13 @@ def read_yaml(path: Path) -> Config:
     """Read a file of settings; refuse one that is missing or holds none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise Refusal(
             f"--config {path} can't be read: {str(error).splitlines()[0]}. Give a YAML file of settings."
         ) from None
     if not isinstance(content, dict):
         raise Refusal(f"--config {path} holds {type(content).__name__}, not settings. Write `name: value` lines.")
+    check_plain(content, path)
     return content
 
 

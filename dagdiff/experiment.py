@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from dagdiff.parts import resolve
 from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import StudentPolicy
+from dagdiff.rollout import Data, MixturePolicy
 from dagdiff.round import Round
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
@@ -67,14 +68,11 @@ class Experiment:
         if settings.data["class"]:
             task = replace(task, data=_make("data", settings.data, task))
         objective = _make("objective", settings.objective, task)
-        _check_kind("objective", objective, Objective, "a subclass of dagdiff.objectives.Objective")
-        denoiser = _denoiser(settings, task) if training or settings.policy["class"] == "expert" else None
+        denoiser = _make("expert", settings.expert, task) if training or settings.policy["class"] == "expert" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             student = _make("policy", settings.policy, task, denoiser)
-        _check_kind("policy", student, nn.Module, "a torch.nn.Module")
         curriculum = _make("curriculum", settings.curriculum, task)
-        _check_kind("curriculum", curriculum, Callable, "a callable loop -> rounds")
         steps = settings.stages[-1] if settings.stages else settings.steps
         if settings.stepwise:
             student = Stepwise(student, step_grid(steps))
@@ -100,7 +98,8 @@ class Experiment:
     @cached_property
     def expert(self) -> Expert:
         """The teacher in its role, built when first asked for."""
-        denoiser = _to(_denoiser(self.settings, self.task) if self.denoiser is None else self.denoiser, self.device)
+        named = _make("expert", self.settings.expert, self.task) if self.denoiser is None else self.denoiser
+        denoiser = _to(named, self.device)
         if self.settings.bf16 and isinstance(denoiser, nn.Module):  # a closed form stays exact
             denoiser = in_bfloat16(denoiser)
         return Expert(denoiser, self.task.schedule, self.settings.substeps, self.settings.guidance, self.threshold)
@@ -221,9 +220,28 @@ class Experiment:
         return metrics, {"t": self.times[:-1].tolist(), **found}
 
 
-def _check_kind(part: str, made: Any, kind: Any, wanted: str) -> None:
+_RAMP = Callable, "a callable progress -> height"
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "objective": (Objective, "a subclass of dagdiff.objectives.Objective"),
+    "expert": (Callable, "a callable (x_t, t, condition) -> x0"),
+    "policy": (nn.Module, "a torch.nn.Module"),
+    "data": (Data, "anything with sample(n, generator)"),
+    "threshold": (Callable, "a callable x0 -> x0"),
+    "schedule": (Callable, "a callable t -> (alpha_t, sigma_t)"),
+    **dict.fromkeys(("beta", "shares_ramp", "lr_ramp"), _RAMP),
+    "driver": (MixturePolicy, "a subclass of dagdiff.rollout.MixturePolicy"),
+    "curriculum": (Callable, "a callable loop -> rounds"),
+}
+"""What each part must be, by what it can do, and in words."""
+
+
+def _checked(part: str, made: Any) -> Any:
+    """Return what a part's constructor has returned; refuse what can't be the part."""
+    kind, wanted = _KINDS[part]
     if not isinstance(made, kind):
         raise Refusal(f"the {part} must be {wanted}; got a {type(made).__name__}. Name another with --{part}.")
+    return made
 
 
 def _without_teacher(config: Config) -> Config:
@@ -237,26 +255,20 @@ def _without_teacher(config: Config) -> Config:
     return {**config, "policy": {"class": name, **{option: teacher[option] for option in kept}}}
 
 
-def _denoiser(settings: Namespace, task: Task) -> Denoiser:
-    """The teacher as its part is named, not yet in its role."""
-    denoiser: Denoiser = _make("expert", settings.expert, task)
-    _check_kind("expert", denoiser, Callable, "a callable (x_t, t, condition) -> x0")
-    return denoiser
-
-
 def _make(part: str, chosen: Namespace, task: Task | None = None, expert: Denoiser | None = None) -> Any:
     """Build a part from its parsed arguments; give it the task, and the expert, if it asks for them."""
     arguments = dict(vars(chosen))
     kind = resolve(part, str(arguments.pop("class")))
     given = {"task": task, "expert": expert}
     wanted = inspect.signature(kind).parameters
-    return kind(**arguments, **{name: value for name, value in given.items() if name in wanted})
+    return _checked(part, kind(**arguments, **{name: value for name, value in given.items() if name in wanted}))
 
 
-def _maker(part: str, chosen: Namespace) -> Any:
+def _maker(part: str, chosen: Namespace) -> Callable[..., Any]:
     """A part that the loop builds itself, with the options it was given."""
     options = dict(vars(chosen))
-    return partial(resolve(part, str(options.pop("class"))), **options)
+    kind = resolve(part, str(options.pop("class")))
+    return lambda *given: _checked(part, kind(*given, **options))
 
 
 def _to(part: Any, device: torch.device) -> Any:

@@ -2,7 +2,9 @@
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dagdiff.checks import Refusal, check_in
@@ -115,6 +117,8 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
     path = PARTS[part].get(name, name)
     if "." not in path.strip("."):
         check_in(part, name, PARTS[part])
+    if path not in PARTS[part].values():
+        reach_working_folder()
     found, rest = _longest_module(part, path)
     for attribute in rest:
         if not hasattr(found, attribute):
@@ -136,6 +140,13 @@ def canonical(part: str, name: str) -> str:
 def known(part: str) -> str:
     """What may be named, for help and refusals."""
     return " ".join([", ".join(PARTS[part]), "or" if PARTS[part] else "", "an import path"]).strip()
+
+
+def reach_working_folder() -> None:
+    """Let import paths lead into the working folder too, last of all: a ``profile.py`` there hides nobody's module."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def _public(owner: Any) -> list[str]:

@@ -108,7 +108,7 @@ class Results:
     def arrays(self, path: str) -> dict[str, Any]:
         """Read the arrays of a record's or a reference's ``samples`` file; refuse a missing or broken one."""
         try:
-            with (self.folder / path).open("rb") as file, np.load(file) as kept:
+            with (self.folder / path).open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 return dict(kept)
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise Refusal(f"{self.folder / path} is missing or broken ({error}). Run `dagdiff bench` again.") from None

@@ -26,6 +26,7 @@ COLUMNS = ("x_t", "t", "s", "condition", "action", "actor")
 """The columns of a record that a roll-in keeps; the objective's labels join them."""
 
 
+@runtime_checkable
 class Data(Protocol):
     """Clean points: anything that can be drawn from."""
 

@@ -10,10 +10,10 @@ import csv
 import io
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -27,6 +27,10 @@ from dagdiff.dagger import DAgger
 from dagdiff.experiment import Experiment
 from dagdiff.rehearsal import check_run
 from dagdiff.round import NonFiniteLoss, Round
+from dagdiff.transition import law_named
+from dagdiff.trust import check_registered
+
+Kept = TypeVar("Kept")
 
 
 def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str = "csv") -> dict[str, Any]:
@@ -70,31 +74,59 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
     return report
 
 
-def load(folder: Path, device: str = "auto", weights: str = "student") -> Experiment:
+def load(folder: Path, device: str = "auto", weights: str = "student", trust_code: bool = False) -> Experiment:
     """Build the experiment of a finished run and load its student (``weights="best"`` for the best round's).
 
+    How the student is sampled is read from ``student.json``; the rest of the configuration from ``config.yaml``. Both
+    may name dagdiff's own parts alone, unless you trust their writer with ``trust_code``: then import paths in them are
+    imported.
+
     Raises:
-        Refusal: if the folder holds no finished run.
+        Refusal: if the folder holds no finished run, or one that names code.
     """
-    if not (folder / "config.yaml").exists():
+    file, beside = folder / "config.yaml", folder / "student.json"
+    if not file.exists():
         raise Refusal(f"{folder} holds no run: config.yaml is missing. Name the --out folder of `dagdiff distill`.")
     check_in("weights", weights, ("student", "best"))
-    config = read_yaml(folder / "config.yaml")
-    kept = load_json(folder / "student.json")
-    experiment = Experiment.build({**config, "device": device}, training=False)
+    config, kept = read_yaml(file), load_json(beside)
+    for name in ("threshold", "schedule", "sampler"):
+        if not isinstance(kept.get(name), dict):
+            raise Refusal(f"{beside} does not tell the student's {name}. Make the run again, or copy the file whole.")
+    if not isinstance(config.get("policy"), dict):
+        raise Refusal(f"{file} does not tell the student's policy. Make the run again, or copy the file whole.")
+    sampled = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
+    if not trust_code:
+        check_registered(config, file)
+        check_registered(sampled, beside)
+    experiment = Experiment.build({**config, **sampled, "device": device}, training=False)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
-    experiment.times = check_times(torch.tensor(kept.get("times", []))).to(experiment.device)
+    law, sampler = kept["sampler"], experiment.transition
+    if not trust_code or law.get("class") != type(sampler).__name__:  # a law of one's own comes with its objective
+        sampler = _asked(beside, lambda: law_named(str(law.get("class")), sampler.schedule, law.get("eta")))
+    experiment.transition = sampler
+    experiment.times = _asked(beside, lambda: check_times(torch.tensor(kept.get("times", [])))).to(experiment.device)
     return experiment
+
+
+def _asked(file: Path, make: Callable[[], Kept]) -> Kept:
+    """Return what ``make`` makes of a file's content; what it can't take becomes a refusal that names the file."""
+    try:
+        return make()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Refusal(f"{file}: {error}") from None
 
 
 def save_student(experiment: Experiment, out: Path) -> None:
     """Write the student's weights, and beside them what they need to be sampled as they were trained."""
+    chosen, task = experiment.config, experiment.task
+    threshold = chosen["threshold"]
     beside = {
         "times": experiment.times.tolist(),
         "sampler": {"class": type(experiment.transition).__name__, "eta": getattr(experiment.transition, "eta", None)},
-        "threshold": experiment.config["threshold"],
-        "schedule": experiment.config["schedule"],
-        "task": experiment.task.name,
+        "epsilon_scale": experiment.settings.epsilon_scale,
+        "threshold": {**threshold, "class": threshold["class"] or task.usual["threshold"]},
+        "schedule": chosen["schedule"],
+        "task": task.name,
     }
     save_weights(out / "student.safetensors", experiment.student)
     save_json(out / "student.json", beside)

@@ -6,14 +6,14 @@ al. 2020, https://arxiv.org/abs/2010.02502); :class:`Renoise` draws fresh noise,
 (Song et al. 2023, https://arxiv.org/abs/2303.01469). :class:`EpsilonScaling` corrects the guesses of either on the way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from dagdiff.checks import check_above, check_share, check_times
+from dagdiff.checks import Refusal, check_above, check_in, check_share, check_times
 from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, Denoiser, States, Times, column
 
@@ -92,6 +92,22 @@ class Renoise:
     def horizon(self, s: Times) -> Times:
         """Time 0."""
         return torch.zeros_like(s)
+
+
+LAWS: dict[str, Callable[..., Transition]] = {"Ddim": Ddim, "Renoise": Renoise}
+"""The laws that a saved student may name, by class."""
+
+
+def law_named(name: str, schedule: Schedule, eta: float | None = None) -> Transition:
+    """Return the law of that class on a schedule, with its ``eta`` if it has one.
+
+    Raises:
+        Refusal: for another name, or an eta that the law does not take.
+    """
+    law = LAWS[check_in("sampler", name, LAWS)]
+    if (eta is None) == (law is Ddim) or not isinstance(eta, int | float | None):
+        raise Refusal(f"the sampler {name} does not go with eta={eta!r}. Ddim takes one in [0, 1], Renoise null.")
+    return law(schedule) if eta is None else law(schedule, eta=eta)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def image_arrays(path: Path, held_out: float = 0.2, seed: int = 0) -> ImageWorld
     floats in [0, 1] or [-1, 1].
     """
     try:
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, BadZipFile) as error:
         raise Refusal(f"{path} can't be read as .npz ({error}). Write it with numpy.savez.") from None

@@ -23,7 +23,7 @@ from torch import nn
 from dagdiff.checks import Refusal
 from dagdiff.policies.families import Flux
 from dagdiff.policies.lora import merged
-from dagdiff.policies.pretrained import PretrainedNetwork
+from dagdiff.policies.pretrained import PretrainedNetwork, safetensors_only
 from dagdiff.policies.schedulers import few_step_scheduler
 from dagdiff.policies.student import Student
 from dagdiff.policies.unet import UNet
@@ -40,6 +40,7 @@ def build_pipeline(
     base: str | None = None,
     variant: str | None = None,
     size: tuple[int, ...] | None = None,
+    allow_pickle: bool = False,
 ) -> Any:
     """Return the student as a diffusers pipeline.
 
@@ -52,6 +53,7 @@ def build_pipeline(
             there is no rest.
         variant: of the base's weight files, such as fp16.
         size: of its states, where it is not the network's usual one.
+        allow_pickle: read the base's weights from pickles where there are no safetensors; a pickle can run code.
 
     Raises:
         Refusal: if no stock pipeline has such a network, no scheduler such a chain, or the base can't be read.
@@ -62,7 +64,7 @@ def build_pipeline(
     if base is None or _is_of_pixels(base):
         return _of_pixels(body if size is None else _sized(body, size), scheduler)
     _check_clipping(scheduler)
-    pipeline = _whole(base, variant)
+    pipeline = _whole(base, variant, allow_pickle)
     name = "unet" if hasattr(pipeline, "unet") else "transformer"
     wanted = getattr(pipeline, name).dtype
     body = body if body.dtype == wanted else copy.deepcopy(body).to(wanted)  # the student keeps its precision
@@ -218,11 +220,12 @@ def _sized(network: Any, size: Any) -> Any:
     return twin
 
 
-def _whole(base: str, variant: str | None) -> Any:
+def _whole(base: str, variant: str | None, allow_pickle: bool) -> Any:
     """The teacher's pipeline with all its parts, of which the expert had left some aside."""
     try:
         empty = dict.fromkeys(_empty(DiffusionPipeline.load_config(base)))
-        return DiffusionPipeline.from_pretrained(base, variant=variant, **empty)
+        reading = {"variant": variant, "use_safetensors": safetensors_only(allow_pickle)}
+        return DiffusionPipeline.from_pretrained(base, **reading, **empty)
     except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise Refusal(

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.policies.noise_law import NoiseLaw
-from dagdiff.policies.pretrained import DiffusersExpert
+from dagdiff.policies.pretrained import PICKLES, DiffusersExpert, safetensors_only
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Times
 from dagdiff.transition import Ddim, Renoise, Transition
@@ -107,7 +107,9 @@ def read_sampler(scheduler: Any, law: NoiseLaw, steps: int) -> Sampler:
     return found
 
 
-def with_adapters(student: DiffusersExpert, path: str, adapters: str, variant: str | None = None) -> DiffusersExpert:
+def with_adapters(
+    student: DiffusersExpert, path: str, adapters: str, variant: str | None = None, allow_pickle: bool = False
+) -> DiffusersExpert:
     """Put a file's adapters on a student that was loaded from ``path``, as the pipeline there loads them; return it.
 
     Raises:
@@ -115,14 +117,15 @@ def with_adapters(student: DiffusersExpert, path: str, adapters: str, variant: s
     """
     body = student.network.body
     try:
-        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, dtype=body.dtype)
-        pipeline.load_lora_weights(adapters)
+        reading = {"use_safetensors": safetensors_only(allow_pickle)}
+        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, dtype=body.dtype, **reading)
+        pipeline.load_lora_weights(adapters, **reading)
         network = getattr(pipeline, "unet" if hasattr(pipeline, "unet") else "transformer")
         found = any("lora_" in name for name, _ in network.named_parameters())
     except Exception as error:  # missing and foreign files and packages raise many kinds
         raise Refusal(
             f"the adapters {adapters!r} can't be put on {path!r} ({_line(error)}). Give a file or folder that "
-            "load_lora_weights reads, and install peft."
+            f"load_lora_weights reads, and install peft. {PICKLES}"
         ) from None
     if not found:
         raise Refusal(f"{adapters!r} holds no adapters of the network of {path!r}. Name the pipeline they are for.")

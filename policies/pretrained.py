@@ -12,7 +12,7 @@ Importing this module imports diffusers.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class DiffusersExpert:
         device: str = "cpu",
         variant: str | None = None,
         family: Family | None = None,
+        allow_pickle: bool = False,
     ) -> "DiffusersExpert":
         """Load a pipeline's network and what belongs to it.
 
@@ -97,13 +98,14 @@ class DiffusersExpert:
             device: where the network goes, and where prompts are embedded.
             variant: of the weight files, such as fp16.
             family: how the network is asked, where it is not one of ``FAMILIES`` or is to be asked otherwise.
+            allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
 
         Raises:
             Refusal: if there is no such pipeline, it is incomplete, or its network can't be served.
         """
         precision = _PRECISIONS[check_in("dtype", dtype, _PRECISIONS)]
         wanted = _prompts(prompts)
-        pipeline, network = _load(path, precision, variant, bank=isinstance(wanted, PromptBank))
+        pipeline, network = _load(path, precision, variant, allow_pickle, bank=isinstance(wanted, PromptBank))
         if family is None:
             family = FAMILIES[check_in("network", type(network).__name__, FAMILIES)]
         vae = getattr(pipeline, "vae", getattr(pipeline, "vqvae", None))
@@ -153,12 +155,13 @@ def _prompts(prompts: str | Path | Sequence[str]) -> PromptBank | list[str]:
     return PromptBank.load(path) if path.suffix == ".safetensors" else read_prompts(path)
 
 
-def _load(path: str, dtype: torch.dtype, variant: str | None, bank: bool) -> tuple[Any, Any]:
+def _load(path: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool, bank: bool) -> tuple[Any, Any]:
     """Load a pipeline without what an expert never uses; return it and its network."""
     unused = ["safety_checker", "feature_extractor", "image_encoder"]
     if bank:
         unused += [f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")]
-    folder = _folder(path, variant, unused)
+    reading = {"variant": variant, "use_safetensors": safetensors_only(allow_pickle)}
+    folder = _folder(path, reading, unused)
     index = _tried(path, lambda: DiffusionPipeline.load_config(folder))
     name = next((name for name in ("unet", "transformer") if name in index), None)
     if name is None:
@@ -172,7 +175,7 @@ def _load(path: str, dtype: torch.dtype, variant: str | None, bank: bool) -> tup
     precision = {"default": dtype, "vae": torch.float32, "vqvae": torch.float32}
     pipeline = _tried(
         path,
-        lambda: DiffusionPipeline.from_pretrained(folder, dtype=precision, variant=variant, **left_out, **unchecked),
+        lambda: DiffusionPipeline.from_pretrained(folder, dtype=precision, **reading, **left_out, **unchecked),
     )
     for part, module in pipeline.components.items():
         if isinstance(module, nn.Module) and any(weight.is_meta for weight in module.parameters()):
@@ -180,18 +183,18 @@ def _load(path: str, dtype: torch.dtype, variant: str | None, bank: bool) -> tup
     return pipeline, getattr(pipeline, name)
 
 
-def _folder(path: str, variant: str | None, unused: Sequence[str]) -> str:
+def _folder(path: str, reading: Mapping[str, Any], unused: Sequence[str]) -> str:
     """Return the folder at ``path``, or the one that the hub's files have been fetched to."""
     if Path(path).is_dir():
         return path
     if path.count("/") > 1 or path.startswith(("/", ".", "~")):
         raise Refusal(f"no pipeline at {path!r}: there is no such folder. Give one that save_pretrained wrote.")
     try:
-        return str(DiffusionPipeline.download(path, variant=variant, **dict.fromkeys(unused)))
+        return str(DiffusionPipeline.download(path, **reading, **dict.fromkeys(unused)))
     except Exception as error:  # whatever the network, the hub or its client may raise
         raise Refusal(
             f"no pipeline at {path!r}: no folder here has that name, and the hub does not give it "
-            f"({_first_line(error)}). Check the name and the network, or give a folder."
+            f"({_first_line(error)}). Check the name and the network, or give a folder.{_pickled(error)}"
         ) from None
 
 
@@ -200,7 +203,9 @@ def _tried(path: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
-        raise Refusal(f"{path!r} can't be loaded as a diffusers pipeline ({_first_line(error)}). {_AGAIN}") from None
+        raise Refusal(
+            f"{path!r} can't be loaded as a diffusers pipeline ({_first_line(error)}). {_AGAIN}{_pickled(error)}"
+        ) from None
 
 
 def _shape(network: Any, family: Family, vae: Any, sample_size: int | None) -> tuple[int, int, int]:
@@ -227,9 +232,23 @@ def _shape(network: Any, family: Family, vae: Any, sample_size: int | None) -> t
     return channels, height, width
 
 
+def safetensors_only(allow_pickle: bool) -> bool | None:
+    """Return diffusers' ``use_safetensors``: True, or where pickles are allowed None, which takes them for want."""
+    return None if allow_pickle else True
+
+
+def _pickled(error: Exception) -> str:
+    """A word on pickles, where an error says that there are no safetensors."""
+    return f" {PICKLES}" if "safetensors" in str(error) else ""
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PICKLES = (
+    "Weights in pickles (.bin), which can run code, are read only with --pipeline.allow_pickle true "
+    "(dagdiff shift --expert: --allow_pickle true)."
+)
 _AGAIN = "Download or save it again, whole."

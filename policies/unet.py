@@ -16,6 +16,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from dagdiff.checkpoint import follow_umask
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.shapes import Condition, States, Times
 
@@ -139,6 +140,7 @@ class UNet(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the configuration and the weights, as diffusers does: ``config.json`` and safetensors."""
         self.unet.save_pretrained(folder)
+        follow_umask(Path(folder))
 
     @classmethod
     def load(cls, folder: Path) -> "UNet":
@@ -150,7 +152,7 @@ class UNet(nn.Module):
         missing = [name for name in _FILES if not (Path(folder) / name).exists()]
         if missing:
             raise Refusal(f"no U-Net at {folder}: {missing[0]} is missing. Name a folder that save() wrote.")
-        return cls(UNet2DModel.from_pretrained(folder, local_files_only=True).train())
+        return cls(UNet2DModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).train())
 
 
 def _widths(side: int) -> tuple[int, ...]:

@@ -168,7 +168,7 @@ def test_an_expert_of_one_s_own(mine: str) -> None:
     ran = dagdiff(f"distill {FRESH}{words} --expert {mine}.Pull --expert.strength 2 --out out")
     assert ran.status == 0, ran.err
     assert yaml.safe_load(Path("out/config.yaml").read_text())["expert"] == {"class": f"{mine}.Pull", "strength": 2.0}
-    assert dagdiff("sample out --num 50 --out out.npz").status == 0
+    assert dagdiff("sample out --num 50 --out out.npz --trust_code").status == 0
     assert np.abs(np.load("out.npz")["x"] - 2.0).max() < 0.5
 
 
@@ -192,8 +192,8 @@ def test_parts_of_one_s_own_from_the_command_line(words: str, mine: str) -> None
     assert ran.status == 0, ran.err
     if "Regress" in words:
         assert "train_mine" in Path("out/rounds.csv").read_text().splitlines()[0]
-    assert dagdiff("sample out --num 5 --out out.npz").status == 0
-    assert dagdiff("shift out --num 20").status == 0
+    assert dagdiff("sample out --num 5 --out out.npz --trust_code").status == 0
+    assert dagdiff("shift out --num 20 --trust_code").status == 0
     assert dagdiff("distill --config out/config.yaml --out again").status == 0
     assert Path("again/student.safetensors").read_bytes() == Path("out/student.safetensors").read_bytes()
 
@@ -222,7 +222,7 @@ def test_parts_of_one_s_own_from_python(mine: str, tmp_path: Path) -> None:
     experiment = Experiment.build(config)
     report = run.distil(experiment, tmp_path / "out", progress=False)
     assert report["nfe_expert"] > 0
-    loaded = run.load(tmp_path / "out", "cpu")
+    loaded = run.load(tmp_path / "out", "cpu", trust_code=True)
     assert torch.equal(loaded.sample(9, seed=1), experiment.sample(9, seed=1))
     data = Points(torch.randn(20, 2))
     other = Experiment.build(config)
@@ -312,7 +312,7 @@ def test_a_run_with_parts_of_one_s_own_says_so_when_they_are_out_of_reach(
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(tmp_path)])
     sys.modules.pop(mine)
-    status, _, err = dagdiff("sample ../out --num 5")
+    status, _, err = dagdiff("sample ../out --num 5 --trust_code")
     assert status == 2
     assert f"no module named '{mine}'. Run from its folder, or install it." in err
     assert json.loads((tmp_path / "out/student.json").read_text())["times"][0] == 1.0

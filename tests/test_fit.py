@@ -115,23 +115,23 @@ LABELLED: dict[str, Any] = {"conditions": labels(), "student": student(labels=8)
                                       r"those of Ddim\(schedule\): .* Give the environment the transition"),
         ({"objective": GaussianKL(0.5), "law": Ddim(COSINE, 1.0)}, r"of Ddim\(schedule, eta=0.5\), and .*eta=1\)"),
         # shapes
-        ({"data": Points(SHAPED)}, r"the data must be floats .* D = \(2,\); got \(32, 3\) torch.float32. Give the envir"),
+        ({"data": Points(SHAPED)}, r"the data must be floats .* D = \(2,\); got \(32, 3\) torch.float32. Give the envir"),  # noqa: E501
         ({"data": Points(torch.ones(9, 2, dtype=torch.int64))}, r"the data must be floats .* torch.int64"),
         ({"student": student(size=3)}, r"the student can't answer states \(2, 2\) \(mat1 and mat2.*Give one that"),
         ({"student": Narrow()}, r"the student must answer with the shape of the states, \(2, 2\); got \(2, 1\)"),
         ({"shape": (3,), "data": Points(SHAPED), "student": student(size=3)}, "the expert can't answer states .2, 3."),
-        ({"expert": Expert(lambda x_t, t, condition=None: x_t[:, :1], COSINE)}, "the expert must answer with the shape"),
+        ({"expert": Expert(lambda x_t, t, condition=None: x_t[:, :1], COSINE)}, "the expert must answer with the shape"),  # noqa: E501
         ({"expert": Expert(lambda x_t, t: x_t, COSINE)}, "the expert can't answer .* positional arguments"),
         ({"expert": Expert(exact(), COSINE, threshold=QuantileBox(-torch.ones(3), torch.ones(3)))},
          "the expert can't answer"),
         # conditions
         ({**LABELLED, "data": Points(SHAPED[:, :2])}, "these points have no labels. Sample without labels, or"),
         ({**LABELLED, "student": student()}, "the environment has conditions, and the student takes none .labels=0."),
-        ({**LABELLED, "student": student(labels=5)}, "conditions reach 7, and the student knows 0 to 4. Give the stude"),
+        ({**LABELLED, "student": student(labels=5)}, "conditions reach 7, and the student knows 0 to 4. Give the stude"),  # noqa: E501
         ({**LABELLED, "conditions": labels(9), "student": student(labels=9)},
          "conditions reach 8, and the expert knows 0 to 7"),
         ({**LABELLED, "expert": Expert(Student(MLP(width=8), COSINE), COSINE)}, "and the expert takes none"),
-        ({**LABELLED, "conditions": lambda n, generator: torch.zeros(n, 3)}, r"conditions are \(32,\) torch.int64, and"),
+        ({**LABELLED, "conditions": lambda n, generator: torch.zeros(n, 3)}, r"conditions are \(32,\) torch.int64, and"),  # noqa: E501
         ({**LABELLED, "conditions": labels(8000), "data": Points(SHAPED[:, :2], torch.arange(40) + 5),
           "expert": Expert(lambda x, t, condition: x, COSINE)}, "conditions reach 4., and the student knows 0 to 7"),
         # answers
@@ -139,7 +139,7 @@ LABELLED: dict[str, Any] = {"conditions": labels(), "student": student(labels=8)
          "the expert answers with NaN or infinity at t=1.00. Check its weights"),
         ({"student": Student(MLP(width=8), FLOW, EPSILON), "law": Ddim(FLOW), "expert": Expert(exact(FLOW), FLOW)},
          "the student answers with NaN or infinity at t=1.00"),
-        ({"data": Points(SHAPED[:, :2]), "student": student().to("meta")}, "the student is on meta, the environment on"),
+        ({"data": Points(SHAPED[:, :2]), "student": student().to("meta")}, "the student is on meta, the environment on"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit(changes: dict[str, Any], match: str) -> None:
@@ -171,7 +171,7 @@ def test_environments_that_lack_something(name: str) -> None:
 def test_times_on_another_device_than_the_chains() -> None:
     told = parts()
     told["env"].times = told["env"].times.to("meta")
-    with pytest.raises(Refusal, match="the environment is on cpu, its times on meta. Move them"):
+    with pytest.raises(Refusal, match="the environment is on cpu, its times on meta. Move them"):  # noqa: RUF043
         check_fit(**told)
 
 

@@ -47,6 +47,7 @@ ROOMS = (
     "verdict",
     "report",
     "parts",
+    "trust",
     "recipes",
     "identity",
     "config",
@@ -55,6 +56,7 @@ ROOMS = (
     "run",
     "commands",
     "cli",
+    "__main__",
 )
 WINGS = ("envs", "policies", "benchmarks")  # top-level folders, installed as dagdiff.<wing>
 OUTSIDE = ("tests", "notebooks")  # nothing imports these

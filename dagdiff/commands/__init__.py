@@ -24,3 +24,8 @@ def check_given(value: Path | None, option: str) -> Path:
     if value is None:
         raise Refusal(f"{option} is missing. Name a folder, e.g. {option} runs/first.")
     return value
+
+
+def add_trust(parser: ArgumentParser) -> None:
+    """Give a command that opens somebody's files the option without which they name dagdiff's own parts alone."""
+    parser.add_argument("--trust_code", action="store_true", help="run the code that it names by import path")

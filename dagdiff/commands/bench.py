@@ -10,10 +10,11 @@ from dagdiff import config, verdict
 from dagdiff.benchmarks.options import spelled
 from dagdiff.benchmarks.verify import verify
 from dagdiff.checks import Refusal, check_in
-from dagdiff.commands import check_given, make_parser
+from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.report import write_report
 from dagdiff.results import Results, write_summary
 from dagdiff.round import NonFiniteLoss
+from dagdiff.trust import check_plain, check_registered
 
 SUITES = {
     "toy2d": "dagdiff.benchmarks.toy2d",
@@ -41,13 +42,14 @@ def bench(words: Sequence[str]) -> None:
     )
     parser.add_argument("--verify", type=int, default=0, help="make so many runs of the folder again, and compare")
     parser.add_argument("--verify_seed", type=int, default=0, help="chooses them")
+    add_trust(parser)
     parser.add_class_arguments(suite.Suite, None)
     if "--quick" in words:
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
     given = vars(config.read(parser, list(spelled(words, suite.Suite))))
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
     if given["verify"]:
-        _verify(suite, out, given["verify"], given["verify_seed"])
+        _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return
     chosen = suite.Suite(**{option: given[option] for option in dataclasses.asdict(suite.QUICK)})
     found = suite.run(chosen, out, workers)
@@ -59,14 +61,32 @@ def bench(words: Sequence[str]) -> None:
     _tell_failures(list(found["failures"].values()), len(found["records"]))
 
 
-def _verify(suite: Any, out: Path, count: int, seed: int) -> None:
+def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> None:
     """Make some runs of a folder again and print a line for each; refuse if any disagrees."""
     results = Results.load(out)
-    found = verify(list(suite.cells(suite.Suite(**results.settings))), results, count, seed)
+    chosen = _kept_suite(suite, results.settings, out / "results.json", trust_code)
+    found = verify(list(suite.cells(chosen)), results, count, seed)
     print("\n".join(map(str, found)))
     wrong = sum(bool(each.wrong) for each in found)
     if wrong:
         raise Refusal(f"{wrong} of {len(found)} runs disagree with {out}. Compare the versions in its results.json.")
+
+
+def _kept_suite(suite: Any, settings: dict[str, Any], file: Path, trust_code: bool) -> Any:
+    """Return the options of a suite that a file holds; refuse foreign ones, and such as name code."""
+    parser = make_parser("bench", bench)
+    parser.add_class_arguments(suite.Suite, None)
+    check_plain(settings, file)
+    if not trust_code:
+        check_registered(settings.get("settings", {}), file)
+        for option, part in {"objectives": "objective", "students": "policy"}.items():
+            for name in settings.get(option, []):
+                check_registered({part: name}, file)
+    try:
+        return suite.Suite(**vars(parser.parse_object(settings)))
+    except Exception as error:  # jsonargparse raises several kinds; all mean that the file is foreign
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise Refusal(f"the settings in {file} are not this suite's ({reason}). Name a folder that it wrote.") from None
 
 
 def _suite(words: Sequence[str]) -> Any:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff import __version__, config, run
-from dagdiff.checkpoint import load_json, save_text
+from dagdiff.checkpoint import follow_umask, load_json, save_text
 from dagdiff.checks import check_in
-from dagdiff.commands import check_given, make_parser
+from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.experiment import Experiment
 from dagdiff.policies.export import body_of, build_pipeline, call_arguments, loading_program, model_card
 from dagdiff.policies.lora import save_adapters
@@ -27,21 +27,24 @@ def export(words: Sequence[str]) -> None:
     parser.add_argument("--format", default="diffusers", help="diffusers: a whole pipeline; lora: the adapters alone")
     parser.add_argument("--out", type=Path | None, default=None, help="the folder to fill; it must be new or empty")
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
+    add_trust(parser)
     given = config.read(parser, words)
     check_in("format", given.format, FORMATS)
     out = check_given(given.out, "--out")
     check_folder(out)
-    it = run.load(given.folder, "cpu", given.weights)
+    it = run.load(given.folder, "cpu", given.weights, given.trust_code)
     told = it.config.get("pipeline", {})
     base, steps, whole = told.get("path"), len(it.times) - 1, given.format == "diffusers"
     size = it.task.shape[1:] if told.get("sample_size") else None
-    pipeline: Any = build_pipeline(it.student, it.sampler, it.times, it.threshold, base, told.get("variant"), size)
+    read = told.get("variant"), size, told.get("allow_pickle", False)
+    pipeline: Any = build_pipeline(it.student, it.sampler, it.times, it.threshold, base, *read)
     arguments = call_arguments(pipeline, steps, size)
     if whole:
         pipeline.save_pretrained(out)
     else:
         save_adapters(pipeline, body_of(it.student), out)
         pipeline.scheduler.save_pretrained(out / "scheduler")
+    follow_umask(out)
     of = None if whole else _public(str(base), "path/to/")
     program = loading_program(pipeline, arguments, of, told.get("variant"))
     card = model_card(given.folder.resolve().name, _teacher(it), steps, program, _facts(it, given.folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 from dagdiff import config, plots, plots_images, run
 from dagdiff.checkpoint import save_arrays
 from dagdiff.checks import Refusal, check_at_least
-from dagdiff.commands import make_parser
+from dagdiff.commands import add_trust, make_parser
 
 
 def sample(words: Sequence[str]) -> None:
@@ -18,11 +18,12 @@ def sample(words: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("samples.npz"), help="the .npz file to write")
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    add_trust(parser)
     given = config.read(parser, words)
     check_at_least("num", given.num, 1)
     if given.out.suffix != ".npz" or given.out.is_dir():
         raise Refusal(f"--out {given.out} must be a .npz file, no folder. Pass e.g. --out samples.npz.")
-    experiment = run.load(given.folder, given.device, given.weights)
+    experiment = run.load(given.folder, given.device, given.weights, given.trust_code)
     points = experiment.sample(given.num, given.seed)
     noise, condition, _ = experiment.start(given.num, given.seed)
     save_arrays(given.out, x=points, noise=noise, **({} if condition is None else {"condition": condition}))

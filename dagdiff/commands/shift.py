@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dagdiff import config, plots, plots_shift, run
 from dagdiff.checks import check_at_least
-from dagdiff.commands import make_parser
+from dagdiff.commands import add_trust, make_parser
 from dagdiff.experiment import Experiment
 from dagdiff.metrics.amplification import (
     StepAmplification,
@@ -41,9 +41,10 @@ def shift(words: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of data and noise")
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    add_trust(parser)
     given = config.read(parser, words)
     check_at_least("num", given.num, 10)
-    found = measure(run.load(given.folder, given.device, given.weights), given.num, given.seed)
+    found = measure(run.load(given.folder, given.device, given.weights, given.trust_code), given.num, given.seed)
     keep(found, given.folder)
     print(f"{told(found)}\n\nkept in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")
 

@@ -65,13 +65,13 @@ def load_pair(given: Any) -> Pair:
     teacher, student = (
         DiffusersExpert.from_pretrained(
             path, Path(given.prompts) if given.prompts else (), given.sample_size, given.null_class, given.dtype,
-            device, given.variant,
+            device, given.variant, allow_pickle=given.allow_pickle,
         )
         for path in (given.expert, of)
     )  # fmt: skip
     check_alike(teacher, student, given.expert, of)
     if given.lora:
-        with_adapters(student, of, given.lora, given.variant)
+        with_adapters(student, of, given.lora, given.variant, given.allow_pickle)
     scheduler = read_scheduler(of, given.scheduler)
     sampler = read_sampler(scheduler, student.network.law, given.steps)
     told = ", ".join(f"{time:.3f}" for time in sampler.times.tolist())
@@ -174,6 +174,7 @@ def _parser() -> Any:
     parser.add_argument("--null_class", type=int | None, default=None, help="the class that stands for none")
     parser.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float16")
     parser.add_argument("--variant", type=str | None, default=None, help="of the weight files, such as fp16")
+    parser.add_argument("--allow_pickle", type=bool, default=False, help="read weights from pickles; they can run code")
     parser.add_argument("--seed", type=int, default=0, help="of data and noise")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--out", type=Path | None, default=None, help="a folder for shift.csv and shift.png")
