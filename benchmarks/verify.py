@@ -35,8 +35,8 @@ LEVEL = 0.01
 class Compared:
     """A metric of a run that was made again, beside the number that is kept and the seeds of its row.
 
-    ``chance`` is the probability that a draw from the law of the seeds lies as far from their mean, at first for this
-    metric alone, later corrected for all that are tested with it; NaN where there is one seed.
+    ``alone`` is the probability that a draw from the law of the seeds lies as far from their mean, and ``chance`` the
+    same corrected for all metrics that are tested together; both are NaN where there is one seed.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Compared:
     mean: float
     spread: float
     seeds: int
+    alone: float
     chance: float
 
     @property
@@ -55,7 +56,7 @@ class Compared:
     @property
     def tested(self) -> bool:
         """Whether there is a chance at all: one seed has no spread to hold a number against."""
-        return not math.isnan(self.chance)
+        return not math.isnan(self.alone)
 
     @property
     def wrong(self) -> bool:
@@ -63,9 +64,10 @@ class Compared:
         return self.chance < LEVEL
 
     def __str__(self) -> str:
-        change = f"{self.name} {self.new:.4g}, kept {self.kept:.4g} ({self.new - self.kept:+.2g}"
+        change = f"{self.name} {self.new:.4g}, kept {self.kept:.4g} ({self.new - self.kept:+.2g})"
         seeds = f"; {self.mean:.4g} +- {self.spread:.2g} over {self.seeds} seeds" if self.seeds > 1 else ""
-        return f"{change}{seeds})"
+        chance = f", by chance {_probability(self.chance)} ({_probability(self.alone)} alone)" if self.tested else ""
+        return f"{change}{seeds}{chance}"
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,14 @@ class Verified:
         return "within chance" if any(metric.tested for metric in self.metrics) else "not tested"
 
     def __str__(self) -> str:
-        moved = [metric for metric in self.metrics if not metric.equal]
-        parts = {
-            "equal": "",
-            "within chance": f", not equal in {len(moved)} of {len(self.metrics)} metrics",
-            "not tested": f": not equal in {len(moved)} of {len(self.metrics)} metrics, and one seed has no spread",
-            "DISAGREES": " in ",
-        }
+        moved = sorted((metric for metric in self.metrics if not metric.equal), key=_unlikely)
+        if not moved:
+            return f"{self.cell}: equal"
         if self.wrong:
-            told = "; ".join(f"{metric}, by chance {_probability(metric.chance)}" for metric in self.wrong)
-        elif moved:
-            farthest = min(moved, key=_unlikely)
-            likely = f", by chance {_probability(farthest.chance)}" if farthest.tested else ""
-            told = f"; farthest: {farthest}{likely}"
-        else:
-            told = ""
-        return f"{self.cell}: {self.word}{parts[self.word]}{told}"
+            return f"{self.cell}: DISAGREES in {' | '.join(map(str, self.wrong))}"
+        return (
+            f"{self.cell}: {self.word}, not equal in {len(moved)} of {len(self.metrics)} metrics; farthest: {moved[0]}"
+        )
 
 
 def verify(cells: Sequence[Cell], results: Results, count: int, seed: int = 0) -> list[Verified]:
@@ -146,7 +140,7 @@ def compare(metrics: Mapping[str, float], record: Record, records: Sequence[Reco
 
 def correct(found: Sequence[Verified]) -> list[Verified]:
     """Correct the chances of all metrics of all runs for being tested together."""
-    chances = iter(holm([metric.chance for run in found for metric in run.metrics if metric.tested]))
+    chances = iter(holm([metric.alone for run in found for metric in run.metrics if metric.tested]))
     return [
         replace(run, metrics=tuple(replace(m, chance=next(chances)) if m.tested else m for m in run.metrics))
         for run in found
@@ -177,17 +171,19 @@ def _compared(name: str, new: float, kept: float, row: Sequence[float]) -> Compa
     values = np.array([value for value in row if math.isfinite(value)])
     mean, seeds = float(values.mean()), len(values)
     spread = max(float(values.std(ddof=1)), FLOOR * abs(mean)) or FLOOR if seeds > 1 else math.nan
-    compared = Compared(name, new, kept, mean, spread, seeds, 1.0 if seeds > 1 else math.nan)
     if not math.isfinite(new):
-        return replace(compared, chance=0.0)  # no number at all is no draw
-    if compared.equal or seeds == 1:
-        return compared
-    return replace(compared, chance=chance_of_draw(new, mean, spread, seeds))
+        alone = 0.0  # no number at all is no draw
+    elif seeds == 1:
+        alone = math.nan
+    else:
+        equal = math.isclose(new, kept, rel_tol=EQUAL)
+        alone = 1.0 if equal else chance_of_draw(new, mean, spread, seeds)
+    return Compared(name, new, kept, mean, spread, seeds, alone, alone)
 
 
 def _unlikely(metric: Compared) -> float:
-    """What sorts metrics: the chance, and without one the relative change."""
-    return metric.chance if metric.tested else -abs(metric.new - metric.kept) / max(abs(metric.kept), FLOOR)
+    """What sorts metrics: the chance of each alone, and without one the relative change."""
+    return metric.alone if metric.tested else -abs(metric.new - metric.kept) / max(abs(metric.kept), FLOOR)
 
 
 def _probability(chance: float) -> str:

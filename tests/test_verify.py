@@ -64,8 +64,12 @@ def again(energy: float, row: list[Record] = ROW) -> Verified:
     [
         (1.0, "equal"),
         (1.000004, "equal"),  # committed results are rounded
-        (1.5, "within chance, not equal in 1 of 1 metrics; farthest: energy 1.5, kept 1 (+0.5; 1 +- 0.1 over 3 seeds)"),
-        (2.5, "DISAGREES in energy 2.5, kept 1 (+1.5; 1 +- 0.1 over 3 seeds), by chance 0.0059"),
+        (
+            1.5,
+            "within chance, not equal in 1 of 1 metrics; farthest: energy 1.5, kept 1 (+0.5); 1 +- 0.1 over 3 seeds, "
+            "by chance 0.049 (0.049 alone)",
+        ),
+        (2.5, "DISAGREES in energy 2.5, kept 1 (+1.5); 1 +- 0.1 over 3 seeds, by chance 0.0059"),
         (float("nan"), "DISAGREES in energy nan"),
     ],
 )
@@ -77,7 +81,9 @@ def test_one_seed_tells_equality_alone() -> None:
     assert str(again(1.0, ROW[:1])).endswith(": equal")
     assert "DISAGREES in energy nan" in str(again(float("nan"), ROW[:1]))
     moved = again(70.0, ROW[:1])
-    assert not moved.wrong and "not tested: not equal in 1 of 1 metrics, and one seed has no spread" in str(moved)
+    assert not moved.wrong and "not tested, not equal in 1 of 1 metrics; farthest: energy 70, kept 1 (+69)" in str(
+        moved
+    )
     assert "nothing can be tested but equality" in conclude([moved])
 
 
@@ -109,10 +115,10 @@ def null(random: np.random.Generator, runs: int, seeds: int, metrics: int) -> li
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_a_call_errs_as_seldom_as_it_says(seeds: int) -> None:
-    """Of 200 calls of 12 runs and 14 metrics 2 are expected to give a false alarm; 8 would be one chance in a thousand."""
+    """Of 200 calls of 12 runs and 14 metrics 2 should give a false alarm; 8 would be one chance in a thousand."""
     random = np.random.default_rng(seeds)
     alarms = sum(any(run.wrong for run in correct(null(random, 12, seeds, 14))) for _ in range(200))
-    single = [metric.chance < 0.01 for run in null(random, 200, seeds, 14) for metric in run.metrics]
+    single = [metric.alone < 0.01 for run in null(random, 200, seeds, 14) for metric in run.metrics]
     assert alarms <= 7
     assert 0.003 < sum(single) / len(single) < 0.02  # one by one they err at the level: the correction is what helps
 
@@ -132,7 +138,7 @@ def test_a_gross_difference_is_found_among_many() -> None:
 
 def replace_new(metric: Compared, new: float) -> Compared:
     chance = chance_of_draw(new, metric.mean, metric.spread, metric.seeds)
-    return dataclasses.replace(metric, new=new, chance=chance)
+    return dataclasses.replace(metric, new=new, alone=chance)
 
 
 def test_seeds_of_the_study_are_draws_of_one_law() -> None:
@@ -143,7 +149,7 @@ def test_seeds_of_the_study_are_draws_of_one_law() -> None:
         if len(row.records) == results.settings["seeds"] and row.variant != "base":
             for one in row.records:
                 rest = [other for other in row.records if other is not one]
-                chances += [metric.chance for metric in compare(one.metrics, rest[0], rest)]
+                chances += [metric.alone for metric in compare(one.metrics, rest[0], rest)]
     assert len(chances) > 3000
     assert 0.003 < sum(chance < 0.01 for chance in chances) / len(chances) < 0.02
 
