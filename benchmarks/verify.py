@@ -92,13 +92,13 @@ class Verified:
         return "within chance" if any(metric.tested for metric in self.metrics) else "not tested"
 
     def __str__(self) -> str:
-        moved = sorted((metric for metric in self.metrics if not metric.equal), key=_unlikely)
+        moved = sorted((metric for metric in self.metrics if not metric.equal), key=_moved)
         if not moved:
             return f"{self.cell}: equal"
         if self.wrong:
             return f"{self.cell}: DISAGREES in {' | '.join(map(str, self.wrong))}"
         return (
-            f"{self.cell}: {self.word}, not equal in {len(moved)} of {len(self.metrics)} metrics; farthest: {moved[0]}"
+            f"{self.cell}: {self.word}, not equal in {len(moved)} of {len(self.metrics)} metrics; farthest: {moved[-1]}"
         )
 
 
@@ -181,9 +181,10 @@ def _compared(name: str, new: float, kept: float, row: Sequence[float]) -> Compa
     return Compared(name, new, kept, mean, spread, seeds, alone, alone)
 
 
-def _unlikely(metric: Compared) -> float:
-    """What sorts metrics: the chance of each alone, and without one the relative change."""
-    return metric.alone if metric.tested else -abs(metric.new - metric.kept) / max(abs(metric.kept), FLOOR)
+def _moved(metric: Compared) -> float:
+    """How far a metric is from the number that is kept: in deviations of the seeds, of one seed in parts of itself."""
+    scale = metric.spread if metric.seeds > 1 else max(abs(metric.kept), FLOOR)
+    return abs(metric.new - metric.kept) / scale
 
 
 def _probability(chance: float) -> str:
