@@ -135,14 +135,14 @@ class Pair(NamedTuple):
 Kept = TypeVar("Kept", Line, Pair)
 
 
-def lines(measured: Mapping[str, Results], seeds: Results) -> Iterator[Line]:
+def lines(measured: Mapping[str, Results], seeds: Iterable[Results]) -> Iterator[Line]:
     """Yield a line a metric of each cell, over the seeds that were run under every setting; no runs twice.
 
     Args:
         measured: setting -> its results, the native ones first.
-        seeds: results of the same cells, whose spread over seeds is taken.
+        seeds: results of the same cells, whose spread over seeds is taken; of several the mean variance.
     """
-    found, spread = [_by_row(results) for results in measured.values()], _by_row(seeds)
+    found, spread = ([_by_row(results) for results in several] for several in (measured.values(), seeds))
     told = set[frozenset[str]]()
     for row, records in found[0].items():
         common = sorted(set.intersection(*(set(rows.get(row, {})) for rows in found)))
@@ -152,11 +152,12 @@ def lines(measured: Mapping[str, Results], seeds: Results) -> Iterator[Line]:
         told.add(runs)
         for metric in records[common[0]].metrics:
             values = np.array([[rows[row][seed].metrics[metric] for seed in common] for rows in found])
-            others = np.array([record.metrics[metric] for record in spread.get(row, {}).values()])
-            if len(others) > 1 and np.isfinite(values).all() and np.isfinite(others).all():
+            others = [[record.metrics[metric] for record in rows.get(row, {}).values()] for rows in spread]
+            number = min(map(len, others))
+            if number > 1 and np.isfinite(values).all() and np.isfinite(np.concatenate(others)).all():
                 means, repeat = values.mean(1), float(np.sqrt(values.var(0, ddof=1).mean()))
-                moved, seed = float(abs(means - means[0]).max()), float(others.std(ddof=1))
-                yield Line(*row, metric, len(common), float(means[0]), moved, repeat, len(others), seed)
+                moved, seed = abs(means - means[0]).max(), np.sqrt(np.mean([np.var(one, ddof=1) for one in others]))
+                yield Line(*row, metric, len(common), float(means[0]), float(moved), repeat, number, float(seed))
 
 
 def pairs(measured: Mapping[str, Results]) -> Iterator[Pair]:
@@ -252,7 +253,7 @@ def filled(text: str, folder: Path) -> str:
 
 
 def _number(line: Line) -> str:
-    return f"{line.native:.4f} ± {line.moved:.4f}"
+    return f"{round(line.native, 4) + 0.0:.4f} ± {line.moved:.4f}"  # + 0.0 takes the sign from -0.0
 
 
 def _line(*cells: str) -> str:
@@ -268,7 +269,7 @@ def main(words: Sequence[str]) -> None:
     place = Path(folder) / check_in("suite", name, SUITES)
     measure(name, place)
     measured = {setting: Results.load(place / setting) for setting in SETTINGS}
-    keep(KEPT / f"{name}.csv", lines(measured, Results.load(Path(rest[0])) if rest else measured["native"]))
+    keep(KEPT / f"{name}.csv", lines(measured, [Results.load(Path(word)) for word in rest] or list(measured.values())))
     if found := list(pairs(measured)):
         keep(KEPT / f"{name}-pairs.csv", found)
     save_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), KEPT))

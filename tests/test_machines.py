@@ -82,19 +82,21 @@ def test_a_portion_is_whole_seeds_and_worlds() -> None:
 def test_a_line_by_hand() -> None:
     native = results(record("ddil", 0, 1.0), record("ddil", 1, 3.0), record("base", 0, 9.0, config="ddil 0"))
     other = results(record("ddil", 0, 2.0), record("ddil", 1, 3.0), record("ddil", 2, 50.0))  # seed 2 has no native run
-    (line,) = lines({"native": native, "other": other}, native)
+    (line,) = lines({"native": native, "other": other}, [native])
     assert line[:7] == ("t-biased", "distribution", "ddil", 4, "energy", 2, 2.0)
     assert line.moved == 0.5
     assert line.repeat == pytest.approx((0.5 / 2) ** 0.5)  # variances 1/2 and 0
     assert (line.seeds, line.seed) == (2, pytest.approx(2**0.5))
-    (again,) = lines({"native": native, "other": other}, other)
+    (again,) = lines({"native": native, "other": other}, [other])
     assert (again.seeds, again.seed) == (3, pytest.approx(statistics.stdev([2.0, 3.0, 50.0])))
+    (both,) = lines({"native": native, "other": other}, [native, other])
+    assert (both.seeds, both.seed) == (2, pytest.approx(((2 + again.seed**2) / 2) ** 0.5))
 
 
 def test_runs_that_are_one_make_one_line() -> None:
     native = results(record("forward", 0, 1.0, config="x"), record("base", 0, 1.0, config="x"))
     spread = results(*(record(variant, seed, seed) for variant in ("forward", "base") for seed in range(2)))
-    assert [line.variant for line in lines({"native": native, "other": native}, spread)] == ["forward"]
+    assert [line.variant for line in lines({"native": native, "other": native}, [spread])] == ["forward"]
 
 
 def test_pairs_by_hand(tmp_path: Path) -> None:
