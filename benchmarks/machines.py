@@ -245,10 +245,10 @@ def by_setting(found: Sequence[Pair]) -> str:
 
 def filled(text: str, folder: Path) -> str:
     """Return the page's text with its tables made anew from what is kept in a folder."""
-    for name in ("demo", "headline"):
-        text = with_table(text, name, by_cell(read(folder / f"{name}.csv", Line)))
-    found = [line for name in ("demo", "headline") for line in read(folder / f"{name}.csv", Line)]
-    text = with_table(text, "metrics", by_metric(found))
+    kept = {name: read(file, Line) for name in ("demo", "headline") if (file := folder / f"{name}.csv").exists()}
+    for name, found in kept.items():
+        text = with_table(text, name, by_cell(found))
+    text = with_table(text, "metrics", by_metric([line for found in kept.values() for line in found]))
     return with_table(text, "DMD2", by_setting(read(folder / "dmd2-pairs.csv", Pair)))
 
 
