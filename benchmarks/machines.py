@@ -3,7 +3,8 @@
 Run in the checkout: ``python -m dagdiff.benchmarks.machines NAME FOLDER [SEEDS]``, with NAME demo, dmd2 or headline. It
 measures into ``FOLDER/NAME``, resumes there what was stopped, and keeps what it finds in
 ``benchmarks/results/machines``, from which the tables of ``docs/machines.md`` are made. SEEDS names a folder of results
-of the same cells, whose seeds tell the spread between seeds; else those of the measurement do.
+of the same cells, whose seeds tell the spread between seeds; else those of the measurement do. Without words only the
+tables are written.
 
 The same program on the same seeds rounds in another way where MKL takes the code path that all x86-64 CPUs share
 (``MKL_CBWR=COMPATIBLE``) and where PyTorch's own kernels use no AVX (``ATEN_CPU_CAPABILITY=default``). Training carries
@@ -264,14 +265,15 @@ _NAMED = {"forward": "forward", "base": "published", "ddil": "mixture"}
 
 
 def main(words: Sequence[str]) -> None:
-    """Measure a suite, keep what is found, and write the page's tables."""
-    name, folder, *rest = words
-    place = Path(folder) / check_in("suite", name, SUITES)
-    measure(name, place)
-    measured = {setting: Results.load(place / setting) for setting in SETTINGS}
-    keep(KEPT / f"{name}.csv", lines(measured, [Results.load(Path(word)) for word in rest] or list(measured.values())))
-    if found := list(pairs(measured)):
-        keep(KEPT / f"{name}-pairs.csv", found)
+    """Measure a suite and keep what is found, if one is named; write the page's tables."""
+    if words:
+        name, folder, *rest = words
+        place = Path(folder) / check_in("suite", name, SUITES)
+        measure(name, place)
+        measured = {setting: Results.load(place / setting) for setting in SETTINGS}
+        keep(KEPT / f"{name}.csv", lines(measured, [Results.load(Path(word)) for word in rest] or measured.values()))
+        if found := list(pairs(measured)):
+            keep(KEPT / f"{name}-pairs.csv", found)
     save_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), KEPT))
 
 
