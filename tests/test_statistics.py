@@ -7,10 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import mannwhitneyu, norm, ttest_ind
 
 from dagdiff.checks import Refusal
-from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
+from dagdiff.metrics.statistics import (
+    Interval,
+    bootstrap_mean,
+    chance_of_draw,
+    holm,
+    paired_difference,
+    probability_of_improvement,
+)
 
 numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=12)
 
@@ -75,6 +82,19 @@ def test_probability_of_improvement_is_the_mann_whitney_statistic(a: list[float]
 def test_probability_of_improvement_takes_smaller_as_better() -> None:
     assert probability_of_improvement([1.0, 2.0], [3.0, 4.0]) == 1
     assert probability_of_improvement([1.0, 3.0], [2.0, 3.0]) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+
+
+def test_a_new_draw_is_a_t_test_of_one_against_the_others() -> None:
+    others, new = [1.0, 1.4, 0.7, 1.1], 2.3
+    found = chance_of_draw(new, float(np.mean(others)), float(np.std(others, ddof=1)), len(others))
+    assert found == pytest.approx(ttest_ind([new], others).pvalue)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([]) == []
+    assert holm([0.03]) == [0.03]
+    assert holm([0.02, 0.01, 0.9, 0.015]) == pytest.approx([0.045, 0.04, 0.9, 0.045])  # .01 x 4, .015 x 3, .02 x 2
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

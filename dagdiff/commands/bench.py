@@ -8,7 +8,7 @@ from typing import Any
 
 from dagdiff import config, verdict
 from dagdiff.benchmarks.options import spelled
-from dagdiff.benchmarks.verify import verify
+from dagdiff.benchmarks.verify import conclude, verify
 from dagdiff.checks import Refusal, check_in
 from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.report import write_report
@@ -66,7 +66,7 @@ def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> N
     results = Results.load(out)
     chosen = _kept_suite(suite, results.settings, out / "results.json", trust_code)
     found = verify(list(suite.cells(chosen)), results, count, seed)
-    print("\n".join(map(str, found)))
+    print("\n".join([*map(str, found), conclude(found)]))
     wrong = sum(bool(each.wrong) for each in found)
     if wrong:
         raise Refusal(f"{wrong} of {len(found)} runs disagree with {out}. Compare the versions in its results.json.")

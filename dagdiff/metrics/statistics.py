@@ -8,6 +8,7 @@ With three seeds even that interval is too narrow; it says how far the runs disa
 show.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from dagdiff.checks import Refusal, check_at_least, check_finite
+from dagdiff.checks import Refusal, check_above, check_at_least, check_finite
 
 
 class Interval(NamedTuple):
@@ -83,6 +84,33 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
     """
     first, second = _values("a", a)[:, None], _values("b", b)
     return float((first < second).double().mean() + 0.5 * (first == second).double().mean())
+
+
+def chance_of_draw(value: float, mean: float, deviation: float, n: int) -> float:
+    """Probability that a new draw lies as far from the mean of ``n`` others as ``value``, either way.
+
+    For normal draws with that mean and standard deviation (of n - 1 degrees of freedom) the distance over
+    ``deviation * sqrt(1 + 1 / n)`` follows Student's t.
+    """
+    check_at_least("n", n, 2)
+    check_above("deviation", deviation, 0)
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(value - mean) / (deviation * np.sqrt(1 + 1 / n)), n - 1))
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Correct probabilities for being tested together, by Holm's step-down rule.
+
+    Calling wrong what is then below a level errs in *any* of them with at most that probability, whatever hangs
+    together with what: the k-th smallest of m is multiplied by m - k + 1, and none becomes smaller than one before it.
+    Holm 1979, "A simple sequentially rejective multiple test procedure", https://www.jstor.org/stable/4615733.
+    """
+    order = np.argsort(chances)
+    scaled = np.asarray(chances, dtype=float)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return [float(chance) for chance in corrected]
 
 
 def _values(name: str, values: ArrayLike) -> Tensor:
