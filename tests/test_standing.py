@@ -49,23 +49,23 @@ def test_equal_clouds_are_never_behind() -> None:
     assert found.student == found.teacher and found.error == 0.0 and not found.behind
 
 
-@pytest.mark.parametrize("n", [5, 16, 200])
+@pytest.mark.parametrize("n", [5, 16, 100])
 def test_students_as_good_as_their_teachers_are_rarely_called_behind(n: int) -> None:
     """Both miss the law alike; whatever puts one of them behind is chance."""
     alarms = 0
-    for seed in range(0, 600, 3):
+    for seed in range(0, 180, 3):
         student, teacher, reference = (normal(n, 4, seed=seed + i) for i in range(3))
         alarms += compare("energy", energy_distance, 1.3 * student, 1.3 * teacher, reference).behind
-    assert alarms <= 6
+    assert alarms <= 3
 
 
 def test_the_chance_of_the_reference_counts() -> None:
     """A student to the right and a teacher as far to the left: which is nearer a few real points is their chance."""
     alarms = 0
-    for seed in range(200):
+    for seed in range(100):
         student, teacher = 1.0 + 0.01 * normal(100, 1, seed=3 * seed), -1.0 + 0.01 * normal(100, 1, seed=3 * seed + 1)
         alarms += compare("off", off, student, teacher, normal(20, 1, seed=3 * seed + 2)).behind
-    assert alarms <= 6
+    assert alarms <= 5
 
 
 def test_a_worse_student_is_seen_on_few_rows() -> None:
