@@ -27,8 +27,9 @@ from dagdiff.envs.images import SETS, WORLDS, ImageWorld
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
 from dagdiff.metrics.classifier import Classifier, digest, kept_classifier
-from dagdiff.metrics.images import paired_gaps, score_images
+from dagdiff.metrics.images import frechet_distance, paired_gaps, score_images
 from dagdiff.metrics.samples import energy_distance, prdc
+from dagdiff.metrics.standing import Distance, Standing, compare
 from dagdiff.policies.student import Student
 from dagdiff.policies.unet import image_unet
 from dagdiff.prediction import PREDICTIONS
@@ -82,6 +83,14 @@ class ImageTask(Task):
             means["agreement"] = self.classifier.accuracy(samples, asked)
         return means
 
+    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
+        """By the Frechet distance of features; without labels by the energy distance of pixels."""
+        reference = self.reference(min(len(student), len(self.world.train.points)), truth)
+        if not self.world.labels:
+            return compare("energy", _by_parts(energy_distance), student, teacher, reference)
+        seen = (self.classifier.to(images.device).see(images)[0] for images in (student, teacher, reference))
+        return compare("fd", _by_parts(frechet_distance), *seen)
+
     def real(self, n: int, generator: torch.Generator) -> Tensor:
         """Training images, ``(n, C, H, W)``, all of them before one comes again."""
         train = self.world.train.points
@@ -104,6 +113,17 @@ class ImageTask(Task):
         found = score_images(samples, reference, self.classifier.to(samples.device), missing=self.missing)
         told = ("fd", "kd", "precision", "recall", "density", "coverage", "class_tv", "missing", "diversity")
         return pixels | {name: float(found[name]) for name in told}
+
+
+def _by_parts(distance: Distance) -> Distance:
+    """The mean distance of parts of the reference's size, as in :meth:`ImageTask.judge`."""
+
+    def mean(samples: Tensor, reference: Tensor) -> float:
+        size = min(len(samples), len(reference))
+        found = [distance(part, reference) for part in samples.split(size) if len(part) == size]
+        return sum(found) / len(found)
+
+    return mean
 
 
 def image_task(name: str, of: str, part: str, schedule: Schedule, labelled: bool) -> ImageTask:

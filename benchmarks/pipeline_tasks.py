@@ -25,6 +25,7 @@ from dagdiff.benchmarks.tasks import Task
 from dagdiff.checks import Refusal, check_in
 from dagdiff.config import find_device
 from dagdiff.metrics.samples import energy_distance
+from dagdiff.metrics.standing import Standing, compare
 from dagdiff.policies.conditions import Text
 from dagdiff.policies.latents import Pixels
 from dagdiff.policies.lora import ATTENTION, lora_student
@@ -98,6 +99,13 @@ class PipelineTask(Task):
         paired, m = paired.to(samples.device), len(paired)
         gap = (samples[:m].double() - paired.double()).square().mean()
         return {"energy": energy_distance(samples[m:], paired), "state_gap": float(gap)}
+
+    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
+        """By the energy distance to the teacher's long chains from other noise, as in :meth:`judge`."""
+        if paired is None:
+            return super().stand(student, teacher, truth, None)
+        m = len(paired)
+        return compare("energy", energy_distance, student[m:], teacher[m:], paired.to(student.device))
 
     def probes(self, samples: int) -> int:
         """Half of the samples are paired with the teacher's, 32 at most."""

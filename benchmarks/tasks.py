@@ -29,7 +29,8 @@ from dagdiff.envs import images
 from dagdiff.envs.sets import SETS
 from dagdiff.envs.toy2d import WORLDS, World, world
 from dagdiff.expert import Expert
-from dagdiff.metrics.samples import score
+from dagdiff.metrics.samples import energy_distance, score
+from dagdiff.metrics.standing import Standing, compare
 from dagdiff.parts import resolve
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
@@ -92,6 +93,13 @@ class Task:
             paired: the expert's samples from the same noise, ``(m, *D)`` with m at most n, of the first rows.
         """
         return score(samples, self.reference(len(samples), truth), self.world.mixture, chance)
+
+    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
+        """Compare a student's samples with its teacher's in as many steps, by the metric that judges such tasks.
+
+        Both are ``(n, *D)``, from the same noise; ``truth`` and ``paired`` as in :meth:`judge`.
+        """
+        return compare("energy", energy_distance, student, teacher, self.reference(len(student), truth))
 
     def real(self, n: int, generator: torch.Generator) -> Tensor:
         """Real points to be scored as if they were samples, ``(n, *D)``: the floor."""

@@ -24,6 +24,7 @@ from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
 from dagdiff.halving import halve
 from dagdiff.heldout import HeldOut
+from dagdiff.metrics.standing import Standing
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.parts import resolve
@@ -35,7 +36,7 @@ from dagdiff.round import Round
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.threshold import Threshold
-from dagdiff.transition import EpsilonScaling, Transition, chain, sample
+from dagdiff.transition import Ddim, EpsilonScaling, Transition, chain, sample
 
 
 @dataclass
@@ -203,14 +204,22 @@ class Experiment:
         steps = chain(self.policy, self.sampler, self.times, noise, condition, generator)
         return torch.stack([noise, *(step.x_s for step in steps)], dim=1)
 
-    def measure(self, samples: Tensor, seed: int = 0) -> tuple[dict[str, float], dict[str, list[float]]]:
+    def pair(self, n: int, seed: int = 0) -> Tensor | None:
+        """What the expert makes of the noise of the first of ``n`` chains, if samples are compared one by one."""
+        chains = self.task.probes(n)
+        noise, asked, _ = self.start(n, seed)
+        return self.task.pair(self.expert, noise[:chains], self.times, None if asked is None else asked[:chains])
+
+    def measure(
+        self, samples: Tensor, seed: int = 0, paired: Tensor | None = None
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Score the student: every metric of its ``samples`` and the mean held-out imitation losses; losses by step.
 
-        Samples are those of :meth:`sample` with this seed.
+        Samples are those of :meth:`sample` with this seed, ``paired`` what :meth:`pair` returns for it.
         """
         chains = self.task.probes(len(samples))
-        noise, asked, _ = self.start(len(samples), seed)
-        paired = self.task.pair(self.expert, noise[:chains], self.times, None if asked is None else asked[:chains])
+        _, asked, _ = self.start(len(samples), seed)
+        paired = self.pair(len(samples), seed) if paired is None else paired
         streams = self.generator(4, seed), self.generator(5, seed)
         metrics = self.task.judge(samples, *streams, asked, paired)
         heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
@@ -218,6 +227,16 @@ class Experiment:
         forward, own = (sum(found[name]) / len(found[name]) for name in ("loss_forward", "loss_own"))
         metrics |= {"loss_forward": forward, "loss_own": own, "loss_gap": own - forward}
         return metrics, {"t": self.times[:-1].tolist(), **found}
+
+    def stand(self, samples: Tensor, seed: int = 0, paired: Tensor | None = None) -> Standing:
+        """Compare the samples with the teacher's own chain of as many steps, from the same noise; it is not charged.
+
+        One question to the expert a step, DDIM, the student's times. Samples and ``paired`` as in :meth:`measure`.
+        """
+        noise, asked, _ = self.start(len(samples), seed)
+        plain = Expert(self.expert.denoiser, self.task.schedule, 1, self.expert.guidance, self.threshold)
+        own = sample(plain, Ddim(self.task.schedule), self.times, noise, asked)
+        return self.task.stand(samples, own, self.generator(4, seed), paired)
 
 
 _RAMP = Callable, "a callable progress -> height"

@@ -65,10 +65,14 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
         experiment.student.load_state_dict(loop.averaged.module.state_dict())
     save_student(experiment, out)
     save_rounds(rounds, out)
-    metrics, by_step = experiment.measure(experiment.sample(experiment.settings.samples, seed=0))
+    samples = experiment.sample(experiment.settings.samples, seed=0)
+    paired = experiment.pair(len(samples))
+    metrics, by_step = experiment.measure(samples, paired=paired)
+    standing = experiment.stand(samples, paired=paired)
     best = {"round": loop.best[0], "heldout": loop.best[1]} if loop.best else None
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
-    report = {"metrics": metrics, "by_step": by_step, "best": best, **nfe}
+    teacher = {**standing._asdict(), "behind": standing.behind}
+    report = {"metrics": metrics, "by_step": by_step, "teacher": teacher, "best": best, **nfe}
     save_json(out / "metrics.json", report)
     save_figures(experiment, rounds, out)
     return report

@@ -186,6 +186,21 @@ def test_the_records_of_a_run(folder: Path) -> None:
     assert kept["best"]["heldout"] == min(float(row["heldout"]) for row in rows)
 
 
+def test_a_run_that_ends_behind_its_teacher_says_so_and_a_good_one_does_not(place: Path) -> None:
+    """The same run with a learning rate that suits it, and with one a hundred times higher."""
+    words = "--task gaussians8-matched --policy fresh --policy.width 32 --heldout 8 --samples 200 --device cpu"
+    words += " --updates 150 --rounds 3 --chains 64 --batch_size 128"
+    ran = dagdiff(f"distill {words} --lr 1e-2 --out good")
+    assert ran.status == 0 and "Behind" not in ran.out
+    assert not json.loads((place / "good/metrics.json").read_text())["teacher"]["behind"]
+    ran = dagdiff(f"distill {words} --lr 1 --out bad")
+    kept = json.loads((place / "bad/metrics.json").read_text())
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("Behind the teacher")]
+    assert f"whose own 4 steps reach energy distance {kept['teacher']['teacher']:.4g}" in line
+    assert f"the student's is {kept['metrics']['energy']:.4g}" in line
+    assert "Try --lr" in line and "more --updates, or other --shares" in line and "updates 150" in line
+
+
 def test_the_configuration_is_complete(folder: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["task"] == "grid25-biased"

@@ -1,6 +1,7 @@
 """Tasks of images: their names, what the student is shown, how samples are judged, and the teacher that is learned."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -196,6 +197,9 @@ def test_distill_sample_and_load_images(own: str, tmp_path: Path, capsys: pytest
     told = capsys.readouterr().out
     assert "FD-cnn" in told and "W2" not in told
     assert {"samples.png", "metrics.json", "student.safetensors"} <= {file.name for file in Path("run").iterdir()}
+    kept = json.loads(Path("run/metrics.json").read_text(encoding="utf-8"))
+    assert kept["teacher"]["metric"] == "fd"
+    assert kept["teacher"]["student"] == pytest.approx(kept["metrics"]["fd"], rel=1e-3)
     again = load(Path("run"), "cpu")
     assert isinstance(again, Experiment) and again.sample(3, seed=0).shape == (3, 1, 8, 8)
     assert main(["sample", "run", "--num", "5", "--device", "cpu"]) == 0

@@ -18,7 +18,7 @@ from dagdiff.expert import Expert
 from dagdiff.objectives.base import Objective, denoising_loss
 from dagdiff.objectives.consistency import Consistency, boundary, pseudo_huber
 from dagdiff.objectives.distribution import DistributionMatching, score_difference
-from dagdiff.objectives.progressive import Progressive, truncated_snr, v_space
+from dagdiff.objectives.progressive import Progressive, snr, truncated_snr, v_space
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
@@ -105,6 +105,15 @@ def test_pd_is_zero_for_a_student_equal_to_the_k_step_teacher(schedule: Any, sub
     batch = objective.annotate(expert, states())
     assert objective.loss(KStepTeacher(expert, step_grid(4)), batch).loss.item() == 0.0
     assert float(objective.loss(mlp(0, schedule), batch).loss.detach()) > 1e-2
+
+
+@every_schedule
+def test_the_weight_snr_makes_pds_error_one_in_epsilon(schedule: Any) -> None:
+    t = torch.tensor([0.1, 0.5, 0.9, 0.98])
+    alpha, sigma = schedule(t)
+    x_t, guess, target = (torch.randn(4, generator=seeded(seed)) for seed in range(3))
+    in_epsilon = ((x_t - alpha * guess) / sigma - (x_t - alpha * target) / sigma).square()
+    torch.testing.assert_close(snr(alpha, sigma) * (guess - target).square(), in_epsilon, rtol=1e-3, atol=1e-5)
 
 
 @every_schedule

@@ -192,6 +192,10 @@ def test_samples_are_scored_by_the_teachers(pixels: str) -> None:
     assert it.task.judge(perfect, *streams, asked, perfect[:5])["state_gap"] == 0.0
     assert it.task.judge(perfect + 1.0, *streams, asked, perfect[:5])["state_gap"] == pytest.approx(1.0)
     assert len(by_step["t"]) == 2
+    paired = it.pair(10)
+    found = it.stand(it.sample(10, seed=0), paired=paired)
+    assert paired is not None and len(paired) == 5
+    assert found.metric == "energy" and found.student == metrics["energy"] and not found.behind
 
 
 # -- students -------------------------------------------------------------------------------------------------------

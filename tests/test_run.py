@@ -15,9 +15,12 @@ from dagdiff import run
 from dagdiff.checks import Refusal
 from dagdiff.config import configure, find_device
 from dagdiff.experiment import Experiment
+from dagdiff.expert import Expert
+from dagdiff.metrics.samples import energy_distance
 from dagdiff.parts import PARTS
 from dagdiff.rehearsal import check_folder
 from dagdiff.threshold import NoThreshold, StaticThreshold
+from dagdiff.transition import Ddim, sample
 
 SMALL: dict[str, Any] = {
     "policy": {"class": "fresh", "width": 16},
@@ -193,6 +196,28 @@ def test_measuring_changes_nothing_and_repeats(tmp_path: Path) -> None:
     assert str(first) == str(again) != str(other)
     assert torch.equal(weights(made.student), before)
     assert first[1]["t"] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_teacher_of_a_run_is_its_experts_own_chain_in_as_many_steps(tmp_path: Path) -> None:
+    made, report = distil(tmp_path / "out", substeps=4, threshold="box", samples=300)
+    plain = Expert(made.expert.denoiser, made.task.schedule, 1, threshold=made.threshold)
+    own = sample(plain, Ddim(made.task.schedule), made.times, made.start(300, seed=0)[0])
+    reference = made.task.reference(300, made.generator(4, 0))
+    found = report["teacher"]
+    assert found["metric"] == "energy" and found["teacher"] == energy_distance(own, reference)
+    assert found["student"] == report["metrics"]["energy"]
+    assert found["behind"] is True, "a fresh network after 4 updates"
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["teacher"] == found
+
+
+def test_a_student_that_is_its_teacher_is_not_behind() -> None:
+    policy = {"class": "teacher", "width": 16, "depth": 2, "updates": 5}
+    expert = {"class": "learned", "width": 16, "depth": 2, "updates": 5}
+    made = experiment(task="moons-biased", policy=policy, expert=expert)
+    before = made.expert.nfe
+    found = made.stand(made.sample(50, seed=0))
+    assert found.student == found.teacher and not found.behind
+    assert made.expert.nfe == before, "a yardstick is not charged"
 
 
 def test_a_student_is_sampled_on_its_own_grid(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -45,6 +46,8 @@ def distill(words: Sequence[str]) -> None:
         report = run.distil(Experiment.build(chosen), out, logger=logger)
     if report:
         _tell(report["metrics"], out)
+        if report["teacher"]["behind"]:
+            print(_behind(report["teacher"], chosen))
 
 
 def _tell(found: dict[str, float], out: Path) -> None:
@@ -53,3 +56,16 @@ def _tell(found: dict[str, float], out: Path) -> None:
     print(", ".join(distances))
     print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
     print(f"the run is kept in {out}")
+
+
+def _behind(found: dict[str, Any], chosen: config.Config) -> str:
+    """Say that the student is behind its teacher, by which number, and what to try."""
+    steps = chosen["stages"][-1] if chosen["stages"] else chosen["steps"]
+    name = DISTANCES[found["metric"]]
+    now = {option: value for option in ("lr", "updates", "shares") if (value := chosen[option]) is not None}
+    told = ", ".join(f"{option} {value}" for option, value in now.items())
+    return (
+        f"Behind the teacher, whose own {steps} steps reach {name} {found['teacher']:.4g}; the student's is "
+        f"{found['student']:.4g} (difference {found['student'] - found['teacher']:.2g}, standard error "
+        f"{found['error']:.2g}). Try --lr ten times higher or lower, more --updates, or other --shares; now {told}."
+    )

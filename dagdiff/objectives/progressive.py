@@ -37,6 +37,15 @@ def unweighted(alpha: Tensor, sigma: Tensor) -> Tensor:
     return torch.ones_like(alpha)
 
 
+def snr(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """SNR: the squared distance becomes that in epsilon.
+
+    For a network that predicts epsilon and a grid that starts in almost pure noise: its guess of x0 there is off by
+    1 / alpha of its error, and with any other weight that first step outweighs all others.
+    """
+    return (alpha / sigma).square()
+
+
 def v_space(alpha: Tensor, sigma: Tensor) -> Tensor:
     """The weight that makes the loss a squared distance in v; on variance-preserving schedules it is SNR + 1."""
     return ((alpha**2 + sigma**2) / sigma).square()
