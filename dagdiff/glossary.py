@@ -25,7 +25,7 @@ METRICS = {
     "diversity": "Mean distance between two samples' features.",
     "pixel_gap": "Mean squared distance, a pixel, to what the expert makes of the same noise.",
     "feature_gap": "The same in the classifier's features.",
-    "loss_forward": "Imitation loss on forward states, noised data: the student's prediction against the expert's, squared.",
+    "loss_forward": "Imitation loss on forward states (noised data): squared difference of the two predictions.",
     "loss_own": "Imitation loss on student states: the same, at the states of the student's own chains.",
     "loss_gap": "Loss on student states minus on forward states: what training on noised data alone does not see.",
 }

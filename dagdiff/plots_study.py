@@ -99,29 +99,13 @@ def growth_figure(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, In
     figure, grid = make_grid(len(panels), len(panels), 3.4, 3.3)
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):
         for variant, found in variants.items():
-            colour, counts = VARIANTS.get(variant, "#555555"), sorted(found)
+            colour, counts, name = VARIANTS.get(variant, "#555555"), sorted(found), variant_name(variant)
             means, low, high = zip(*(found[steps][1] for steps in counts), strict=True)
             reach = np.subtract(means, low), np.subtract(high, means)
-            axes.errorbar(
-                counts,
-                means,
-                reach,
-                fmt="o-",
-                ms=4,
-                capsize=3,
-                color=colour,
-                label=f"{variant_name(variant)}: measured",
-            )
+            axes.errorbar(counts, means, reach, fmt="o-", ms=4, capsize=3, color=colour, label=f"{name}: measured")
             for power, style in ((1, "--"), (2, ":")):
                 law = [found[steps][0] * steps**power for steps in counts]
-                axes.plot(
-                    counts,
-                    law,
-                    style,
-                    color=colour,
-                    linewidth=1,
-                    label=f"{variant_name(variant)}: e K{'²' * (power - 1)}",
-                )
+                axes.plot(counts, law, style, color=colour, linewidth=1, label=f"{name}: e K{'²' * (power - 1)}")
         axes.set_xscale("log", base=2)
         _log(axes)
         ticks = sorted({steps for found in variants.values() for steps in found})

@@ -165,18 +165,15 @@ def _study(rows: Sequence[Row]) -> dict[str, Figure]:
             shares.setdefault(title(row, rows), {})[first, second, third] = scaled(row.distance, row.judged_by).mean
         if forward and own and row.variant in _SHOWN:
             summed = Interval(*(value * row.steps for value in own))
-            growth.setdefault(objective_name(row.objective), {}).setdefault(row.variant, {})[row.steps] = (
-                forward.mean,
-                summed,
-            )
+            by_variant = growth.setdefault(objective_name(row.objective), {})
+            by_variant.setdefault(row.variant, {})[row.steps] = forward.mean, summed
     shares = {name: found for name, found in shares.items() if len(found) > 5}
     growth = {name: found for name, found in growth.items() if all(len(by_steps) > 2 for by_steps in found.values())}
     thresholds = {name: found for name, found in thresholds.items() if len(found) > 2}
     figures = {"shares": plots_study.shares_figure(shares)} if shares else {}
     figures |= {"growth": plots_study.growth_figure(growth)} if growth else {}
-    return figures | (
-        {"thresholds": plots_study.thresholds_figure(thresholds, quantity(rows[0].judged_by))} if thresholds else {}
-    )
+    distance = quantity(rows[0].judged_by)
+    return figures | ({"thresholds": plots_study.thresholds_figure(thresholds, distance)} if thresholds else {})
 
 
 def _is_mix(row: Row) -> bool:

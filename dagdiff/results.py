@@ -25,8 +25,8 @@ from dagdiff.glossary import BASELINES, CHANCE, COMPARED, DISTANCES, EXCESSES, L
 from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
 
 IDENTITY = 2
-"""Version of what identifies a run: its settings, their defaults, and how their key is made. Results that were made under
-an older one stay readable and are marked so."""
+"""Version of what identifies a run: its settings, their defaults, and how their key is made. Results of an older one
+stay readable and are marked so."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def write_summary(results: Results, path: Path) -> None:
 
 
 def distinct(rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """Each set of runs once, under all its names: "forward = published". With several numbers of steps, they are told."""
+    """Each set of runs once, under all its names: "forward = published"; with the steps where these differ."""
     twins: dict[Hashable, list[Row]] = {}
     for row in rows:
         twins.setdefault((row.group, row.runs), []).append(row)

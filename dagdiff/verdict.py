@@ -1,8 +1,8 @@
 """What results say, in words and in a text table.
 
 The words follow from the intervals alone. A comparison is *better* or *worse* where its interval excludes 0, and
-*inconclusive* where it includes 0 or where one seed gives none. Where the baseline matches its expert already there is *no
-gap*: a better mean is then no gain.
+*inconclusive* where it includes 0 or where one seed gives none. Where the baseline matches its expert already there is
+*no gap*: a better mean is then no gain.
 """
 
 import math
@@ -91,9 +91,8 @@ def tally(rows: Sequence[Row], baseline: str) -> str:
     """Count the results of rows against a baseline: "better in 4 of 6, no gap in 2"; what never occurs is left out."""
     ways = [outcome(row, baseline) for row in rows]
     found = [(way, ways.count(way)) for way in OUTCOMES if way in ways]
-    return ", ".join(
-        f"{way} in {n}" + (f" of {len(ways)}" if not place else "") for place, (way, n) in enumerate(found)
-    )
+    told = [f"{way} in {n}" for way, n in found]
+    return ", ".join([f"{told[0]} of {len(ways)}", *told[1:]]) if told else ""
 
 
 def caveat(rows: Sequence[Row]) -> str:
@@ -111,7 +110,7 @@ def caveat(rows: Sequence[Row]) -> str:
 
 
 def table(results: Results) -> str:
-    """A text table of all students with the floor and the expert of each task; below it the sentences and the counts."""
+    """A text table of all students with the floor and the expert of each task, then the sentences and the counts."""
     rows = results.rows
     metric = results.judged_by
     head = "objective", "trained on", quantity(metric), "minus forward", "result", "remaining gap", "coverage"
@@ -159,7 +158,7 @@ def level(value: Interval | float | None, metric: str) -> str:
 
 
 def change(interval: Interval, metric: str) -> str:
-    """A difference of distances as it is shown; decimals are added where a bound would be rounded to 0 and hide its sign."""
+    """A difference of distances as it is shown; with more decimals where rounding would hide a bound's sign."""
     if metric not in SCALES:
         return spell(interval, 2)
     found = scaled(interval, metric)
@@ -224,7 +223,8 @@ def _shift(row: Row, forward: Row) -> str:
     if not math.isfinite(row.ratio + forward.ratio):
         return ""
     before, after = number(forward.ratio, 2), number(row.ratio, 2)
-    return f" Loss on student states over that on forward states: {before} after forward training, {after} after the mixture."
+    text = " Loss on student states over that on forward states"
+    return f"{text}: {before} after forward training, {after} after the mixture."
 
 
 def title(row: Row, rows: Sequence[Row]) -> str:
