@@ -49,7 +49,10 @@ def findings(study: Sequence[Row], images: Sequence[Row]) -> str:
     whole = [row for row in plane if row.task.endswith("-matched")]
     pictures = [row for row in digits if row.objective == "distribution"]
     told = [
-        *((f"{name}, half of the data, 2-D", "forward", tally(half[key], "forward")) for key, name in OBJECTIVES.items()),
+        *(
+            (f"{name}, half of the data, 2-D", "forward", tally(half[key], "forward"))
+            for key, name in OBJECTIVES.items()
+        ),
         ("DMD2, half of the data, 2-D", "published", tally(half["distribution"], "base")),
         ("All of the data, 2-D", "forward", tally(whole, "forward")),
         *(
