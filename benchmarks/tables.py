@@ -66,7 +66,7 @@ def findings(study: Sequence[Row], images: Sequence[Row]) -> str:
 
 
 def contrasts(rows: Sequence[Row], about: str = "") -> str:
-    """A line a task and objective: the contrast, the expert, and the mixture's difference to forward with its result."""
+    """A line a task and objective: the contrast, the expert, the mixture's difference to forward, and the result."""
     lines = _head("dataset, trained on", "objective", "forward", "published", "mixture", "expert",
                   "mixture minus forward", "result")  # fmt: skip
     found = plain(rows, about)
@@ -160,7 +160,7 @@ def by_schedule(rows: Sequence[Row]) -> str:
 
 
 def by_steps_and_task(rows: Sequence[Row]) -> str:
-    """The image suite: a line a task, objective and number of steps; the contrast, its gap and result, missing classes."""
+    """The image suite: a line a task, objective and number of steps; the contrast, its result, missing classes."""
     lines = _head("dataset, trained on", "objective", "steps", *map(variant_name, _SHOWN), "expert", "remaining gap",
                   "result", "missing classes: forward → mixture")  # fmt: skip
     for task, steps, objective in dict.fromkeys((row.task, row.steps, row.objective) for row in rows):
