@@ -17,6 +17,8 @@ help: ## list the targets
 
 demo: $(VENV)/.installed ## distil a teacher on a 2-D toy and write the report to runs/demo
 	$(BIN)/dagdiff bench toy2d --quick --workers $(WORKERS) --out runs/demo
+	@echo "Open runs/demo/report.html. For further commands, first run:"
+	@echo "source $(BIN)/activate"
 
 test: $(VENV)/.installed-dev ## the fast tests
 	$(BIN)/python -m pytest -n $(WORKERS)

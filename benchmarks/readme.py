@@ -1,7 +1,7 @@
 """Make the tables and figures of README and docs: ``python -m dagdiff.benchmarks.readme study=runs/study``.
 
 Each ``NAME=FOLDER`` keeps the results of a folder, without samples and rounded to six digits, in
-``benchmarks/results/NAME`` and writes all tables that are made from them (:mod:`dagdiff.benchmarks.tables`); ``study``
+``benchmarks/results/NAME`` and writes all tables that are made from them (:mod:`dagdiff.benchmarks.pages`); ``study``
 also draws ``docs/study.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of seed 0 of a study, and
 ``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What pages show is tested against what is
 kept.
@@ -16,10 +16,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dagdiff import plots, plots_images, plots_study
-from dagdiff.benchmarks.tables import CONTRAST, NAMES, TABLES, filled, plain
+from dagdiff.benchmarks.pages import TABLES, filled
+from dagdiff.benchmarks.tables import CONTRAST, plain
 from dagdiff.checkpoint import load_json, save_json, save_text
+from dagdiff.glossary import OBJECTIVES, SCALES, quantity, variant_name
 from dagdiff.metrics.statistics import Interval
 from dagdiff.results import Results, write_summary
+from dagdiff.verdict import scaled
 
 KEPT = Path("benchmarks/results")
 FIGURE, STUDY_FIGURE, PICTURES = Path("docs/biased.png"), Path("docs/study.png"), Path("docs/images.png")
@@ -34,7 +37,7 @@ def main(words: Sequence[str]) -> None:
             plots.save(draw(Results.load(Path(folder))), path)
             continue
         keep(Path(folder), KEPT / name)
-        for page in dict.fromkeys(made.page for made in TABLES.values() if made.results == name):
+        for page in dict.fromkeys(made.page for made in TABLES.values() if name in made.results):
             save_text(page, filled(page.read_text(encoding="utf-8"), page, KEPT))
         if name == "study":
             plots.save(study_figure(Results.load(KEPT / name)), STUDY_FIGURE, source=source(KEPT / name))
@@ -68,33 +71,33 @@ def study_figure(results: Results) -> Figure:
     for (task, objective, variant), row in found.items():
         energy, same = row.metrics["energy"], variant == "base" and found[task, objective, "forward"].runs == row.runs
         if task in tasks and variant in CONTRAST and energy and not same:
-            panels.setdefault(NAMES[objective], {}).setdefault(task, {})[variant] = energy
-    expert = {task: results.references[task]["expert"]["energy"] for task in tasks}
-    return plots_study.overview_figure(panels, expert, "energy distance")
+            panels.setdefault(OBJECTIVES[objective], {}).setdefault(task, {})[variant] = scaled(energy, "energy")
+    expert = {task: SCALES["energy"] * results.references[task]["expert"]["energy"] for task in tasks}
+    return plots_study.overview_figure(panels, expert, quantity("energy"))
 
 
 def figure(results: Results) -> Figure:
-    """Draw the data and the expert, and beneath each other each objective's student without and with the mixture."""
+    """Draw the data, the expert, and each objective's 4-step student after forward training and after the mixture."""
     reference = results.arrays(results.references[TASK]["samples"])
-    panels, colours = {"shown to the student": reference["data"]}, {}
-    for variant, states in (("forward", "forward states"), ("ddil", "dagdiff")):
-        for objective, name in NAMES.items():
+    panels, colours = {"training data": reference["data"]}, {}
+    for variant in ("forward", "ddil"):
+        for objective, name in OBJECTIVES.items():
             wanted = (TASK, objective, variant, 0)
             record = next(r for r in results.records if (r.task, r.objective, r.variant, r.seed) == wanted)
-            title = f"{name}, 4 steps: {states}"
+            title = f"{name}: {variant_name(variant)}"
             panels[title], colours[title] = results.arrays(record.samples)["x"], plots.VARIANTS[variant]
-        panels.setdefault("the expert, 32 steps", reference["x"])
+        panels.setdefault("expert, 32 steps", reference["x"])
     return plots.scatter_panels(panels, colours=colours)
 
 
 def pictures(results: Results) -> Figure:
     """Draw the teacher's images of digits and each objective's students', equal places from equal noise."""
-    panels = {"the teacher, 16 steps": results.arrays(results.references[IMAGE_TASK]["samples"])["x"]}
-    for objective, name in NAMES.items():
-        for variant, states in (("forward", "forward states"), ("ddil", "dagdiff")):
+    panels = {"teacher, 16 steps": results.arrays(results.references[IMAGE_TASK]["samples"])["x"]}
+    for objective, name in OBJECTIVES.items():
+        for variant in ("forward", "ddil"):
             wanted = (IMAGE_TASK, objective, variant, 4, 0)
             records = (r for r in results.records if (r.task, r.objective, r.variant, r.steps, r.seed) == wanted)
-            panels[f"{name}, 4 steps: {states}"] = results.arrays(next(records).samples)["x"]
+            panels[f"{name}: {variant_name(variant)}"] = results.arrays(next(records).samples)["x"]
     return plots_images.image_panels(panels)
 
 

@@ -1,100 +1,91 @@
-"""The Markdown tables of README and docs, made from committed results.
+"""The Markdown tables of README and docs: functions from rows of results to the lines of a table.
 
-:data:`TABLES` maps a table's name to the results it is made from, the page it stands on and the function that makes it.
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+Which table stands where, and what it is made from, is in :mod:`dagdiff.benchmarks.pages`.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 from dagdiff.benchmarks.peers import milliseconds
-from dagdiff.benchmarks.study import CRITICS, MIXES, NARROW, THRESHOLDED
-from dagdiff.checks import Refusal
-from dagdiff.glossary import DISTANCES
+from dagdiff.benchmarks.study import CRITICS, MIXES, NARROW
+from dagdiff.glossary import OBJECTIVES, quantity, variant_name
 from dagdiff.metrics.statistics import Interval, paired_difference
-from dagdiff.results import Results, Row
-from dagdiff.verdict import number, spell, told_excess
+from dagdiff.results import Row
+from dagdiff.verdict import change, level, number, outcome, tally, told_excess
 
-NAMES = {"progressive": "PD", "consistency": "LCM", "distribution": "DMD2"}
 CONTRAST = ("forward", "base", "ddil")
-END = "<!-- end of table -->"
 
 
-class Made(NamedTuple):
-    """How a table is made: from which results, on which page, by which function of their rows.
-
-    With ``few`` only the seeds that all of a study's blocks have: cells that are the headline's too have more.
-    """
-
-    results: str
-    page: Path
-    make: Callable[[Sequence[Row]], str]
-    few: bool = False
-
-
-def with_table(text: str, name: str, lines: str) -> str:
-    """Return a page's text with the table of that name replaced; refuse a page without a place for it."""
-    start = f"<!-- table: {name} -->"
-    before, found, rest = text.partition(start)
-    if not found or END not in rest:
-        raise Refusal(f"there is no place for the table {name!r}. Put in the lines {start!r} and {END!r}.")
-    return f"{before}{start}\n{lines}\n{END}{rest.partition(END)[2]}"
-
-
-def filled(text: str, page: Path, results: Path) -> str:
-    """Return the text of a page with each of its tables made anew from what is kept in the folder ``results``."""
-    mine = {name: made for name, made in TABLES.items() if made.page == page and (results / made.results).exists()}
-    rows = {sort: _rows(results / sort[0], sort[1]) for sort in {(made.results, made.few) for made in mine.values()}}
-    for name, made in mine.items():
-        text = with_table(text, name, made.make(rows[made.results, made.few]))
-    return text
+def glance(study: Sequence[Row], images: Sequence[Row]) -> str:
+    """README's table: the ring and the digits of which the training data lack half; one number a cell."""
+    ring = [row for row in study if row.task == "gaussians8-biased" and row.steps == 4 and not _about(row)]
+    digits = [row for row in images if row.task == "digits-biased" and row.steps == 4]
+    lines = _head("4-step student, half of the data", "forward", "published", "mixture", "expert")
+    told = []
+    for name, rows, objectives in (("ring", ring, OBJECTIVES), ("digits", digits, ("consistency", "distribution"))):
+        for objective in objectives:
+            peers = {row.variant: row for row in rows if row.objective == objective}
+            forward, base, ddil = (peers[variant] for variant in CONTRAST)
+            published = "= forward" if base.runs == forward.runs else _mean(base)
+            expert = level(ddil.expert, ddil.judged_by)
+            lines += _line(f"{name}, {OBJECTIVES[objective]}", _mean(forward), published, _mean(ddil), expert)
+            if base.runs != forward.runs:
+                told.append(f"{OBJECTIVES[objective]} on the {name}, {_published(base, ddil)}")
+    seeds = [len({record.seed for row in rows for record in row.records}) for rows in (ring, digits)]
+    caption = (
+        f"Ring: {quantity(ring[0].judged_by)}, {seeds[0]} seeds; chance may bring it just below 0. "
+        f"Digits, 8 x 8: {quantity(digits[0].judged_by)}, {seeds[1]} seeds. Means; lower is better."
+    )
+    return "\n".join([*lines, "", f"*{caption}*", "", f"{'. '.join(told)}."])
 
 
-def _rows(folder: Path, few: bool) -> list[Row]:
-    """The rows of what is kept in a folder, of all seeds or of the few that every block has."""
-    results = Results.load(folder)
-    seeds = results.settings.get("few_seeds", math.inf) if few else math.inf
-    return replace(results, records=[record for record in results.records if record.seed < seeds]).rows
+def findings(study: Sequence[Row], images: Sequence[Row]) -> str:
+    """What the study and the images show, a line each, made from the intervals."""
+    plane = [row for row in study if row.variant == "ddil" and row.steps == 4 and not _about(row)]
+    digits = [row for row in images if row.variant == "ddil" and row.task == "digits-biased"]
+    half = {
+        name: [row for row in plane if row.objective == name and row.task.endswith("-biased")] for name in OBJECTIVES
+    }
+    whole = [row for row in plane if row.task.endswith("-matched")]
+    pictures = [row for row in digits if row.objective == "distribution"]
+    told = [
+        *(
+            (f"{name}, half of the data, 2-D", "forward", tally(half[key], "forward"))
+            for key, name in OBJECTIVES.items()
+        ),
+        ("DMD2, half of the data, 2-D", "published", tally(half["distribution"], "base")),
+        ("All of the data, 2-D", "forward", tally(whole, "forward")),
+        *(
+            (f"{OBJECTIVES[name]}, half of the classes, digits", "forward", tally(found, "forward"))
+            for name in OBJECTIVES
+            if (found := [row for row in digits if row.objective == name])
+        ),
+        ("DMD2, half of the classes, digits", "published", tally(pictures, "base")),
+    ]
+    return "\n".join(f"- **{where}**, mixture against {baseline}: {found}." for where, baseline, found in told)
 
 
-def quick(rows: Sequence[Row]) -> str:
-    """The demo's table: the distance of each kind of training states, by task and objective."""
-    lines = _head("world, shown", "objective", "forward states", "published method", "dagdiff's mixture")
-    found = plain(rows)
-    for task, objective in dict.fromkeys((row.task, row.objective) for row in rows):
-        forward, base, ddil = (found[task, objective, variant] for variant in CONTRAST)
-        published = "the same" if base.runs == forward.runs else _interval(base)
-        cells = _interval(forward), published, _interval(ddil)
-        lines += _line(task.replace("-", ", "), NAMES[objective], *cells)
-    return "\n".join(lines)
-
-
-def headline(rows: Sequence[Row], about: str = "") -> str:
-    """A line a task, a column an objective: the distances of the contrast, and what ddil leaves of the excess.
-
-    A cell holds forward-only's, the published method's where that is another, ddil's, and of forward-only's excess over
-    the expert the part that ddil leaves; a dash where the objective was not run.
-    """
+def contrasts(rows: Sequence[Row], about: str = "") -> str:
+    """A line a task and objective: the contrast, the expert, the mixture's difference to forward, and the result."""
+    lines = _head("dataset, trained on", "objective", "forward", "published", "mixture", "expert",
+                  "mixture minus forward", "result")  # fmt: skip
     found = plain(rows, about)
-    lines = _head("world, shown", *NAMES.values())
-    for task in dict.fromkeys(task for task, _, variant in found if variant == "base"):
-        told = []
-        for objective in NAMES:
-            mine = [found[key] for variant in CONTRAST if (key := (task, objective, variant)) in found]
-            told.append(_contrast(*mine) if len(mine) == 3 else "–")
-        lines += _line(task.replace("-", ", "), *told)
-    return "\n".join(lines)
+    for task, objective in dict.fromkeys((task, name) for task, name, variant in found if variant == "base"):
+        peers = [found.get((task, objective, variant)) for variant in CONTRAST]
+        if None not in peers:
+            forward, base, ddil = (row for row in peers if row)
+            published = "= forward" if base.runs == forward.runs else _mean(base)
+            difference = ddil.minus("forward")
+            told = change(difference.interval, ddil.judged_by) if difference else ""
+            cells = _mean(forward), published, _mean(ddil), level(ddil.expert, ddil.judged_by), told
+            lines += _line(task.replace("-", ", "), OBJECTIVES[objective], *cells, outcome(ddil, "forward"))
+    return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}.", "", *lines])
 
 
 def by_steps(rows: Sequence[Row]) -> str:
     """A line an objective and kind of states, a column a number of steps."""
     mine = [row for row in rows if row.place == NARROW[0] and row.variant in CONTRAST]
-    mine.sort(key=lambda row: (list(NAMES).index(row.objective), CONTRAST.index(row.variant), row.steps))
+    mine.sort(key=lambda row: (list(OBJECTIVES).index(row.objective), CONTRAST.index(row.variant), row.steps))
     told = [row for row in mine if row.objective == "distribution" or row.variant != "base"]
     return pivot(told, _objective_and_states, lambda row: f"{row.steps} step{'s' * (row.steps > 1)}")
 
@@ -103,34 +94,37 @@ def by_variant(rows: Sequence[Row], variants: Sequence[str], about: str = "") ->
     """A line an objective, a column a variant, in the study's narrow world."""
     place = f"{NARROW[0]}, {about}" if about else NARROW[0]
     mine = [row for name in variants for row in rows if (row.variant, row.steps, row.place) == (name, 4, place)]
-    return pivot(mine, lambda row: NAMES[row.objective], lambda row: row.variant)
+    return pivot(mine, lambda row: OBJECTIVES[row.objective], lambda row: variant_name(row.variant))
 
 
 def by_share(rows: Sequence[Row]) -> str:
     """A line a point of the triangle of shares, a column an objective."""
     names = ("forward", "student", "expert", "ddil", *MIXES)
     mine = [row for row in rows if row.place == NARROW[0] and row.steps == 4 and row.variant in names]
-    mine.sort(key=lambda row: (row.records[0].shares, list(NAMES).index(row.objective)))
-    return pivot(mine, _shares, lambda row: NAMES[row.objective], _mean)
+    mine.sort(key=lambda row: (row.records[0].shares, list(OBJECTIVES).index(row.objective)))
+    return pivot(mine, _shares, lambda row: OBJECTIVES[row.objective], _mean)
 
 
 def by_world(rows: Sequence[Row]) -> str:
-    """DMD2's mixture beside its published method, a line a world: distances, the mixture's changes, its chance to win.
+    """DMD2's mixture beside its published method, a line a dataset: distances, differences, the chance to be better.
 
-    Changes are paired by seed; the chance is that of any run of the mixture against any of the published method.
+    Differences are paired by seed; the chance is that of any run of the mixture against any of the published method.
     """
-    lines = _head("world", "own states", "the mixture", "change", "change in coverage", "the mixture wins")
+    lines = _head(
+        "dataset", "published", "mixture", "difference", "difference in coverage", "P(mixture better)", "result"
+    )
     found = plain(rows)
     tasks = dict.fromkeys(row.task for row in rows if row.task.endswith("-biased"))
     pairs = [(found[task, "distribution", "base"], found[task, "distribution", "ddil"]) for task in tasks]
     for published, mixed in pairs:
-        change = mixed.against["base"]
-        changes = (f"{change[name].interval:+.4f}" for name in ("energy", "coverage"))
-        told = _mean(published), _mean(mixed), *changes, f"{change['energy'].improvement:.2f}"
-        lines += _line(mixed.task.removesuffix("-biased"), *told)
-    pooled = (f"{_pooled(pairs, name):+.4f}" for name in ("energy", "coverage"))
+        found = mixed.against["base"]
+        changes = change(found["energy"].interval, "energy"), f"{found['coverage'].interval:+.3f}"
+        told = _mean(published), _mean(mixed), *changes, f"{found['energy'].improvement:.2f}"
+        lines += _line(mixed.task.removesuffix("-biased"), *told, outcome(mixed, "base"))
+    energy, coverage = (_pooled(pairs, name) for name in ("energy", "coverage"))
     wins = statistics.mean(mixed.against["base"]["energy"].improvement for _, mixed in pairs)
-    return "\n".join([*lines, *_line("all", "", "", *pooled, f"{wins:.2f}")])
+    pooled = change(energy, "energy"), f"{coverage:+.3f}", f"{wins:.2f}"
+    return "\n".join([*lines, *_line("all", "", "", *pooled, "")])
 
 
 def by_critic(rows: Sequence[Row]) -> str:
@@ -139,10 +133,10 @@ def by_critic(rows: Sequence[Row]) -> str:
     dmd2 = [row for row in rows if row.objective == "distribution" and row.steps == 4 and row.task in worlds]
     kinds = [("base", about) for about in ("", *CRITICS)] + [("forward", ""), ("ddil", "")]
     mine = [row for kind in kinds for row in dmd2 if (row.variant, _about(row)) == kind]
-    others = {"forward": "forward states", "ddil": "the mixture"}
+    others = {"forward": "forward states", "ddil": "mixture"}
     return pivot(
         mine,
-        lambda row: others.get(row.variant) or _about(row) or "told the origin",
+        lambda row: others.get(row.variant) or _about(row) or "conditioned on the step",
         lambda row: row.task.replace("-", ", "),
         _modes,
     )
@@ -154,30 +148,32 @@ def by_schedule(rows: Sequence[Row]) -> str:
         list(dict.fromkeys(names)) for names in zip(*((row.variant, row.task) for row in rows), strict=True)
     )
     found = {(row.variant, row.objective, row.task): row for row in rows}
-    lines = _head(", ".join(task.removesuffix("-biased") for task in tasks), *NAMES.values())
+    lines = _head(", ".join(task.removesuffix("-biased") for task in tasks), *OBJECTIVES.values())
     for variant in variants:
         told = []
-        for objective in NAMES:
+        for objective in OBJECTIVES:
             pairs = [(found[variants[0], objective, task], found[variant, objective, task]) for task in tasks]
-            change = f"; {_pooled(pairs, 'energy'):+.4f}" if variant != variants[0] else ""
-            told.append(", ".join(_mean(mine) for _, mine in pairs) + change)
-        lines += _line(variant, *told)
+            difference = f"; {change(_pooled(pairs, 'energy'), 'energy')}" if variant != variants[0] else ""
+            told.append(", ".join(_mean(mine) for _, mine in pairs) + difference)
+        lines += _line(variant_name(variant), *told)
     return "\n".join(lines)
 
 
 def by_steps_and_task(rows: Sequence[Row]) -> str:
-    """The image suite: a line a task, objective and number of steps; the contrast, what is left, missing classes."""
-    judge = DISTANCES[rows[0].judged_by]
-    lines = _head("data, shown", "objective", "steps", "forward", "published", "ddil", "reflected ddil", "excess left",
-                  "missing classes: forward → ddil")  # fmt: skip
+    """The image suite: a line a task, objective and number of steps; the contrast, its result, missing classes."""
+    lines = _head("dataset, trained on", "objective", "steps", *map(variant_name, _SHOWN), "expert", "remaining gap",
+                  "result", "missing classes: forward → mixture")  # fmt: skip
     for task, steps, objective in dict.fromkeys((row.task, row.steps, row.objective) for row in rows):
         group = {row.variant: row for row in rows if (row.task, row.steps, row.objective) == (task, steps, objective)}
-        told = [number(row.distance.mean) if (row := group.get(name)) and row.distance else "–" for name in _SHOWN]
+        told = [_mean(row) if (row := group.get(name)) else "–" for name in _SHOWN]
+        if "base" in group and "forward" in group and group["base"].runs == group["forward"].runs:
+            told[1] = "= forward"
         missing = [group[name].metrics["missing"] for name in ("forward", "ddil") if name in group]
         classes = " → ".join(f"{share.mean:.2f}" for share in missing if share)
-        left = told_excess(group["ddil"]) if "ddil" in group else ""
-        lines += _line(task.replace("-", ", "), NAMES[objective], str(steps), *told, left, classes or "–")
-    return "\n".join([f"Cells hold {judge}.", "", *lines])
+        ddil = group.get("ddil")
+        left = [level(ddil.expert, ddil.judged_by), told_excess(ddil), outcome(ddil, "forward")] if ddil else [""] * 3
+        lines += _line(task.replace("-", ", "), OBJECTIVES[objective], str(steps), *told, *left, classes or "–")
+    return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}.", "", *lines])
 
 
 def which_one(rows: Sequence[Row]) -> str:
@@ -185,9 +181,9 @@ def which_one(rows: Sequence[Row]) -> str:
     lines = _head("variant", *dict.fromkeys(row.place for row in rows), "NFE student", "NFE expert")
     for variant in dict.fromkeys(row.variant for row in rows):
         mine = [row for row in rows if row.variant == variant]
-        told = [spell(row.distance, 2) for row in mine]
+        told = [level(row.distance, row.judged_by) for row in mine]
         nfe = [f"{getattr(mine[0].records[0], name) / 1e6:.2f} M" for name in ("nfe_student", "nfe_expert")]
-        lines += _line(variant, *told, *nfe)
+        lines += _line(variant_name(variant), *told, *nfe)
     return "\n".join(lines)
 
 
@@ -198,7 +194,7 @@ def by_peer(rows: Sequence[Row]) -> str:
     times = {name: statistics.mean(milliseconds(row) for row in rows if row.variant == name) for name in variants}
     for name in variants:
         told = [_covering(row) for row in rows if row.variant == name]
-        lines += _line(name, *told, f"{times[name] / times[variants[0]]:.2f}×")
+        lines += _line(variant_name(name), *told, f"{times[name] / times[variants[0]]:.2f}×")
     return "\n".join(lines)
 
 
@@ -206,7 +202,7 @@ def pivot(
     rows: Iterable[Row],
     line: Callable[[Row], str],
     column: Callable[[Row], str],
-    number_of: Callable[[Row], str] = lambda row: spell(row.distance, 2),
+    number_of: Callable[[Row], str] = lambda row: level(row.distance, row.judged_by),
 ) -> str:
     """Return a table with a cell a row of the results; where there is none stands a dash."""
     cells = {(line(row), column(row)): number_of(row) for row in rows}
@@ -223,14 +219,11 @@ def plain(rows: Sequence[Row], about: str = "") -> dict[tuple[str, str, str], Ro
     return {(row.task, row.objective, row.variant): row for row in mine}
 
 
-def _interval(row: Row) -> str:
-    """Mean and interval to four decimals."""
-    return f"{row.distance:.4f}" if row.distance else "not measured"
-
-
-def _contrast(forward: Row, base: Row, ddil: Row) -> str:
-    published = "" if base.runs == forward.runs else f" (published: {_mean(base)})"
-    return f"{_mean(forward)}{published} → {_mean(ddil)}; {told_excess(ddil)}"
+def _published(base: Row, ddil: Row) -> str:
+    """The published method against the mixture: both means, their difference, and the result for the mixture."""
+    difference = ddil.minus("base")
+    told = change(difference.interval, ddil.judged_by) if difference else "not measured"
+    return f"published against mixture: {_mean(base)} and {_mean(ddil)}, difference {told}: {outcome(ddil, 'base')}"
 
 
 def _pooled(pairs: Iterable[tuple[Row, Row]], metric: str) -> Interval:
@@ -242,16 +235,17 @@ def _pooled(pairs: Iterable[tuple[Row, Row]], metric: str) -> Interval:
 def _modes(row: Row) -> str:
     spread, shares = row.metrics["spread"], row.metrics["mode_kl"]
     widths = f"width {spread.mean:.2f}, shares off {number(shares.mean, 2)}" if spread and shares else ""
-    return f"{spell(row.distance, 2)}; {widths}"
+    return f"{level(row.distance, row.judged_by)}; {widths}"
 
 
 def _covering(row: Row) -> str:
     coverage = row.metrics["coverage"]
-    return f"{spell(row.distance, 2)}; covers {coverage.mean:.2f}" if coverage else spell(row.distance, 2)
+    told = level(row.distance, row.judged_by)
+    return f"{told}; covers {coverage.mean:.2f}" if coverage else told
 
 
 def _objective_and_states(row: Row) -> str:
-    return f"{NAMES[row.objective]}, {row.variant}"
+    return f"{OBJECTIVES[row.objective]}, {variant_name(row.variant)}"
 
 
 def _shares(row: Row) -> str:
@@ -263,7 +257,7 @@ def _about(row: Row) -> str:
 
 
 def _mean(row: Row) -> str:
-    return f"{row.distance.mean:.4f}" if row.distance else "not measured"
+    return level(row.distance.mean, row.judged_by) if row.distance else "not measured"
 
 
 def _head(*words: str) -> list[str]:
@@ -275,24 +269,3 @@ def _line(*cells: str) -> list[str]:
 
 
 _SHOWN = ("forward", "base", "ddil", "reflected-ddil")
-_README, _STUDY, _IMAGES = Path("README.md"), Path("docs/study.md"), Path("docs/images.md")
-TABLES = {
-    "demo": Made("toy2d-quick", _README, quick),
-    "study": Made("study", _README, headline),
-    "steps": Made("study", _STUDY, by_steps, few=True),
-    "sources": Made("study", _STUDY, partial(by_variant, variants=("forward", "student", "expert", "ddil")), few=True),
-    "equal NFE": Made("equal-nfe", _STUDY, partial(headline, about="equal NFE")),
-    "learned expert": Made("study", _STUDY, partial(by_variant, variants=("forward", "ddil"), about="learned expert")),
-    "thresholds": Made("study", _STUDY, partial(by_variant, variants=THRESHOLDED), few=True),
-    "shares": Made("study", _STUDY, by_share, few=True),
-    "mixture": Made("study", _STUDY, by_world),
-    "critic": Made("study", _STUDY, by_critic, few=True),
-    "schedules": Made("schedules", _STUDY, by_schedule),
-    "imitation": Made("imitation", Path("docs/which-one.md"), which_one),
-    "peers": Made("peers", _STUDY, by_peer),
-    "images": Made("images", _README, by_steps_and_task),
-    "fashion": Made("fashion", _IMAGES, by_steps_and_task),
-    "LCM": Made("lcm-long", _IMAGES, by_steps_and_task),
-    "PD": Made("pd-long", _IMAGES, by_steps_and_task),
-}
-"""Every table, by name."""

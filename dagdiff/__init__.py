@@ -18,6 +18,7 @@ _PUBLIC = {
     "DAgger": "dagdiff.dagger",
     "Ddim": "dagdiff.transition",
     "DistributionMatching": "dagdiff.objectives.distribution",
+    "Experiment": "dagdiff.experiment",
     "Expert": "dagdiff.expert",
     "FlowSchedule": "dagdiff.schedule",
     "Progressive": "dagdiff.objectives.progressive",
@@ -26,13 +27,16 @@ _PUBLIC = {
     "Round": "dagdiff.round",
     "Shares": "dagdiff.mixture",
     "VPSchedule": "dagdiff.schedule",
+    "configure": "dagdiff.config",
     "sample": "dagdiff.transition",
 }
 """Public name -> the module that holds it. A name added here is added to the imports and to ``__all__`` below."""
 
 if TYPE_CHECKING:
     from dagdiff.checks import Refusal
+    from dagdiff.config import configure
     from dagdiff.dagger import DAgger
+    from dagdiff.experiment import Experiment
     from dagdiff.expert import Expert
     from dagdiff.mixture import Shares
     from dagdiff.objectives.consistency import Consistency
@@ -62,6 +66,7 @@ __all__ = [
     "DAgger",
     "Ddim",
     "DistributionMatching",
+    "Experiment",
     "Expert",
     "FlowSchedule",
     "Progressive",
@@ -71,5 +76,6 @@ __all__ = [
     "Shares",
     "VPSchedule",
     "__version__",
+    "configure",
     "sample",
 ]

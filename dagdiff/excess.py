@@ -5,8 +5,8 @@ training as the yardstick, the part of its excess that another training leaves i
 
 .. math:: \rho = \frac{\overline{D} - D_{expert}}{\overline{D}_{forward} - D_{expert}}
 
-with means over common seeds: 1 repairs nothing, 0 everything. The ratio says nothing where there is nothing to repair,
-so where an excess is no more than chance would make it, words stand in its place.
+with means over common seeds: at 1 the whole gap remains, at 0 none. The ratio says nothing where there is no gap, so
+where an excess is no more than chance would make it, words stand in its place.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class Excess(NamedTuple):
     words: str = ""
 
 
-NOTHING = "forward-only is at the expert's level"
-REPAIRED = "at the expert's level"
+NOTHING = "no gap"
+REPAIRED = "matches the expert"
 
 
 def excess_left(ours: Sequence[float], baseline: Sequence[float], noise: float, resamples: int = 10_000) -> Excess:

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dagdiff.checkpoint import write_atomically
 from dagdiff.checks import Refusal
+from dagdiff.glossary import variant_name
 from dagdiff.metrics.shift import StepShift
 from dagdiff.metrics.statistics import Interval
 
@@ -85,7 +86,7 @@ def chain_panels(chains: Mapping[str, Points], truth: Points) -> Figure:
         axes.add_collection(LineCollection(list(paths), colors=colour, linewidths=0.7, alpha=0.5))
         axes.scatter(paths[:, 0, 0], paths[:, 0, 1], s=12, facecolors="none", edgecolors=colour, linewidths=0.6)
         _dots(axes, paths[:, -1], 9, colour, 1.0)
-        _square(axes, name, half)
+        _square(axes, variant_name(name), half)
     return figure
 
 
@@ -107,8 +108,8 @@ def loss_by_step(panels: Mapping[str, Mapping[str, StepLosses]]) -> Figure:
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):
         for variant, losses in variants.items():
             colour = VARIANTS.get(variant, "#555555")
-            _band(axes, losses.t, losses.forward, colour, f"{variant}: forward states", "--")
-            _band(axes, losses.t, losses.own, colour, f"{variant}: own states", "-")
+            _band(axes, losses.t, losses.forward, colour, f"{variant_name(variant)}: forward states", "--")
+            _band(axes, losses.t, losses.own, colour, f"{variant_name(variant)}: student states", "-")
         time_axis(axes, title)
     grid[0].set_ylabel("imitation loss")
     legend_below(figure, grid[:1])
@@ -271,13 +272,15 @@ def _band(axes: Axes, t: ArrayLike, values: ArrayLike, colour: str, label: str, 
 def _points(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], variant: str) -> None:
     mean, low, high = zip(*intervals, strict=True)
     reach = np.subtract(mean, low), np.subtract(high, mean)
-    axes.errorbar(x, mean, yerr=reach, fmt="D", ms=5, capsize=3, color=VARIANTS.get(variant, "#555555"), label=variant)
+    colour, name = VARIANTS.get(variant, "#555555"), variant_name(variant)
+    axes.errorbar(x, mean, yerr=reach, fmt="D", ms=5, capsize=3, color=colour, label=name)
 
 
 def legend_below(figure: Figure, grid: Sequence[Axes]) -> None:
     """One legend under all panels, each label once."""
     known = {label: mark for axes in grid for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    labels = sorted(known, key=[*(label for label in known if label not in VARIANTS), *VARIANTS].index)
+    last = [variant_name(variant) for variant in VARIANTS]
+    labels = sorted(known, key=[*(label for label in known if label not in last), *last].index)
     marks = [known[label] for label in labels]
     widest = 0.6 + 0.075 * max(map(len, labels), default=0)  # inches, at this size of letters
     columns = max(1, min(5, len(labels), int(figure.get_figwidth() / widest)))

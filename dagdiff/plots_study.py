@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from dagdiff.checks import Refusal, check_shares
+from dagdiff.glossary import variant_name
 from dagdiff.metrics.statistics import Interval
 from dagdiff.plots import ROLES, VARIANTS, dress, legend_below, make_grid
 
@@ -29,7 +30,7 @@ def overview_figure(
     Args:
         panels: title -> task -> variant -> quality, smaller is better; a panel may lack a task.
         expert: task -> the expert's quality.
-        xlabel: what quality is.
+        xlabel: what quality is; its axis is linear from -1 to 1 and logarithmic beyond.
     """
     tasks = list(expert)
     figure, grid = make_grid(len(panels), len(panels), 3.6, 1.1 + 0.26 * len(tasks), sharey=True)
@@ -41,9 +42,9 @@ def overview_figure(
             rows = [place for place, task in enumerate(tasks) if variant in found.get(task, {})]
             means, low, high = (np.array(x) for x in zip(*(found[tasks[row]][variant] for row in rows), strict=True))
             style: dict[str, Any] = {"fmt": "o", "ms": 4.5, "elinewidth": 1, "color": VARIANTS.get(variant, "#555555")}
-            axes.errorbar(means, rows, xerr=(means - low, high - means), label=variant, **style)
+            axes.errorbar(means, rows, xerr=(means - low, high - means), label=variant_name(variant), **style)
         axes.set_yticks(range(len(tasks)), tasks)
-        axes.set_xscale("symlog", linthresh=1e-3)
+        axes.set_xscale("symlog", linthresh=1.0)
         axes.margins(x=0.08)
         dress(axes, title, xlabel)
         axes.tick_params(axis="x", labelsize=7)
@@ -98,13 +99,13 @@ def growth_figure(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, In
     figure, grid = make_grid(len(panels), len(panels), 3.4, 3.3)
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):
         for variant, found in variants.items():
-            colour, counts = VARIANTS.get(variant, "#555555"), sorted(found)
+            colour, counts, name = VARIANTS.get(variant, "#555555"), sorted(found), variant_name(variant)
             means, low, high = zip(*(found[steps][1] for steps in counts), strict=True)
             reach = np.subtract(means, low), np.subtract(high, means)
-            axes.errorbar(counts, means, reach, fmt="o-", ms=4, capsize=3, color=colour, label=f"{variant}: measured")
+            axes.errorbar(counts, means, reach, fmt="o-", ms=4, capsize=3, color=colour, label=f"{name}: measured")
             for power, style in ((1, "--"), (2, ":")):
                 law = [found[steps][0] * steps**power for steps in counts]
-                axes.plot(counts, law, style, color=colour, linewidth=1, label=f"{variant}: e K{'²' * (power - 1)}")
+                axes.plot(counts, law, style, color=colour, linewidth=1, label=f"{name}: e K{'²' * (power - 1)}")
         axes.set_xscale("log", base=2)
         _log(axes)
         ticks = sorted({steps for found in variants.values() for steps in found})

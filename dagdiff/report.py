@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from dagdiff import __version__, plots, plots_images, plots_study
 from dagdiff.checkpoint import save_text
-from dagdiff.glossary import DISTANCES, METRICS
+from dagdiff.glossary import METRICS, SCALES, objective_name, quantity
 from dagdiff.metrics.statistics import Interval
 from dagdiff.results import Results, Row, distinct
-from dagdiff.verdict import caveat, judge, number, spell, title, told_excess
+from dagdiff.verdict import caveat, change, counts, judge, level, number, outcome, scaled, spell, title, told_excess
 
 _OPERATORS = {"ddil": "none", "reflected-ddil": "box"}
 _SHOWN = ("forward", "ddil")  # the contrast that losses and chains are drawn for
@@ -45,11 +45,12 @@ def write_report(folder: Path) -> Path:
         overview=_overview(rows),
         tasks=tasks,
         verdicts=judge(rows),
+        counts=counts(rows),
         caveat=caveat(rows),
         metrics={name: told for name, told in METRICS.items() if any(row.metrics[name] for row in rows)},
         judge=results.judged_by,
-        distance=DISTANCES[results.judged_by],
-        heading=DISTANCES[results.judged_by][0].upper() + DISTANCES[results.judged_by][1:],
+        distance=quantity(results.judged_by),
+        heading=quantity(results.judged_by)[0].upper() + quantity(results.judged_by)[1:],
         colours=plots.VARIANTS,
         settings=json.dumps(_harmless(results.settings), indent=2),
         made={"dagdiff": results.version, **results.versions},
@@ -100,7 +101,7 @@ def _figures(results: Results, place: str, rows: Sequence[Row], dpi: int) -> dic
 
 def _clouds(results: Results, world: Mapping[str, plots.Points], rows: Sequence[Row]) -> dict[str, Figure]:
     """The yardsticks under "", then each objective's students, all on the same square."""
-    clouds = {"shown to the student": world["data"], "the truth": world["truth"], "the expert": world["x"]}
+    clouds = {"training data": world["data"], "target": world["truth"], "expert": world["x"]}
     if _is_images(world):
         return {"": plots_images.image_panels(clouds), **_pictures(results, world, rows)}
     half = plots.half_width(clouds.values())
@@ -119,7 +120,7 @@ def _pictures(results: Results, world: Mapping[str, plots.Points], rows: Sequenc
     figures = {}
     for name in dict.fromkeys(title(row, rows) for row in rows):
         made = {label: _arrays(results, row)["x"] for label, row in distinct(rows) if title(row, rows) == name}
-        figures[name] = plots_images.image_panels({"the expert": world["x"], **made})
+        figures[name] = plots_images.image_panels({"expert": world["x"], **made})
     return figures
 
 
@@ -140,11 +141,13 @@ def _quality(rows: Sequence[Row], reference: Mapping[str, Any]) -> Figure:
     panels: dict[str, dict[str, dict[int, Interval]]] = {}
     for _, row in distinct(rows):
         if row.distance and not _is_mix(row):
-            panels.setdefault(row.objective, {}).setdefault(row.variant, {})[row.steps] = row.distance
+            found = scaled(row.distance, row.judged_by)
+            panels.setdefault(objective_name(row.objective), {}).setdefault(row.variant, {})[row.steps] = found
     judge = rows[0].judged_by
-    expert = {steps: found[judge] for steps, found in reference["expert_by_nfe"].items()}
+    scale = SCALES.get(judge, 1.0)
+    expert = {steps: scale * found[judge] for steps, found in reference["expert_by_nfe"].items()}
     panels = panels or {"no student measured": {}}
-    return plots.quality_by_nfe(panels, expert, reference["floor"][judge], DISTANCES[judge])
+    return plots.quality_by_nfe(panels, expert, scale * reference["floor"][judge], quantity(judge))
 
 
 def _study(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -156,19 +159,21 @@ def _study(rows: Sequence[Row]) -> dict[str, Figure]:
         forward, own = (row.metrics[name] for name in ("loss_forward", "loss_own"))
         if row.distance and row.variant.endswith("ddil"):
             name = _OPERATORS.get(row.variant, row.variant.removesuffix("-ddil"))
-            thresholds.setdefault(title(row, rows), {})[name] = row.distance
+            thresholds.setdefault(title(row, rows), {})[name] = scaled(row.distance, row.judged_by)
         if row.distance and "-" not in row.variant:
             first, second, third = row.records[0].shares
-            shares.setdefault(title(row, rows), {})[first, second, third] = row.distance.mean
+            shares.setdefault(title(row, rows), {})[first, second, third] = scaled(row.distance, row.judged_by).mean
         if forward and own and row.variant in _SHOWN:
             summed = Interval(*(value * row.steps for value in own))
-            growth.setdefault(row.objective, {}).setdefault(row.variant, {})[row.steps] = forward.mean, summed
+            by_variant = growth.setdefault(objective_name(row.objective), {})
+            by_variant.setdefault(row.variant, {})[row.steps] = forward.mean, summed
     shares = {name: found for name, found in shares.items() if len(found) > 5}
     growth = {name: found for name, found in growth.items() if all(len(by_steps) > 2 for by_steps in found.values())}
     thresholds = {name: found for name, found in thresholds.items() if len(found) > 2}
     figures = {"shares": plots_study.shares_figure(shares)} if shares else {}
     figures |= {"growth": plots_study.growth_figure(growth)} if growth else {}
-    return figures | ({"thresholds": plots_study.thresholds_figure(thresholds)} if thresholds else {})
+    distance = quantity(rows[0].judged_by)
+    return figures | ({"thresholds": plots_study.thresholds_figure(thresholds, distance)} if thresholds else {})
 
 
 def _is_mix(row: Row) -> bool:
@@ -198,5 +203,6 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    world.filters |= {"number": number, "spell": spell, "told_excess": told_excess}
+    world.filters |= {"number": number, "spell": spell, "told_excess": told_excess, "level": level, "change": change}
+    world.filters |= {"outcome": outcome, "objective": objective_name}
     return world.get_template("report.html.j2")

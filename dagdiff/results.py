@@ -21,12 +21,12 @@ import numpy as np
 from dagdiff.checkpoint import save_text
 from dagdiff.checks import Refusal
 from dagdiff.excess import Excess, excess_left
-from dagdiff.glossary import BASELINES, CHANCE, COMPARED, DISTANCES, EXCESSES, LARGER_IS_BETTER, METRICS
+from dagdiff.glossary import BASELINES, CHANCE, COMPARED, DISTANCES, EXCESSES, LARGER_IS_BETTER, METRICS, variant_name
 from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
 
 IDENTITY = 2
-"""Version of what identifies a run: its settings, their defaults, and how their key is made. Results made under
-an older one stay readable and are marked so."""
+"""Version of what identifies a run: its settings, their defaults, and how their key is made. Results of an older one
+stay readable and are marked so."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Results:
-    """A folder of results: its records, and for each place (a task) the ``floor`` and the ``expert``."""
+    """A folder of results: its records, and for each place (a task) the ``floor`` and the ``expert``.
+
+    ``identity`` is the :data:`IDENTITY` under which they were made; 1 where the file does not say.
+    """
 
     folder: Path
     suite: str
@@ -70,6 +73,7 @@ class Results:
     references: dict[str, dict[str, Any]]
     versions: dict[str, str]
     failures: dict[str, str]
+    identity: int = 1
 
     @classmethod
     def load(cls, folder: Path) -> "Results":
@@ -83,7 +87,8 @@ class Results:
             places = dict.fromkeys(record.place for record in records)
             references = {place: _reference(content["references"][place]) for place in places}
             parts = content["suite"], content["dagdiff"], dict(content["settings"]), records, references
-            found = cls(folder, *parts, content.get("versions", {}), content.get("failures", {}))
+            versions, failures = content.get("versions", {}), content.get("failures", {})
+            found = cls(folder, *parts, versions, failures, int(content.get("identity", 1)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refusal(f"{file} does not hold results ({error!r}). Run `dagdiff bench` into a new folder.") from None
         if not records:
@@ -104,6 +109,14 @@ class Results:
             group = groups.setdefault((record.task, record.objective, record.steps, record.setup), {})
             group.setdefault(record.variant, []).append(record)
         return [_row(self, group, variant) for group in groups.values() for variant in group]
+
+    @property
+    def made_with(self) -> str:
+        """What made them, in words: version, machine, torch, and the number of seeds."""
+        seeds = len({record.seed for record in self.records})
+        torch = self.versions.get("torch", "unknown").partition("+")[0]
+        machine = self.versions.get("system", "an unknown machine")
+        return f"dagdiff {self.version} on {machine} (torch {torch}), {seeds} seed{'s' * (seeds > 1)}"
 
     def arrays(self, path: str) -> dict[str, Any]:
         """Read the arrays of a record's or a reference's ``samples`` file; refuse a missing or broken one."""
@@ -132,9 +145,9 @@ class Row:
     """One line of the summary: the runs of a variant, one a seed.
 
     ``judged_by`` is the metric that counts. ``metrics`` hold the mean over seeds and its interval (None: never
-    measured), ``excess`` the mean distances minus the expert's own on the same grid, ``against`` the paired
-    differences, baseline -> metric -> difference, without baselines that are the same runs, ``left`` the part of
-    forward-only's excess that is left.
+    measured), ``expert`` the expert's own distance on the same grid, ``excess`` the mean distances minus the expert's,
+    ``against`` the paired differences, baseline -> metric -> difference, without baselines that are the same runs, and
+    ``remaining`` the part of each baseline's gap to the expert that remains.
     """
 
     task: str
@@ -144,9 +157,10 @@ class Row:
     records: tuple[Record, ...]
     judged_by: str
     metrics: dict[str, Interval | None]
+    expert: float
     excess: dict[str, float]
     against: dict[str, dict[str, Difference]]
-    left: Excess | None
+    remaining: dict[str, Excess]
 
     @property
     def group(self) -> tuple[str, str, int, str]:
@@ -162,6 +176,11 @@ class Row:
     def distance(self) -> Interval | None:
         """The metric that counts."""
         return self.metrics[self.judged_by]
+
+    @property
+    def left(self) -> Excess | None:
+        """The part of forward's gap to the expert that remains."""
+        return self.remaining.get("forward")
 
     def minus(self, baseline: str) -> Difference | None:
         """Return the distance minus that of a baseline, if they were compared."""
@@ -195,12 +214,12 @@ def write_summary(results: Results, path: Path) -> None:
 
 
 def distinct(rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """Each set of runs once, under all its names: ``forward = base``. With several numbers of steps, they are told."""
+    """Each set of runs once, under all its names: "forward = published"; with the steps where these differ."""
     twins: dict[Hashable, list[Row]] = {}
     for row in rows:
         twins.setdefault((row.group, row.runs), []).append(row)
     several = len({row.steps for row in rows}) > 1
-    names = [" = ".join(row.variant for row in same) for same in twins.values()]
+    names = [" = ".join(variant_name(row.variant) for row in same) for same in twins.values()]
     firsts = [same[0] for same in twins.values()]
     return [(f"{name}, {row.steps} steps" if several else name, row) for name, row in zip(names, firsts, strict=True)]
 
@@ -216,8 +235,10 @@ def _row(results: Results, group: Mapping[str, list[Record]], variant: str) -> R
     excess = {name: mean.mean - expert[name] if (mean := metrics[name]) else math.nan for name in EXCESSES}
     judge = results.judged_by
     chance = CHANCE[judge] * abs(reference["floor"][judge])
-    left = _left(records, others.get("forward", ()), judge, expert[judge], chance)
-    return Row(first.task, first.objective, variant, first.steps, records, judge, metrics, excess, against, left)
+    gaps = {name: _left(records, theirs, judge, expert[judge], chance) for name, theirs in others.items()}
+    left = {name: gap for name, gap in gaps.items() if gap}
+    labels = first.task, first.objective, variant, first.steps
+    return Row(*labels, records, judge, metrics, expert[judge], excess, against, left)
 
 
 def _expert(record: Record, reference: Mapping[str, Any]) -> Mapping[str, float]:
@@ -226,9 +247,9 @@ def _expert(record: Record, reference: Mapping[str, Any]) -> Mapping[str, float]
     return scores
 
 
-def _left(ours: Iterable[Record], forward: Iterable[Record], metric: str, expert: float, noise: float) -> Excess | None:
-    """The part of forward-only's excess that is left, over the seeds at which both were measured."""
-    mine, theirs = ({record.seed: record.metrics[metric] - expert for record in records} for records in (ours, forward))
+def _left(ours: Iterable[Record], other: Iterable[Record], metric: str, expert: float, noise: float) -> Excess | None:
+    """The part of another's gap to the expert that remains, over the seeds at which both were measured."""
+    mine, theirs = ({record.seed: record.metrics[metric] - expert for record in records} for records in (ours, other))
     common = sorted(seed for seed in mine.keys() & theirs.keys() if math.isfinite(mine[seed] + theirs[seed]))
     if not common or not math.isfinite(noise):
         return None

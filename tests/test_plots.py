@@ -67,7 +67,7 @@ def test_scatter_refuses_what_it_cannot_draw() -> None:
 def test_chains_run_from_ring_to_dot_beside_the_experts() -> None:
     student, expert, truth = RNG.normal(size=(7, 5, 2)), RNG.normal(size=(7, 3, 2)), RNG.normal(size=(20, 2))
     figure = plots.chain_panels({"ddil": student, "expert": expert}, truth)
-    assert [axes.get_title() for axes in figure.axes] == ["ddil", "expert"]
+    assert [axes.get_title() for axes in figure.axes] == ["mixture", "expert"]
     for axes, chains, colour in zip(
         figure.axes, (student, expert), (plots.VARIANTS["ddil"], plots.ROLES["expert"]), strict=True
     ):
@@ -89,11 +89,11 @@ def test_losses_by_step_are_means_over_seeds_from_noise_to_data() -> None:
     )
     first, second = figure.axes
     drawn = lines(second)
-    assert list(drawn) == [f"{name}: {law} states" for name in ("forward", "ddil") for law in ("forward", "own")]
-    np.testing.assert_array_equal(drawn["ddil: forward states"].get_xdata(), t)
-    np.testing.assert_allclose(drawn["ddil: forward states"].get_ydata(), forward.mean(axis=0))
-    np.testing.assert_allclose(drawn["ddil: own states"].get_ydata(), np.nanmean(own, axis=0))
-    assert drawn["ddil: own states"].get_linestyle() == "-" != drawn["ddil: forward states"].get_linestyle()
+    assert list(drawn) == [f"{name}: {law} states" for name in ("forward", "mixture") for law in ("forward", "student")]
+    np.testing.assert_array_equal(drawn["mixture: forward states"].get_xdata(), t)
+    np.testing.assert_allclose(drawn["mixture: forward states"].get_ydata(), forward.mean(axis=0))
+    np.testing.assert_allclose(drawn["mixture: student states"].get_ydata(), np.nanmean(own, axis=0))
+    assert drawn["mixture: student states"].get_linestyle() == "-" != drawn["mixture: forward states"].get_linestyle()
     assert first.get_xlim()[0] > first.get_xlim()[1] and first.get_yscale() == "log"
     assert len(first.lines) == 2 and first.get_ylim() == second.get_ylim()
 
@@ -108,12 +108,12 @@ def test_quality_stands_at_the_number_of_evaluations() -> None:
     curve = lines(axes)["the expert"]
     assert curve.get_xdata().tolist() == [1, 2, 4] and curve.get_ydata().tolist() == [0.5, 0.2, -0.001]
     forward, ddil = axes.containers
-    assert (forward.get_label(), ddil.get_label()) == ("forward", "ddil")
+    assert (forward.get_label(), ddil.get_label()) == ("forward", "mixture")
     assert ddil[0].get_ydata().tolist() == [0.1, 0.01]
     assert ddil[0].get_xdata().tolist() == pytest.approx([2, 4], rel=0.1)
     assert forward[0].get_xdata()[0] < ddil[0].get_xdata()[1]
     assert [float(y) for _, y in forward[2][0].get_segments()[0]] == pytest.approx([0.01, 0.04])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["the expert", "floor", "forward", "ddil"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["the expert", "floor", "forward", "mixture"]
 
 
 def test_shift_shows_three_losses_and_two_distances() -> None:

@@ -31,8 +31,8 @@ def test_growth_draws_the_laws_with_each_variant_s_own_error() -> None:
     found = {2: (0.1, Interval(0.5, 0.4, 0.6)), 1: (0.2, Interval(0.2, 0.1, 0.3)), 4: (0.1, Interval(2.0, 1.0, 3.0))}
     axes = plots_study.growth_figure({"PD": {"ddil": found}}).axes[0]
     lines = {line.get_label(): line for line in axes.lines}
-    assert np.allclose(lines["ddil: e K"].get_data(), [[1, 2, 4], [0.2, 0.2, 0.4]])
-    assert np.allclose(lines["ddil: e K²"].get_data(), [[1, 2, 4], [0.2, 0.4, 1.6]])
+    assert np.allclose(lines["mixture: e K"].get_data(), [[1, 2, 4], [0.2, 0.2, 0.4]])
+    assert np.allclose(lines["mixture: e K²"].get_data(), [[1, 2, 4], [0.2, 0.4, 1.6]])
     assert axes.get_yscale() == "log"
 
 
@@ -55,7 +55,7 @@ def test_the_overview_names_every_variant_and_leaves_out_what_was_not_run() -> N
     one, two = Interval(0.1, 0.05, 0.2), Interval(0.3, 0.2, 0.4)
     panels = {"PD": {"a": {"ddil": one}, "b": {"ddil": two}}, "DMD2": {"b": {"ddil": one, "base": two}}}
     figure = plots_study.overview_figure(panels, {"a": 0.01, "b": 0.02}, "energy distance")
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"expert", "ddil", "base"}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"expert", "mixture", "published"}
     assert np.allclose(figure.axes[1].lines[1].get_data(), [[0.1], [1]])
 
 

@@ -14,13 +14,15 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from PIL import Image
 
-from dagdiff.benchmarks import image_tasks, images, readme, study
+from dagdiff.benchmarks import image_tasks, images, readme, study, toy2d
+from dagdiff.benchmarks.pages import END, TABLES, command, filled, load, origin, with_table
 from dagdiff.benchmarks.suite import Cell
-from dagdiff.benchmarks.tables import END, TABLES, by_world, filled, headline, with_table
+from dagdiff.benchmarks.tables import by_world, contrasts, findings, glance
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.metrics.classifier import kept_classifier
-from dagdiff.results import IDENTITY, Record, Results, write_summary
+from dagdiff.results import IDENTITY, Record, Results, Row, write_summary
+from dagdiff.verdict import change, outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,7 +73,7 @@ def test_the_tables_are_those_of_the_committed_results(page: Path) -> None:
     assert text.count("<!-- table: ") == sum(made.page == page for made in TABLES.values())
 
 
-@pytest.mark.parametrize("name", sorted({made.results for made in TABLES.values()}))
+@pytest.mark.parametrize("name", sorted({name for made in TABLES.values() for name in made.results}))
 def test_the_committed_results_are_small_and_summed_up(name: str, tmp_path: Path) -> None:
     place = ROOT / readme.KEPT / name
     assert sum(file.stat().st_size for file in place.iterdir()) < 3e6
@@ -96,9 +98,9 @@ def test_dmd2_s_mixture_is_compared_seed_by_seed() -> None:
     for values in (energy, coverage):
         assert len(values["base"]) == len(values["ddil"]) == kept("study").settings["seeds"]
         change = sum(values["ddil"][seed] - values["base"][seed] for seed in values["base"]) / len(values["base"])
-        assert f"{change:+.4f} [" in line
+        assert (f"| {1000 * change:.1f} [" if values is energy else f"| {change:+.3f} [") in line
     wins = [a < b for a in energy["ddil"].values() for b in energy["base"].values()]
-    assert line.endswith(f"| {sum(wins) / len(wins):.2f} |")
+    assert line.endswith(f"| {sum(wins) / len(wins):.2f} | better |")
 
 
 def wanted(record: Record, variant: str) -> bool:
@@ -116,20 +118,81 @@ def small_study(folder: Path) -> Path:
 
 def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
     start = "<!-- table: study -->"
-    (own_folder / "README.md").write_text(f"before\n{start}\n{END}\nafter\n")
     (own_folder / "docs").mkdir()
+    (own_folder / "README.md").write_text(TEXT)
     (own_folder / "docs/study.md").write_text((ROOT / "docs/study.md").read_text(encoding="utf-8"))
+    findings_too = f"<!-- table: findings -->\n{END}\n"
+    (own_folder / "docs/results.md").write_text(f"before\n{start}\n{END}\nafter\n{findings_too}")
     readme.main([f"study={small_study(own_folder)}"])
-    text = (own_folder / "README.md").read_text()
-    rows = Results.load(own_folder / readme.KEPT / "study").rows
-    assert text == f"before\n{start}\n{headline(rows)}\n{END}\nafter\n"
+    text = (own_folder / "docs/results.md").read_text()
+    found = load(own_folder / readme.KEPT / "study")
+    made = f"{contrasts(found.rows)}\n\n{origin({'study': found})}"
+    assert text == f"before\n{start}\n{made}\n{END}\nafter\n{findings_too}"
     forward, ddil = (
-        next(f"{row.metrics['energy'].mean:.4f}" for row in rows if wanted == (row.task, row.objective, row.variant))
+        next(row.metrics["energy"].mean for row in found.rows if wanted == (row.task, row.objective, row.variant))
         for wanted in (("gaussians8-biased", "consistency", variant) for variant in ("forward", "ddil"))
     )
-    assert f"{forward} → {ddil}; at the expert's level" in text
+    assert f"| gaussians8, biased | LCM | {1000 * forward:.1f} | = forward | {1000 * ddil:.1f} |" in text
     with Image.open(own_folder / readme.STUDY_FIGURE) as image:
         assert image.info["Source"] == readme.source(own_folder / readme.KEPT / "study")
+
+
+def test_a_table_names_what_made_its_results() -> None:
+    found = load(ROOT / readme.KEPT / "toy2d-quick")
+    present, old = (dataclasses.replace(found, identity=identity) for identity in (IDENTITY, IDENTITY - 1))
+    made = "dagdiff 0.1.0 on Linux, x86_64, AVX512 (torch 2.13.0), 3 seeds."
+    assert origin({"demo": present}) == f"Made with {made}"
+    assert origin({"demo": old}) == (
+        f"Made with {made} Results of an older version: keys and defaults have changed since; they are made again "
+        "with `dagdiff bench toy2d --quick --out runs/demo`."
+    )
+    both = origin({"a": present, "b": old})
+    assert both.startswith(f"`a`: made with {made} `b`: made with {made} Results of an older version")
+
+
+def test_the_command_of_results_gives_their_settings() -> None:
+    settings = {"tasks": ["moons-biased", "moons-matched"], "seeds": 2, "settings": {"samples": 10}}
+    found = dataclasses.replace(kept("toy2d-quick"), settings={**dataclasses.asdict(toy2d.Suite()), **settings})
+    words = shlex.split(command(found, "mine"))
+    assert words == ["dagdiff", "bench", "toy2d", "--tasks", "moons-biased,moons-matched", "--seeds", "2", "--settings",
+                     '{"samples": 10}', "--out", "runs/mine"]  # fmt: skip
+
+
+def test_readme_s_table_holds_one_number_a_cell_and_its_words_follow() -> None:
+    """At most six columns and rows; what is said of DMD2 is the result of the comparison that stands beside it."""
+    study_rows, image_rows = kept("study").rows, kept("images").rows
+    text = glance(study_rows, image_rows)
+    head, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert len(head) <= 6 and len(rows) <= 6
+    cells = [cell for row in rows for cell in row[1:]]
+    assert all(re.fullmatch(r"= forward|-?[\d,]+\.\d+", cell) for cell in cells) and "-0.0" not in cells
+    for task, where, rows_of in (("gaussians8-biased", "ring", study_rows), ("digits-biased", "digits", image_rows)):
+        (row,) = (row for row in rows_of if _names(row) == (task, "distribution", "ddil", 4, ""))
+        difference = row.minus("base")
+        assert difference is not None
+        told = f"difference {change(difference.interval, row.judged_by)}: {outcome(row, 'base')}."
+        (line,) = (line for line in text.splitlines() if line.startswith("DMD2"))
+        assert told.rstrip(".") in line[line.index(where) :]
+
+
+def _names(row: Row) -> tuple[str, str, str, int, str]:
+    return row.task, row.objective, row.variant, row.steps, row.records[0].about
+
+
+def test_findings_count_every_comparison() -> None:
+    rows = kept("study").rows
+    text = findings(rows, kept("images").rows)
+    for name, objective in (("PD", "progressive"), ("LCM", "consistency"), ("DMD2", "distribution")):
+        mine = [row for row in rows if row.task.endswith("-biased") and row.records[0].about == ""]
+        mine = [row for row in mine if (row.objective, row.variant, row.steps) == (objective, "ddil", 4)]
+        (line,) = (
+            line
+            for line in text.splitlines()
+            if line.startswith(f"- **{name}, half of the data, 2-D**, mixture against f")
+        )
+        for way in ("better", "worse", "no gap", "inconclusive"):
+            number = sum(outcome(row, "forward") == way for row in mine)
+            assert (f"{way} in {number}" in line) == (number > 0)
 
 
 def test_what_is_kept_is_rounded() -> None:
@@ -159,7 +222,7 @@ def of_this_version(cells: Iterable[Cell], name: str) -> bool:
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("README.md", "study"), *(("docs/study.md", name) for name in ("study", "equal-nfe", "schedules"))],
+    [("docs/results.md", "study"), *(("docs/study.md", name) for name in ("study", "equal-nfe", "schedules"))],
 )
 def test_the_studies_commands_are_those_of_their_results(page: str, name: str) -> None:
     told = options_on(page, name)
@@ -171,7 +234,7 @@ def test_the_studies_commands_are_those_of_their_results(page: str, name: str) -
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("README.md", "images"), *(("docs/images.md", name) for name in ("fashion", "lcm-long", "pd-long"))],
+    [("docs/images.md", name) for name in ("images", "fashion", "lcm-long", "pd-long")],
 )
 def test_the_image_suites_commands_are_those_of_their_results(page: str, name: str) -> None:
     told = options_on(page, name)
@@ -197,6 +260,31 @@ def run(code: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     return names
+
+
+def test_the_first_code_runs(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In reduced size: a small teacher, few updates and samples."""
+    code = blocks("python")[0]
+    small = '"policy": {"class": "fresh", "width": 8}, "updates": 20, "samples": 100, "chains": 16, "batch_size": 16, '
+    assert 'settings = {"task"' in code and "sample(2000" in code
+    names = run(code.replace('settings = {"task"', f'settings = {{{small}"task"').replace("sample(2000", "sample(200"))
+    *rounds, energy = capsys.readouterr().out.splitlines()
+    assert len(rounds) == names["run"].settings.rounds and float(energy) == names["metrics"]["energy"]
+    assert names["samples"].shape == (200, 2)
+
+
+def test_the_demo_tells_how_to_go_on() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ndemo:")[2].partition("\n\n")[0]
+    assert "bench toy2d --quick" in recipe and recipe.rstrip().endswith('@echo "source $(BIN)/activate"')
+    assert blocks("sh")[0].splitlines()[1].split("#")[0].strip() == "source .venv/bin/activate"
+    assert "BIN := $(VENV)/bin" in makefile and "VENV ?= .venv" in makefile
+
+
+def test_extras_that_readme_installs_are_there() -> None:
+    known = set(re.findall(r"(?m)^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    extras = set(re.findall(r"'\.?(?:dagdiff)?\[(\w+)\]'", TEXT))
+    assert extras and extras <= known
 
 
 def test_the_loop_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,13 +321,11 @@ def test_the_commands_work_as_written(
 ) -> None:
     (own_folder / "mine.py").write_text(MINE)
     found = commands()
-    slow = [found.pop(0), found.pop(0)]  # they take too long for a test; that their results are kept is told elsewhere
-    assert [words[:2] for words in slow] == [["bench", "study"], ["bench", "images"]]
-    of_images, *others = [words[0] for words in found]
-    assert [of_images, *others] == ["distill", "export", "distill", "sample", "shift", "bench", "list", "distill"]
+    names = ["distill", "sample", "shift", "bench", "list", "distill", "export", "distill"]
+    assert [words[0] for words in found] == names
     monkeypatch.setattr(image_tasks, "kept_classifier", partial(kept_classifier, updates=20))
-    for place, words in enumerate(found):
-        small = IMAGES if place == 0 else {"distill": SMALL, "bench": BENCH}.get(words[0], "")
+    for words in found:
+        small = IMAGES if "digits-biased" in words else {"distill": SMALL, "bench": BENCH}.get(words[0], "")
         assert main([*words, *shlex.split(small)]) == 0, capsys.readouterr().err
     assert DiffusionPipeline.from_pretrained("students/digits").unet.config.sample_size == [8, 8]
     assert (own_folder / "samples.npz").exists() and (own_folder / "samples.png").exists()

@@ -16,7 +16,7 @@ from dagdiff.glossary import METRICS
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report import write_report
 from dagdiff.results import Results, distinct, write_summary
-from dagdiff.verdict import caveat, number, spell, table, verdicts
+from dagdiff.verdict import caveat, change, counts, judge, level, number, spell, table, verdicts
 
 TASK = "gaussians8-biased"
 IMAGES = ("fd", "kd", "class_tv", "missing", "agreement", "diversity", "pixel_gap", "feature_gap")
@@ -92,32 +92,71 @@ GAIN = {"forward": [0.0071, 0.0069, 0.0070], "ddil": [0.0021, 0.0026, 0.0022]}
 
 def test_a_clear_gain_is_claimed_with_its_size_and_levels(tmp_path: Path) -> None:
     (words,) = verdicts(loaded(tmp_path, GAIN))
-    assert words.startswith(f"{TASK}, consistency: ddil lowers the energy distance by 0.0047 [0.0043, 0.0050] against")
-    assert "forward-only (0.0023 for 0.0070, 3 seeds); the interval is clear of zero" in words
-    assert words.endswith("4.0x that on forward states under forward-only training, 1.1x under ddil.")
+    assert words.startswith(f"{TASK}, LCM: the mixture lowers the energy distance x 1000 by 4.7 [4.3, 5.0] against")
+    assert "forward (2.3 for 7.0, 3 seeds); the interval excludes 0" in words
+    assert words.endswith("over that on forward states: 4.0 after forward training, 1.1 after the mixture.")
 
 
 def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
-    (words,) = verdicts(loaded(tmp_path, {"forward": GAIN["ddil"], "ddil": GAIN["forward"]}))
-    assert "ddil is worse than forward-only: it raises the energy distance by 0.0047 [0.0043, 0.0050]" in words
-    assert "clear of zero" in words and "lowers" not in words
+    results = loaded(tmp_path, {"forward": GAIN["ddil"], "ddil": GAIN["forward"]})
+    (words,) = verdicts(results)
+    assert "the mixture raises the energy distance x 1000 by 4.7 [4.3, 5.0] against forward" in words
+    assert "the interval excludes 0" in words and "lowers" not in words
+    assert counts(results.rows) == ["Mixture against forward: worse in 1 of 1."]
 
 
 def test_nothing_is_claimed_where_the_interval_includes_zero(tmp_path: Path) -> None:
-    found = content({"forward": [0.001, 0.003, 0.002], "ddil": [0.002, 0.001, 0.002]})
-    (words,) = verdicts(Results.load(folder(tmp_path, found)))
-    assert "no difference to forward-only can be claimed" in words and "the interval includes zero" in words
-    assert "lowers" not in words and "worse" not in words and "shift to repair" not in words
-    for record in found["records"]:
-        record["metrics"]["loss_own"] = 0.2
-    (words,) = verdicts(Results.load(folder(tmp_path, found)))
-    assert words.endswith("1.0x under ddil: there is hardly a shift to repair here.")
+    results = loaded(tmp_path, {"forward": [0.001, 0.003, 0.002], "ddil": [0.002, 0.001, 0.002]})
+    (words,) = verdicts(results)
+    assert "inconclusive against forward" in words and "the interval includes 0" in words
+    assert "lowers" not in words and "raises" not in words
+    assert counts(results.rows) == ["Mixture against forward: inconclusive in 1 of 1."]
+
+
+MATCHES = [0.0006, 0.0004, 0.0005]  # the expert scores 0.0005
+
+
+def test_a_row_without_a_gap_is_never_counted_as_better(tmp_path: Path) -> None:
+    """Its mean is lower and its interval excludes 0; but forward matches the expert already."""
+    results = loaded(tmp_path, {"forward": MATCHES, "ddil": [0.0003, 0.0001, 0.0002]})
+    row = results.rows[1]
+    assert row.against["forward"]["energy"].interval.high < 0
+    (found,) = judge(results.rows)
+    assert found.way == "no gap" and "no gap: forward matches the expert already" in found.text
+    assert "lowers" not in found.text
+    assert counts(results.rows) == ["Mixture against forward: no gap in 1 of 1."]
+
+
+def test_without_a_gap_a_loss_is_still_a_loss(tmp_path: Path) -> None:
+    (found,) = judge(loaded(tmp_path, {"forward": MATCHES, "ddil": GAIN["ddil"]}).rows)
+    assert found.way == "worse" and "Forward itself matches the expert." in found.text
+
+
+def test_comparisons_are_counted_once_by_baseline(tmp_path: Path) -> None:
+    """Six rows: better, worse, no gap, inconclusive, and DMD2 twice, whose published method is another."""
+    plans: dict[str, Energies] = {
+        "progressive": {"forward": GAIN["forward"], "ddil": GAIN["ddil"]},
+        "consistency": {"forward": GAIN["ddil"], "ddil": GAIN["forward"]},
+        "gaussian-kl": {"forward": MATCHES, "ddil": [0.0003, 0.0001, 0.0002]},
+        "mine": {"forward": [0.001, 0.003, 0.002], "ddil": [0.002, 0.001, 0.002]},
+        "distribution": {"forward": [0.7, 0.8, 0.75], "base": [0.004, 0.003, 0.0035], "ddil": [0.003, 0.0036, 0.004]},
+    }
+    parts = [content(energies, objective=name) for name, energies in plans.items()]
+    parts.append(content({"forward": [0.7], "base": [0.004], "ddil": [0.003]}, objective="distribution", steps=2))
+    results = Results.load(folder(tmp_path, merged(*parts)))
+    assert counts(results.rows) == [
+        "Mixture against forward: better in 2 of 6, worse in 1, no gap in 1, inconclusive in 2.",
+        "Mixture against published (DMD2 only): inconclusive in 2 of 2.",
+    ]
+    page, text = write_report(tmp_path).read_text(), " ".join(table(results).split())
+    assert all(told in page and told in text for told in counts(results.rows))
 
 
 def test_one_seed_gives_no_interval_and_no_claim(tmp_path: Path) -> None:
     results = loaded(tmp_path, {"forward": [0.007], "ddil": [0.002]})
     (words,) = verdicts(results)
-    assert "nothing can be claimed" in words and "no interval exists" in words and "lowers" not in words
+    assert "inconclusive" in words and "no interval exists" in words and "lowers" not in words
+    assert counts(results.rows) == ["Mixture against forward: inconclusive in 1 of 1."]
     assert "[" not in words and "one seed" in caveat(results.rows)
 
 
@@ -130,21 +169,21 @@ def test_the_caveat_counts_the_coin_and_goes_away_with_seeds(tmp_path: Path) -> 
 def test_base_is_spoken_of_only_where_it_is_another_run(tmp_path: Path) -> None:
     found = content({"forward": GAIN["forward"], "base": [0.004, 0.004, 0.0041], "ddil": GAIN["ddil"]})
     first, second = verdicts(Results.load(folder(tmp_path, found)))
-    assert "against forward-only" in first and "against the base method" in second
+    assert "against forward" in first and "against published" in second
     for record in found["records"]:
         record["config"] = record["config"].replace("base", "forward")
     results = Results.load(folder(tmp_path, found))
     assert len(verdicts(results)) == 1
-    assert [label for label, _ in distinct(results.rows)] == ["forward = base", "ddil"]
+    assert [label for label, _ in distinct(results.rows)] == ["forward = published", "mixture"]
     assert "base" not in results.rows[0].against
 
 
 def test_several_numbers_of_steps_are_told_apart(tmp_path: Path) -> None:
     found = merged(content(GAIN, steps=2), content({**GAIN, "ddil": GAIN["forward"]}, steps=4))
     two, four = verdicts(Results.load(folder(tmp_path, found)))
-    assert "consistency, 2 steps: ddil lowers" in two and "consistency, 4 steps: no difference" in four
+    assert "LCM, 2 steps: the mixture lowers" in two and "LCM, 4 steps: inconclusive" in four
     page = write_report(tmp_path).read_text()
-    assert "ddil, 2 steps" in page and "ddil, 4 steps" in page
+    assert "mixture, 2 steps" in page and "mixture, 4 steps" in page
 
 
 def test_without_a_common_seed_nothing_is_compared(tmp_path: Path) -> None:
@@ -213,9 +252,9 @@ def test_table_names_every_run_once_with_its_yardsticks(tmp_path: Path) -> None:
     text = table(results)
     head, rule, task, floor, expert, forward, ddil, *_ = text.splitlines()
     assert set(rule) == {"-"} and head.split()[:3] == ["objective", "trained", "on"] and task == TASK
-    assert "(floor)" in floor and "0.000100" in floor and "(expert)" in expert and "0.000500" in expert
-    assert "0.00230 [0.00210, 0.00260]" in ddil and "-0.00470 [-0.00500, -0.00430]" in ddil
-    assert forward.index("0.00700 [") == ddil.index("0.00230 [") == head.index("energy distance")
+    assert "(floor)" in floor and " 0.1 " in floor and "(expert)" in expert and " 0.5 " in expert
+    assert "2.3 [2.1, 2.6]" in ddil and "-4.7 [-5.0, -4.3]" in ddil and " better " in ddil
+    assert forward.index("7.0 [") == ddil.index("2.3 [") == head.index("energy distance x 1000")
     assert all(words in " ".join(text.split()) for words in verdicts(results))
 
 
@@ -229,11 +268,11 @@ def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
     assert not re.search(r"https?://|src=\"(?!data:)|href=\"(?!#)|@import|url\(", page)
     assert not re.search(r"/home/|/tmp/", page) and str(tmp_path) not in page
     assert all(words in unescape(re.sub(r"</?b>", "", page)) for words in verdicts(results))
-    assert "ddil wins 1 and loses\n0; 0 are open" in page
+    assert "Mixture against forward: better in 1 of 1." in page
     assert page.count("<table") == 4 and page.count("<img") == 6  # yardsticks, 2 objectives, chains, losses, quality
     assert all(f"<b>{metric}</b>" in page for metric in PLANE)
     for row in results.rows:
-        assert spell(row.metrics["energy"]) in page
+        assert level(row.metrics["energy"], "energy") in page
     assert "dagdiff 0.0.9" in page and not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
 
@@ -255,20 +294,31 @@ def test_what_is_left_of_the_excess_is_told_everywhere(tmp_path: Path) -> None:
     forward, ddil, base = results.rows
     assert forward.left is None and ddil.left is not None and ddil.left.ratio is not None
     assert ddil.left.ratio.mean == pytest.approx((0.0023 - 0.0005) / (0.0070 - 0.0005))
-    assert base.left is not None and base.left.words == "at the expert's level"
-    assert "Of forward-only's excess over the expert 0.28 [0.24, 0.33] is left." in verdicts(results)[0]
-    assert "0.28 [0.24, 0.33]" in table(results) and "at the expert's level" in table(results)
+    assert base.left is not None and base.left.words == "matches the expert"
+    assert "Of forward's gap to the expert 0.28 [0.24, 0.33] remains." in verdicts(results)[0]
+    assert "0.28 [0.24, 0.33]" in table(results) and "matches the expert" in table(results)
     page = write_report(tmp_path).read_text()
-    assert "0.28 [0.24, 0.33]" in page and "at the expert&#39;s level" in page
+    assert "0.28 [0.24, 0.33]" in page and "matches the expert" in page
     write_summary(results, tmp_path / "summary.csv")
     _, line, other = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
     assert float(line["excess_over_forward_mean"]) == pytest.approx(ddil.left.ratio.mean)
-    assert other["excess_over_forward_mean"] == "" and other["excess_told"] == "at the expert's level"
+    assert other["excess_over_forward_mean"] == "" and other["excess_told"] == "matches the expert"
 
 
-def test_nothing_to_repair_is_said(tmp_path: Path) -> None:
-    words = verdicts(loaded(tmp_path, {"forward": [0.0006, 0.0004, 0.0005], "ddil": GAIN["ddil"]}))[0]
-    assert "In excess, forward-only is at the expert's level." in words
+@pytest.mark.parametrize(("told", "identity"), [({}, 1), ({"identity": 2}, 2)])
+def test_results_say_under_which_identity_they_were_made(tmp_path: Path, told: dict[str, int], identity: int) -> None:
+    found = content(GAIN) | {"versions": {"torch": "2.13.0+cpu", "system": "Linux, x86_64, AVX2"}} | told
+    results = Results.load(folder(tmp_path, found))
+    assert results.identity == identity
+    assert results.made_with == "dagdiff 0.0.9 on Linux, x86_64, AVX2 (torch 2.13.0), 3 seeds"
+
+
+def test_distances_are_shown_with_their_scale_and_without_a_negative_zero() -> None:
+    assert level(Interval(0.0173, 0.0102, 0.025), "energy") == "17.3 [10.2, 25.0]"
+    assert level(-0.00002, "energy") == "0.0" and level(float("nan"), "energy") == level(None, "energy") == "–"
+    assert level(1.7631, "fd") == "1.76"
+    assert change(Interval(-0.00022, -0.0005, -0.000005), "energy") == "-0.220 [-0.500, -0.005]"
+    assert change(Interval(0.0, -0.00002, 0.0008), "energy") == "0.0 [0.0, 0.8]"
 
 
 def test_places_stand_apart_with_yardsticks_of_their_own(tmp_path: Path) -> None:
@@ -283,7 +333,7 @@ def test_places_stand_apart_with_yardsticks_of_their_own(tmp_path: Path) -> None
     plain, learned = (row for row in results.rows if row.variant == "ddil")
     assert (plain.excess["energy"], learned.excess["energy"]) == pytest.approx((0.0018, 0.0003))
     first, second = verdicts(results)
-    assert first.startswith(f"{TASK}, consistency:") and second.startswith(f"{TASK}, learned expert, consistency:")
+    assert first.startswith(f"{TASK}, LCM:") and second.startswith(f"{TASK}, learned expert, LCM:")
     page = write_report(tmp_path).read_text()
     assert f'id="{TASK}, learned expert"' in page and page.count(f'<a href="#{TASK}">') == 2  # overview and navigation
 
