@@ -8,12 +8,10 @@ name of a variant. Cells with equal configurations are one run, listed under eac
 import hashlib
 import json
 import multiprocessing
-import platform
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +28,7 @@ from dagdiff.expert import Expert
 from dagdiff.round import NonFiniteLoss
 from dagdiff.schedule import step_grid
 from dagdiff.transition import Ddim, sample
+from dagdiff.versions import versions
 
 # The key of a run is a digest of its whole configuration, so a setting that is new would make every run a new one. The
 # rule: a setting that came later stands below with its *neutral* value, the one under which a run is, bit for bit, what
@@ -51,6 +50,9 @@ _NEUTRAL: dict[str, Any] = {
 
 _TOLD = ("task", "steps", "seed", "shares", "threshold")
 _YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data")
+
+THREADS = 1
+"""Torch threads of every run: another number rounds in another order."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -190,7 +192,7 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
         if out.is_file() or (out.exists() and any(out.iterdir())):
             raise Refusal(f"--out {out} holds something else than results. Name a new folder, or one to continue.")
         empty: dict[str, Any] = {"settings": {}, "records": [], "references": {}}
-        return {"suite": suite, "dagdiff": __version__, "versions": versions(), **empty}
+        return {"suite": suite, "dagdiff": __version__, "versions": versions(THREADS), **empty}
     results = load_json(file)
     if results.get("suite") != suite:
         raise Refusal(f"{file} holds results of the suite {results.get('suite')!r}, not {suite!r}. Name a new folder.")
@@ -202,7 +204,7 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
 
 def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     """Train and score one student; return its record, and keep its samples and chains beside the results."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     it = Experiment.build(cell.config)
     *_, (_, last) = it.rounds()
     cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
@@ -220,7 +222,7 @@ def scored(it: Experiment, key: str, out: Path) -> dict[str, Any]:
 
 def refer(cell: Cell, out: Path) -> dict[str, Any]:
     """Score real data (the floor) and the expert as students are; keep their samples, and chains from one noise."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     it = Experiment.build({**cell.config, "seed": 0, "threshold": {"class": "none"}})
     n, task, schedule = it.settings.samples, it.task, it.task.schedule
     noise, condition, _ = it.start(n, seed=0)
@@ -243,15 +245,8 @@ def refer(cell: Cell, out: Path) -> dict[str, Any]:
 
 def learn(cell: Cell) -> None:
     """Train and cache the networks that a cell starts from."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     Experiment.build(cell.config)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on beside its configuration."""
-    packages = {name: version(name) for name in ("torch", "torchrl", "numpy")}
-    system = f"{platform.system()}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"Python": platform.python_version(), **packages, "system": system}
 
 
 def _each(

@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dagdiff.benchmarks.tasks import PIPELINE, shows_images
-from dagdiff.checks import Refusal, check_above, check_at_least, check_shares
+from dagdiff.checks import Refusal, check_above, check_at_least, check_seed, check_shares
 from dagdiff.halving import check_stages
 from dagdiff.parts import (
     DEFAULTS,
@@ -48,7 +48,7 @@ class Settings:
             takes the objective's own.
         steps: K, the student's steps.
         stages: true progressive halving: the steps of each stage, e.g. 16,8,4; the student of one teaches the next.
-        updates: of the student, over all rounds (of each stage).
+        updates: of the student, over all rounds (of each stage); the first rounds make one more if need be.
         rounds: of gathering and training.
         batch_size: rows of an update.
         chains: rolled in a round.
@@ -62,13 +62,14 @@ class Settings:
         max_age: drop student states older than this many updates.
         lr: learning rate of Adam; null takes the objective's own.
         clip: the largest gradient norm.
-        ema: decay of the averaged student that is saved instead of the last; 0 averages nothing.
+        ema: decay of the averaged student that is saved for the last, (1 + n) / (10 + n) at most after n updates;
+            0 averages nothing.
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
         accumulate: parts of a batch that go through the student one after the other, to save memory.
         memmap: a folder for the aggregate, memory-mapped; null keeps it in memory.
         heldout: chains of the measurement that closes a round; 0 measures nothing.
         samples: points drawn from the student for its final score.
-        seed: of everything random.
+        seed: of everything random, from 0 to 2^32 - 1.
         device: auto, cpu, cuda, cuda:1, ...
     """
 
@@ -205,6 +206,7 @@ def check_settings(settings: Namespace) -> None:
     for name in ("steps", "rounds", "batch_size", "chains", "substeps", "accumulate"):
         check_at_least(name, getattr(settings, name), 1)
     check_at_least("updates", settings.updates, settings.rounds)
+    check_seed("seed", settings.seed)
     check_at_least("samples", settings.samples, 10)
     if settings.samples > 20_000:
         raise Refusal(f"samples must be at most 20000, for all pairs are compared; got {settings.samples}.")

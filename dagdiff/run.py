@@ -18,13 +18,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dagdiff import parallel, plots, plots_images
+from dagdiff import __version__, parallel, plots, plots_images
 from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.config import read_yaml
 from dagdiff.dagger import DAgger
 from dagdiff.experiment import Experiment
 from dagdiff.round import NonFiniteLoss, Round
+from dagdiff.versions import versions
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 """TorchRL's loggers, by name."""
@@ -65,7 +66,8 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
     metrics, by_step = experiment.measure(experiment.sample(experiment.settings.samples, seed=0))
     best = {"round": loop.best[0], "heldout": loop.best[1]} if loop.best else None
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
-    report = {"metrics": metrics, "by_step": by_step, "best": best, **nfe}
+    made = {"dagdiff": __version__, **versions(torch.get_num_threads())}
+    report = {"metrics": metrics, "by_step": by_step, "best": best, **nfe, "versions": made}
     save_json(out / "metrics.json", report)
     save_figures(experiment, rounds, out)
     return report

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dagdiff import config, plots, plots_shift, run
-from dagdiff.checks import check_at_least
+from dagdiff.checks import check_at_least, check_seed
 from dagdiff.commands import make_parser
 from dagdiff.experiment import Experiment
 from dagdiff.metrics.amplification import (
@@ -43,6 +43,7 @@ def shift(words: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     given = config.read(parser, words)
     check_at_least("num", given.num, 10)
+    check_seed("seed", given.seed)
     found = measure(run.load(given.folder, given.device, given.weights), given.num, given.seed)
     keep(found, given.folder)
     print(f"{told(found)}\n\nkept in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")
