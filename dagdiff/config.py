@@ -62,8 +62,8 @@ class Settings:
         max_age: drop student states older than this many updates.
         lr: learning rate of Adam; null takes the objective's own.
         clip: the largest gradient norm.
-        ema: decay of the averaged student that is saved for the last, (1 + n) / (10 + n) at most after n updates;
-            0 averages nothing.
+        ema: decay of the averaged student, which is the one saved, (1 + n) / (10 + n) at most after n updates; 0 saves
+            the last.
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
         accumulate: parts of a batch that go through the student one after the other, to save memory.
         memmap: a folder for the aggregate, memory-mapped; null keeps it in memory.
