@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dagdiff.benchmarks.tasks import Task, teacher_path
 from dagdiff.checkpoint import cache_folder, load_weights, save_weights
-from dagdiff.checks import Refusal, check_at_least, check_in
+from dagdiff.checks import Refusal, check_at_least, check_in, check_seed
 from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
 from dagdiff.envs.images import SETS, WORLDS, ImageWorld
 from dagdiff.envs.sets import Points
@@ -176,6 +176,7 @@ class UNetTeacher:
         check_in("prediction", prediction, PREDICTIONS)
         for name, value in {"updates": updates, "batch_size": batch_size}.items():
             check_at_least(name, value, 1)
+        check_seed("seed", seed)
         self.task, self.updates, self.batch_size, self.lr, self.ema = task, updates, batch_size, lr, ema
         self.network_options: dict[str, Any] = {"channels": channels, "layers": layers}
         self.seed, self.prediction = seed, prediction
@@ -186,7 +187,7 @@ class UNetTeacher:
         fields = ("updates", "batch_size", "lr", "ema", "seed", "prediction")
         train = self.task.world.train
         data = digest(train.points, *([] if train.labels is None else [train.labels]))
-        options = {"unet": 1, "data": data, **{field: getattr(self, field) for field in fields}}
+        options = {"unet": 2, "data": data, **{field: getattr(self, field) for field in fields}}
         return teacher_path(self.task, {**options, **self.network_options})
 
     def network(self) -> Student:
@@ -254,6 +255,7 @@ def unet_student(
         batch_size: images an update of the teacher's training.
         teacher_seed: of the teacher's weights, data and noise.
     """
+    check_seed("teacher_seed", teacher_seed)
     return UNetTeacher(task, channels, layers, updates, batch_size, seed=teacher_seed).load()
 
 
@@ -277,6 +279,6 @@ def _unet(task: Task, options: dict[str, Any], prediction: str, seed: int) -> St
     if not isinstance(task, ImageTask):
         raise Refusal(f"{task.name!r} is of points, and a U-Net is for images. Leave --policy and --expert away.")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed("seed", seed))
         network = image_unet(task.shape, task.labels, **options)
     return Student(network, task.schedule, PREDICTIONS[prediction])

@@ -34,9 +34,9 @@ def train(it: Experiment, backward_simulation: bool) -> Iterator[tuple[int, int]
         return x0, torch.randn(x0.shape, generator=loop.generator)
 
     with loop.counting():
-        for _ in range(loop.rounds):
+        for updates in loop.updates_by_round:
             losses = []
-            for _ in range(loop.updates_per_round):
+            for _ in range(updates):
                 for _ in range(critic.critic_updates):
                     _update_critic(critic, pipeline.compute_fake_score_loss(*batch())["total"])
                 losses.append(pipeline.compute_student_loss(*batch())["total"])

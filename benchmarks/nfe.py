@@ -20,6 +20,7 @@ from dagdiff.config import Config
 from dagdiff.mixture import Shares
 from dagdiff.objectives import Consistency, DistributionMatching, Progressive
 from dagdiff.parts import resolve
+from dagdiff.round import updates_by_round
 
 
 class Nfe(NamedTuple):
@@ -51,10 +52,9 @@ def predict_nfe(config: Config) -> Nfe:
     rates = _rates(config)
     twice = 2 if config["task"].endswith("-labelled") and config["guidance"] != 1.0 else 1
     records, rows, substeps = config["chains"] * config["steps"], config["batch_size"], config["substeps"]
-    updates = config["updates"] // config["rounds"]
     mixture = Shares(*config["shares"])
     expert, student = 0.0, 0.0 if mixture.forward == 1.0 else float(config["chains"])
-    for number in range(config["rounds"]):
+    for number, updates in enumerate(updates_by_round(config["updates"], config["rounds"])):
         progress = number / config["rounds"]
         driven = round(_ramp(config, "beta", progress) * config["chains"]) * config["steps"]
         shares = mixture.ramped(_ramp(config, "shares_ramp", progress))

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from dagdiff.benchmarks.suite import Cell, scored
+from dagdiff.benchmarks.suite import THREADS, Cell, scored
 from dagdiff.experiment import Experiment
+from dagdiff.round import updates_by_round
 
 Training = Callable[[Experiment], Iterator[tuple[int, int]]]
 """Trains an experiment's student; yields after each round the NFE of student and expert so far."""
@@ -22,7 +23,7 @@ Training = Callable[[Experiment], Iterator[tuple[int, int]]]
 
 def race(columns: Sequence["Racer"], out: Path) -> list[dict[str, Any]]:
     """Train all columns in turns, a round each; return their records."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     for number in range(columns[0].it.settings.rounds):
         for place in range(len(columns)):
             columns[(number + place) % len(columns)].turn()
@@ -62,8 +63,8 @@ class Racer:
         """
         with torch.random.fork_rng(devices=[]):
             list(self.training)
-        chosen = self.it.settings
-        a_round = statistics.median(self.cpu[1:] or self.cpu)
+        updates = updates_by_round(self.it.settings.updates, self.it.settings.rounds)
+        each = [cpu / made for cpu, made in zip(self.cpu, updates, strict=True)]
         cost = {"nfe_student": self.nfe[0], "nfe_expert": self.nfe[1], "seconds": self.wall}
-        cost |= {"milliseconds": 1e3 * a_round / (chosen.updates // chosen.rounds)}
+        cost |= {"milliseconds": 1e3 * statistics.median(each[1:] or each)}
         return {**self.cell.labels, **cost, **scored(self.it, self.key, out)}

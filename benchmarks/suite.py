@@ -6,12 +6,10 @@ name of a variant. Cells with equal configurations are one run, listed under eac
 """
 
 import multiprocessing
-import platform
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +28,13 @@ from dagdiff.results import IDENTITY
 from dagdiff.round import NonFiniteLoss
 from dagdiff.schedule import step_grid
 from dagdiff.transition import Ddim, sample
+from dagdiff.versions import versions
 
 _TOLD = ("task", "steps", "seed", "shares", "threshold")
 _YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data")
+
+THREADS = 1
+"""Torch threads of every run: another number rounds in another order."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -155,7 +157,7 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
         if out.is_file() or (out.exists() and any(out.iterdir())):
             raise Refusal(f"--out {out} holds something else than results. Name a new folder, or one to continue.")
         empty: dict[str, Any] = {"settings": {}, "records": [], "references": {}}
-        return {"suite": suite, "dagdiff": __version__, "identity": IDENTITY, "versions": versions(), **empty}
+        return {"suite": suite, "dagdiff": __version__, "identity": IDENTITY, "versions": versions(THREADS), **empty}
     results = load_json(file)
     if results.get("suite") != suite:
         raise Refusal(f"{file} holds results of the suite {results.get('suite')!r}, not {suite!r}. Name a new folder.")
@@ -171,7 +173,7 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
 
 def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     """Train and score one student; return its record, and keep its samples and chains beside the results."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     it = Experiment.build(cell.config)
     *_, (_, last) = it.rounds()
     cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
@@ -189,7 +191,7 @@ def scored(it: Experiment, key: str, out: Path) -> dict[str, Any]:
 
 def refer(cell: Cell, out: Path) -> dict[str, Any]:
     """Score real data (the floor) and the expert as students are; keep their samples, and chains from one noise."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     it = Experiment.build({**cell.config, "seed": 0, "threshold": {"class": "none"}})
     n, task, schedule = it.settings.samples, it.task, it.task.schedule
     noise, condition, _ = it.start(n, seed=0)
@@ -212,15 +214,8 @@ def refer(cell: Cell, out: Path) -> dict[str, Any]:
 
 def learn(cell: Cell) -> None:
     """Train and cache the networks that a cell starts from."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     Experiment.build(cell.config)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on beside its configuration."""
-    packages = {name: version(name) for name in ("torch", "torchrl", "numpy")}
-    system = f"{platform.system()}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"Python": platform.python_version(), **packages, "system": system}
 
 
 def _each(

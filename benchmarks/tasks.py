@@ -24,7 +24,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from dagdiff.checkpoint import cache_folder, load_weights, save_weights
-from dagdiff.checks import Refusal, check_at_least, check_in
+from dagdiff.checks import Refusal, check_at_least, check_in, check_seed
 from dagdiff.envs import images
 from dagdiff.envs.sets import SETS
 from dagdiff.envs.toy2d import WORLDS, World, world
@@ -215,6 +215,7 @@ class Teacher:
     ) -> None:
         check_in("prediction", prediction, PREDICTIONS)
         check_at_least("updates", updates, 1)
+        check_seed("seed", seed)
         self.task, self.width, self.depth, self.updates, self.seed = task, width, depth, updates, seed
         self.prediction = prediction
 
@@ -222,7 +223,7 @@ class Teacher:
     def path(self) -> Path:
         """Where the trained weights are, or will be, cached."""
         fields = ("width", "depth", "updates", "seed", "prediction")
-        return teacher_path(self.task, {"version": 1, **{field: getattr(self, field) for field in fields}})
+        return teacher_path(self.task, {"version": 2, **{field: getattr(self, field) for field in fields}})
 
     def network(self) -> Student:
         """Return a fresh network, its weights fixed by the seed."""
@@ -304,7 +305,7 @@ def student_from_teacher(
         updates: of the teacher's training.
         teacher_seed: of the teacher's weights, data and noise.
     """
-    return Teacher(task, width, depth, updates, teacher_seed).load()
+    return Teacher(task, width, depth, updates, check_seed("teacher_seed", teacher_seed)).load()
 
 
 def fresh_student(task: Task, width: int = 128, depth: int = 3, prediction: str = "v", seed: int = 0) -> Student:
@@ -350,6 +351,6 @@ def _mlp(task: Task, width: int, depth: int, prediction: str, seed: int) -> Stud
     if len(task.shape) > 1:
         raise Refusal(f"{task.name!r} is of images, an MLP is for points. Leave --policy and --expert away.")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed("seed", seed))
         network = MLP(size=task.shape[0], width=width, depth=depth, labels=task.labels)
     return Student(network, task.schedule, PREDICTIONS[prediction])

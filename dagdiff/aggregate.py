@@ -11,7 +11,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -96,14 +97,18 @@ class Aggregate:
         return Shares(*(share / sum(kept) for share in kept)) if any(kept) else Shares(1.0, 0.0, 0.0)
 
 
-def rounds_to_keep(rounds: int, rounds_kept: int | None, max_age: int | None, updates_per_round: int) -> int:
-    """Return how many rounds of records fit both limits: a number of rounds and an age in updates. None is no limit."""
-    limits = [rounds]
-    if rounds_kept is not None:
-        limits.append(rounds_kept)
+def rounds_to_keep(updates: Sequence[int], rounds_kept: int | None, max_age: int | None) -> int:
+    """Return how many rounds of records fit both limits: a number of rounds and an age in updates. None is no limit.
+
+    ``updates`` are those of each round. The newest round always fits; a record that is kept for n rounds is as old as
+    their updates together, so n rounds fit if no n in a row make more than ``max_age``.
+    """
+    rounds = len(updates)
+    fits = [kept for kept in range(1, rounds + 1) if rounds_kept is None or kept <= rounds_kept]
     if max_age is not None:
-        limits.append(max_age // updates_per_round)
-    return max(1, min(limits))
+        ends = list(accumulate(updates, initial=0))
+        fits = [kept for kept in fits if max(ends[i + kept] - ends[i] for i in range(rounds + 1 - kept)) <= max_age]
+    return max(fits, default=1)
 
 
 def _scratch(folder: Path | None) -> Path | None:

@@ -46,6 +46,13 @@ def check_share(name: str, value: float) -> None:
         raise Refusal(f"{name} must lie in [0, 1]; got {value}. Pass e.g. {name}=0.5.")
 
 
+def check_seed(name: str, value: int) -> int:
+    """Refuse a seed that would repeat another's stream: torch's CPU generator reads 32 bits of it; return it."""
+    if not 0 <= value < 2**32:
+        raise Refusal(f"{name} must lie in [0, 2^32 - 1], or it repeats another's draws; got {value}. Pass e.g. 0.")
+    return value
+
+
 def check_shares(shares: tuple[float, ...]) -> None:
     """Refuse shares that are negative or do not sum to 1."""
     if len(shares) != 3 or not all(math.isfinite(share) and share >= 0.0 for share in shares):

@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dagdiff.benchmarks.tasks import PIPELINE, shows_images, usual_parts
-from dagdiff.checks import Refusal, check_above, check_at_least, check_share, check_shares
+from dagdiff.checks import Refusal, check_above, check_at_least, check_seed, check_share, check_shares
 from dagdiff.halving import check_stages
 from dagdiff.parts import DEFAULTS, GIVEN, HELP, PARTS, canonical, known, reach_working_folder, resolve
 from dagdiff.recipes import PLANE, pipeline_kind, recipe
@@ -38,7 +38,7 @@ class Settings:
         shares: parts of a batch that are forward-diffused, from student chains, from expert chains; they sum to 1.
         steps: K, the student's steps.
         stages: true progressive halving: the steps of each stage, e.g. 16,8,4; the student of one teaches the next.
-        updates: of the student, over all rounds (of each stage).
+        updates: of the student, over all rounds (of each stage); the first rounds make one more if need be.
         rounds: of gathering and training.
         batch_size: rows of an update.
         chains: rolled in a round.
@@ -53,13 +53,14 @@ class Settings:
         lr: learning rate of Adam.
         betas: Adam's decay rates of the first and the second moment.
         clip: the largest gradient norm.
-        ema: decay of the averaged student that is saved instead of the last; 0 averages nothing.
+        ema: decay of the averaged student, which is the one saved, (1 + n) / (10 + n) at most after n updates; 0 saves
+            the last.
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
         accumulate: parts of a batch that go through the student one after the other, to save memory.
         memmap: a folder for the aggregate, memory-mapped; null keeps it in memory.
         heldout: chains of the measurement that closes a round; 0 measures nothing.
         samples: points drawn from the student for its final score.
-        seed: of everything random.
+        seed: of everything random, from 0 to 2^32 - 1.
         device: auto, cpu, cuda, cuda:1, ...
     """
 
@@ -209,6 +210,7 @@ def check_settings(settings: Namespace) -> None:
     for name in ("steps", "rounds", "batch_size", "chains", "substeps", "accumulate"):
         check_at_least(name, getattr(settings, name), 1)
     check_at_least("updates", settings.updates, settings.rounds)
+    check_seed("seed", settings.seed)
     check_at_least("samples", settings.samples, 10)
     if settings.samples > 20_000:
         raise Refusal(f"samples must be at most 20000, for all pairs are compared; got {settings.samples}.")

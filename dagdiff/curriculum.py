@@ -10,9 +10,10 @@ Everything a curriculum asks of student and expert between two rounds is charged
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from dagdiff.checks import Refusal, check_above, check_at_least, check_share
 from dagdiff.dagger import DAgger
 from dagdiff.metrics.amplification import measure_amplification
-from dagdiff.mixture import LinearRamp
+from dagdiff.mixture import LinearRamp, Ramp
 from dagdiff.objectives.progressive import Progressive
 from dagdiff.round import Round
 from dagdiff.shapes import Times
@@ -55,20 +56,41 @@ class ForwardTraining:
                 do not divide by the steps.
         """
         steps = len(loop.env.times) - 1
-        weights = [[each for each in network.parameters() if each.requires_grad] for network in _networks(loop, steps)]
-        whole = loop.lr_ramp
-        loop.lr_ramp = lambda progress: whole(progress * steps % 1.0)
+        networks, each = _networks(loop, steps), loop.rounds // steps
+        weights = [[each for each in network.parameters() if each.requires_grad] for network in networks]
+        ends = list(accumulate(sum(loop.updates_by_round[k * each :][:each]) for k in range(steps)))
+        loop.lr_ramp = ByStage(loop.lr_ramp, ends)
         rounds = iter(loop)
         try:
             for step in range(steps):
                 loop.focus(step)
                 for place, learning in enumerate(weights):
                     _let_learn(learning, place == step)
-                yield from islice(rounds, loop.rounds // steps)
+                yield from islice(rounds, each)
             yield from rounds  # none are left; it ends
         finally:
             for learning in weights:
                 _let_learn(learning, True)
+
+
+@dataclass(frozen=True)
+class ByStage:
+    """A ramp that runs its whole course in each stage of training.
+
+    Args:
+        ramp: it.
+        ends: how many updates have been made at the end of each stage; the last are all.
+    """
+
+    ramp: Ramp
+    ends: Sequence[int]
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at ``progress`` of all training."""
+        made = round(progress * self.ends[-1])
+        stage = min(bisect_right(self.ends, made), len(self.ends) - 1)
+        start = self.ends[stage - 1] if stage else 0
+        return self.ramp((made - start) / (self.ends[stage] - start))
 
 
 def _let_learn(weights: Iterable[nn.Parameter], learn: bool) -> None:

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2410.11971).
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.envs import EnvBase
 
 from dagdiff import parallel
 from dagdiff.aggregate import Aggregate, rounds_to_keep
-from dagdiff.checks import check_at_least, check_same_shape, check_share, check_shares
+from dagdiff.average import Average
+from dagdiff.checks import Refusal, check_at_least, check_same_shape, check_share, check_shares
 from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
 from dagdiff.heldout import HeldOut
@@ -56,13 +56,15 @@ class DAgger:
         per_chain: let one driver keep a chain to its end.
         driver: makes the behaviour policy of all roll-ins; :mod:`dagdiff.drivers` has others.
         input_perturbation: how much more noise forward states hold than they should (:func:`forward_states`).
-        rounds, updates_per_round, batch_size: the size of training.
+        rounds: of gathering and training.
+        updates_per_round: of the student: a number, or one for each round.
+        batch_size: rows of an update.
         rounds_kept: how many rounds of student records stay in the aggregate; None keeps all, 1 the newest.
         max_age: drop student records older than this many updates.
         optimiser: makes the student's optimiser from its parameters.
         lr_ramp: scales the learning rate by progress.
         clip: the largest gradient norm.
-        ema: decay an update of the averaged student in ``averaged``; 0 averages nothing.
+        ema: decay an update of the averaged student in ``averaged`` (:class:`Average`); 0 averages nothing.
         heldout: chains and forward rows of the measurement that closes a round; 0 measures nothing.
         accumulate: parts of a batch that go through the student one after the other; a critic sees one part an update.
         folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
@@ -89,7 +91,7 @@ class DAgger:
         driver: Driver = MixturePolicy,
         input_perturbation: float = 0.0,
         rounds: int = 20,
-        updates_per_round: int = 30,
+        updates_per_round: int | Sequence[int] = 30,
         batch_size: int = 256,
         rounds_kept: int | None = None,
         max_age: int | None = None,
@@ -104,15 +106,18 @@ class DAgger:
     ) -> None:
         check_shares(shares)
         check_share("ema", ema)
+        updates = [updates_per_round] * rounds if isinstance(updates_per_round, int) else list(updates_per_round)
         check_at_least("input_perturbation", input_perturbation, 0.0)
-        sizes = {"rounds": rounds, "updates_per_round": updates_per_round, "batch_size": batch_size}
-        for name, value in {**sizes, "accumulate": accumulate}.items():
+        for name, value in {"rounds": rounds, "batch_size": batch_size, "accumulate": accumulate}.items():
             check_at_least(name, value, 1)
+        if len(updates) != rounds:
+            raise Refusal(f"updates_per_round must be one number or {rounds}, one a round; got {len(updates)} of them.")
+        check_at_least("updates_per_round", min(updates), 1)
         self.student, self.expert, self.objective = student, expert, objective
         self.env, self.data, self.conditional = env, data, env.conditions is not None
         self.shares, self.shares_ramp, self.beta, self.per_chain = Shares(*shares), shares_ramp, beta, per_chain
         self.driver, self.input_perturbation, self.lr_ramp = driver, input_perturbation, lr_ramp
-        self.rounds, self.updates_per_round, self.batch_size = rounds, updates_per_round, batch_size
+        self.rounds, self.updates_by_round, self.batch_size = rounds, updates, batch_size
         self.rows = -(-batch_size // accumulate)
         self.focused: int | None = None
         self.clip, self.nfe_student, self._nfe_before, self._updates = clip, 0, 0, 0
@@ -126,14 +131,12 @@ class DAgger:
         objective.begin(student, expert, self._clean, self.generator)
         self.grid = objective.grid(env.times)
         self.optimiser = optimiser(student.parameters())
-        updates = rounds * updates_per_round
-        self._lr = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda update: self.lr_ramp(update / updates))
-        self.averaged = (
-            AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
-        )
+        whole = sum(updates)
+        self._lr = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda update: self.lr_ramp(update / whole))
+        self.averaged = Average(student, ema) if ema else None
         self._last_good = copy.deepcopy(student.state_dict())
 
-        kept = rounds_to_keep(rounds, rounds_kept, max_age, updates_per_round)
+        kept = rounds_to_keep(updates, rounds_kept, max_age)
         records = env.batch_size.numel() * (len(env.times) - 1)
         host = torch.Generator().manual_seed(self.generator.initial_seed())
         self.aggregate = Aggregate(
@@ -164,7 +167,7 @@ class DAgger:
             progress = (number - 1) / self.rounds
             beta, shares = self.beta(progress), self.shares.ramped(self.shares_ramp(progress))
             self.gather(number, beta, shares)
-            losses = self.improve(shares)
+            losses = self.improve(shares, self.updates_by_round[number - 1])
             counts = len(self.aggregate), self.nfe_student, self.expert.nfe - self._nfe_before
             size, nfe_student, nfe_expert = parallel.totals(counts, self.generator.device)
             yield Round(
@@ -196,11 +199,11 @@ class DAgger:
         for buffer in self.aggregate.buffers.values():
             buffer.empty()
 
-    def improve(self, shares: Shares) -> dict[str, float]:
+    def improve(self, shares: Shares, updates: int) -> dict[str, float]:
         """Update the student (and first the objective's critic) on batches of the mixture; return the mean losses."""
         logs: list[dict[str, Tensor]] = []
         self.student.train()
-        for _ in range(self.updates_per_round):
+        for _ in range(updates):
             parts: dict[str, Tensor] = {}
             for _ in range(self.objective.critic_updates):
                 parts.update(self.objective.improve_critic(self.student, self.aggregate.draw(self.rows, shares)))
@@ -236,7 +239,7 @@ class DAgger:
         return norm
 
     def close_updates(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """End a round's updates, the losses of which are ``(updates_per_round,)`` each; return their means.
+        """End a round's n updates, the losses of which are ``(n,)`` each; return their means.
 
         The student is the last good one from now on. This is the loop's one look at the device a round.
 
@@ -252,7 +255,7 @@ class DAgger:
                 f"the loss or its gradient is not finite at update {first}; the student is back at update "
                 f"{self._updates}. Lower the learning rate, clip harder, or set a threshold."
             )
-        self._updates += self.updates_per_round
+        self._updates += len(finite)
         self._last_good = copy.deepcopy(self.student.state_dict())
         return {name: float(values.mean()) for name, values in losses.items()}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dagdiff import parallel
 from dagdiff.benchmarks.tasks import Task, make_task
 from dagdiff.checkpoint import check_writable
-from dagdiff.checks import Refusal, check_share, check_shares
+from dagdiff.checks import Refusal, check_seed, check_share, check_shares
 from dagdiff.config import Config, find_device, flatten, parse
 from dagdiff.curriculum import Curriculum
 from dagdiff.dagger import DAgger
@@ -32,7 +32,7 @@ from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import StudentPolicy
 from dagdiff.rollout import Data, MixturePolicy
-from dagdiff.round import Round
+from dagdiff.round import Round, updates_by_round
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.threshold import Threshold
@@ -142,7 +142,7 @@ class Experiment:
             driver=_maker("driver", chosen.driver),
             input_perturbation=chosen.input_perturbation,
             rounds=chosen.rounds,
-            updates_per_round=chosen.updates // chosen.rounds,
+            updates_per_round=updates_by_round(chosen.updates, chosen.rounds),
             batch_size=parallel.part("batch_size", chosen.batch_size),
             rounds_kept=chosen.rounds_kept,
             max_age=chosen.max_age,
@@ -183,7 +183,7 @@ class Experiment:
 
     def generator(self, stream: int, seed: int | None = None) -> torch.Generator:
         """Return the run's random stream of that number; ``seed`` replaces the run's own."""
-        seed = self.settings.seed if seed is None else seed
+        seed = check_seed("seed", self.settings.seed if seed is None else seed)
         return torch.Generator(self.device).manual_seed(1_000_003 * seed + stream)
 
     def start(self, n: int, seed: int) -> tuple[States, Condition, torch.Generator]:

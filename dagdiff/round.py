@@ -31,5 +31,11 @@ class Round:
     heldout: float = math.nan
 
 
+def updates_by_round(updates: int, rounds: int) -> list[int]:
+    """Spread all updates of a run over its rounds, as evenly as can be: the first rounds take the remainder."""
+    each, rest = divmod(updates, rounds)
+    return [each + (number < rest) for number in range(rounds)]
+
+
 class NonFiniteLoss(RuntimeError):
     """Training met a loss that is NaN or infinite. The student has been put back to the end of the last good round."""

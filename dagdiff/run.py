@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dagdiff import parallel, plots, plots_images
+from dagdiff import __version__, parallel, plots, plots_images
 from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.config import read_yaml
@@ -29,6 +29,7 @@ from dagdiff.rehearsal import check_run
 from dagdiff.round import NonFiniteLoss, Round
 from dagdiff.transition import law_named
 from dagdiff.trust import check_registered
+from dagdiff.versions import versions
 
 Kept = TypeVar("Kept")
 
@@ -72,7 +73,8 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
     best = {"round": loop.best[0], "heldout": loop.best[1]} if loop.best else None
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
     teacher = {**standing._asdict(), "behind": standing.behind}
-    report = {"metrics": metrics, "by_step": by_step, "teacher": teacher, "best": best, **nfe}
+    made = {"dagdiff": __version__, **versions(torch.get_num_threads())}
+    report = {"metrics": metrics, "by_step": by_step, "teacher": teacher, "best": best, **nfe, "versions": made}
     save_json(out / "metrics.json", report)
     save_figures(experiment, rounds, out)
     return report

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dagdiff.average import Average
 from dagdiff.checkpoint import load_state, save_state
 from dagdiff.objectives.base import denoising_loss
 from dagdiff.rollout import Data, draw
@@ -43,7 +43,7 @@ def train_teacher(
     generator = generator or torch.Generator(device).manual_seed(0)
     optimiser = torch.optim.Adam(network.parameters(), lr=lr)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+    averaged = Average(network, ema)
     parts: dict[str, Any] = {"network": network, "averaged": averaged, "optimiser": optimiser, "falling": falling}
     done = _resume(keep, parts, generator) if keep and keep.exists() else 0
     for update in range(done + 1, updates + 1):

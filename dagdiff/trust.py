@@ -12,7 +12,8 @@ from typing import Any
 from dagdiff.checks import Refusal
 from dagdiff.parts import PARTS
 
-FUNCTIONS = tuple(f"dagdiff.objectives.progressive.{name}" for name in ("truncated_snr", "snr", "unweighted", "v_space"))
+_WEIGHTS = "truncated_snr", "snr", "unweighted", "v_space"
+FUNCTIONS = tuple(f"dagdiff.objectives.progressive.{name}" for name in _WEIGHTS)
 """The functions that an option of a registered part may name."""
 
 _DEPTH, _VALUES = 8, 10_000  # what a file of settings may hold

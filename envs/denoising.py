@@ -26,7 +26,7 @@ from torch import Tensor
 from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from dagdiff.checks import Refusal, check_at_least, check_same_shape, check_times
+from dagdiff.checks import Refusal, check_at_least, check_same_shape, check_seed, check_times
 from dagdiff.expert import Expert
 from dagdiff.schedule import CosineSchedule, step_grid
 from dagdiff.shapes import Condition, States, Times
@@ -123,7 +123,7 @@ class DenoisingEnv(EnvBase):
         if self.device.type != "meta":
             self.generator = torch.Generator(self.device)
             if seed is not None:
-                self.generator.manual_seed(seed)
+                self.generator.manual_seed(check_seed("seed", seed))
 
 
 class DenoisingVectorEnv(VectorEnv):

@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import avg_pool2d
 
 from dagdiff.checkpoint import cache_folder
-from dagdiff.checks import Refusal
+from dagdiff.checks import Refusal, check_seed
 from dagdiff.envs.sets import Points
 
 
@@ -109,7 +109,7 @@ def scarce(world: ImageWorld, images: int = 100, seed: int = 0) -> Points:
     points, labels = world.train.points, world.train.labels
     if not 1 <= images <= len(points):
         raise Refusal(f"images must lie in [1, {len(points)}] for {world.name!r}; got {images}. Pass e.g. 100.")
-    rows = torch.randperm(len(points), generator=Generator().manual_seed(seed))[:images]
+    rows = torch.randperm(len(points), generator=Generator().manual_seed(check_seed("seed", seed)))[:images]
     return Points(points[rows], None if labels is None else labels[rows])
 
 
@@ -163,7 +163,7 @@ def hold_out(
         raise Refusal(f"labels must be as many as images; got {len(labels)} and {len(images)}. Give one an image.")
     if not 0 < held < len(images):
         raise Refusal(f"held_out={held_out} of {len(images)} images leaves a split empty. Pass e.g. held_out=0.2.")
-    order = torch.randperm(len(images), generator=Generator().manual_seed(seed))
+    order = torch.randperm(len(images), generator=Generator().manual_seed(check_seed("seed", seed)))
     return split_at(name, images[order], None if labels is None else labels[order], classes, len(images) - held)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from dagdiff.checks import Refusal, check_at_least, check_finite
+from dagdiff.checks import Refusal, check_at_least, check_finite, check_seed
 from dagdiff.envs.toy2d import World, uniform
 
 
@@ -60,7 +60,7 @@ class Scarce(Points):
     def __init__(self, world: World, points: int = 16, seed: int = 0) -> None:
         check_at_least("points", points, 1)
         draw = world.sample_labelled if world.labels else lambda *args: (world.sample(*args), None)
-        super().__init__(*draw(points, torch.Generator().manual_seed(seed)))
+        super().__init__(*draw(points, torch.Generator().manual_seed(check_seed("seed", seed))))
 
 
 class Biased:

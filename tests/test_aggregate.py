@@ -83,7 +83,7 @@ def kept_rounds(it: Aggregate, source: str, shares: Shares) -> set[int]:
     ("rounds_kept", "expected"), [(None, {1, 2, 3, 4, 5}), (1, {5}), (2, {4, 5}), (99, {1, 2, 3, 4, 5})]
 )
 def test_the_window_of_student_rounds(rounds_kept: int | None, expected: set[int]) -> None:
-    window = rounds_to_keep(5, rounds_kept, None, 30)
+    window = rounds_to_keep([30] * 5, rounds_kept, None)
     it = aggregate(student=window * PER_ROUND, expert=5 * PER_ROUND)
     for number in range(1, 6):
         it.add("student", records(1.0), number)
@@ -107,7 +107,28 @@ def test_the_window_of_student_rounds(rounds_kept: int | None, expected: set[int
     ],
 )
 def test_the_two_limits_together(rounds_kept: int | None, max_age: int | None, expected: int) -> None:
-    assert rounds_to_keep(20, rounds_kept, max_age, 30) == expected
+    assert rounds_to_keep([30] * 20, rounds_kept, max_age) == expected
+
+
+@pytest.mark.parametrize(
+    ("updates", "max_age", "expected"),
+    [
+        ([4, 3, 3], 10, 3),
+        ([4, 3, 3], 9, 2),
+        ([4, 3, 3], 7, 2),
+        ([4, 3, 3], 6, 1),
+        ([4, 3, 3], 3, 1),
+        ([1, 5, 1, 1], 5, 1),
+        ([1, 5, 1, 1], 6, 2),
+        ([1, 5, 1, 1], 7, 3),
+    ],
+)
+def test_an_age_in_uneven_rounds(updates: list[int], max_age: int, expected: int) -> None:
+    """Records that n rounds train on are as old, at the end of the last, as the updates of these rounds."""
+    kept = rounds_to_keep(updates, None, max_age)
+    assert kept == expected
+    windows = [sum(updates[start : start + kept]) for start in range(len(updates) + 1 - kept)]
+    assert kept == 1 or max(windows) <= max_age
 
 
 def test_the_same_generator_draws_the_same_batches() -> None:

@@ -178,6 +178,8 @@ def test_the_records_of_a_run(folder: Path) -> None:
     assert {"beta", "share_forward", "share_student", "share_expert", "nfe_student", "nfe_expert"} <= set(rows[0])
     assert {"seconds", "train_loss", "loss_own_3", "loss_forward_0", "loss_expert_3", "heldout", "size"} <= set(rows[0])
     kept = json.loads((folder / "metrics.json").read_text())
+    assert set(kept["versions"]) == {"dagdiff", "Python", "torch", "torchrl", "numpy", "system", "threads"}
+    assert kept["versions"]["torch"] == torch.__version__ and kept["versions"]["threads"] == "1"
     scores = "energy w2 sliced_w2 mmd precision recall density coverage on_mode mode_kl spread"
     assert set(kept["metrics"]) == {*scores.split(), "loss_forward", "loss_own", "loss_gap"}
     assert kept["metrics"]["loss_gap"] == pytest.approx(kept["metrics"]["loss_own"] - kept["metrics"]["loss_forward"])

@@ -26,7 +26,7 @@ from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Stepwise, Student
 from dagdiff.rollout import MixturePolicy
-from dagdiff.round import Round
+from dagdiff.round import Round, updates_by_round
 from dagdiff.schedule import CosineSchedule, step_grid
 
 SCHEDULE, DATA, CHAINS, STEPS = CosineSchedule(), world("gaussians8"), 16, 4
@@ -201,6 +201,28 @@ def test_each_stage_has_the_whole_learning_rate_ramp() -> None:
     )
     trained(ForwardTraining(), run)
     assert rates == pytest.approx([0.01, 0.01 * 2 / 3, 0.01 / 3] * STEPS, abs=1e-8)
+
+
+def test_stages_of_uneven_rounds_have_the_whole_ramp_too() -> None:
+    """Ten updates in four rounds, a stage each: 3, 3, 2 and 2, and the rate falls from the top to 0 in each."""
+    rates: list[float] = []
+
+    class Rates(Progressive):
+        def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
+            rates.append(run.optimiser.param_groups[0]["lr"])
+            return super().loss(student, batch)
+
+    run = loop(
+        Rates(),
+        stepwise(),
+        shares=(0, 1, 0),
+        updates_per_round=updates_by_round(10, 4),
+        lr_ramp=LinearRamp(1, 0, 1),
+        optimiser=lambda parameters: torch.optim.Adam(parameters, 0.01),
+    )
+    trained(ForwardTraining(), run)
+    falls = [[1, 2 / 3, 1 / 3], [1, 2 / 3, 1 / 3], [1, 1 / 2], [1, 1 / 2]]
+    assert rates == pytest.approx([0.01 * rate for fall in falls for rate in fall], abs=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from dagdiff.objectives.progressive import Progressive
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
-from dagdiff.round import NonFiniteLoss, Round
+from dagdiff.round import NonFiniteLoss, Round, updates_by_round
 from dagdiff.schedule import CosineSchedule, step_grid
 
 SCHEDULE, DATA = CosineSchedule(), world("gaussians8")
@@ -210,6 +210,28 @@ def test_the_window_of_the_aggregate(more: dict, sizes: list[int]) -> None:
     assert kept == list(range(4 - sizes[-1] // 64, 4))
 
 
+def test_rounds_may_have_updates_of_their_own() -> None:
+    run = loop(updates_per_round=[4, 3, 3], lr_ramp=LinearRamp(1, 0, 1), heldout=16, **MIXED)
+    rates: list[float] = []
+    group = run.optimiser.param_groups[0]
+    run.optimiser.register_step_pre_hook(lambda *_: rates.append(group["lr"] / group["initial_lr"]))
+    assert [done.updates for done in run] == [4, 7, 10]
+    assert rates == pytest.approx([1 - update / 10 for update in range(10)])
+
+
+def test_even_updates_are_those_of_one_number() -> None:
+    one, other = loop(**MIXED), loop(updates_per_round=[4, 4, 4], **MIXED)
+    assert [done.losses for done in one] == [done.losses for done in other]
+    assert same(weights(one.student), weights(other.student))
+
+
+@pytest.mark.parametrize("updates", range(3, 14))
+def test_updates_are_spread_over_rounds(updates: int) -> None:
+    spread = updates_by_round(updates, 3)
+    assert sum(spread) == updates and len(spread) == 3
+    assert spread == sorted(spread, reverse=True) and spread[0] - spread[-1] <= 1
+
+
 class Watching(Progressive):
     """PD that keeps each update's batch, loss, learning rate and the weights after it."""
 
@@ -333,7 +355,7 @@ def test_the_learning_rate_follows_its_ramp() -> None:
     assert rates == pytest.approx([0.01 * (1 - update / 12) for update in range(12)])
 
 
-@pytest.mark.parametrize("decay", [0.5, 0.9])
+@pytest.mark.parametrize("decay", [0.1, 0.5, 1.0])
 def test_the_averaged_student_is_the_closed_formula(decay: float) -> None:
     objective = Watching()
     run = loop(objective, ema=decay, optimiser=lambda p: torch.optim.Adam(p, 0.05), **MIXED)
@@ -343,8 +365,9 @@ def test_the_averaged_student_is_the_closed_formula(decay: float) -> None:
     first, *later = objective.after
     for key, value in run.averaged.module.state_dict().items():
         expected = first[key]
-        for one in later:
-            expected = decay * expected + (1 - decay) * one[key]
+        for updates, one in enumerate(later, 1):
+            warm = min(decay, (1 + updates) / (10 + updates))
+            expected = warm * expected + (1 - warm) * one[key]
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
     assert not same(run.averaged.module.state_dict(), weights(run.student))
     assert loop().averaged is None
@@ -432,7 +455,7 @@ def test_a_loop_of_ones_own_may_use_its_pieces() -> None:
     for done in whole:
         losses = []
         with own.counting():
-            for _ in range(own.updates_per_round):
+            for _ in range(own.updates_by_round[done.number - 1]):
                 batch = own.aggregate.draw(own.batch_size, own.shares)
                 losses.append(own.objective.loss(own.student, batch).loss)
                 own.update(losses[-1])
@@ -452,6 +475,13 @@ def test_the_loop_is_lazy() -> None:
     moved = weights(run.student)
     assert not same(start, moved)
     assert run._updates == 4, "no round is run ahead of being asked for"
+
+
+def test_a_list_of_updates_that_is_no_list_of_rounds_is_refused() -> None:
+    with pytest.raises(Refusal, match="updates_per_round must be one number or 3, one a round; got 2 of them"):
+        loop(updates_per_round=[4, 4])
+    with pytest.raises(Refusal, match="updates_per_round must be at least 1; got 0"):
+        loop(updates_per_round=[4, 4, 0])
 
 
 @pytest.mark.parametrize("name", ["rounds", "updates_per_round", "batch_size"])

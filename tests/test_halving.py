@@ -93,6 +93,11 @@ def test_the_command(place: Path) -> None:
     assert len((place / "out/rounds.csv").read_text().splitlines()) == 5  # a head, and two rounds in each stage
 
 
+def test_each_stage_makes_the_updates_asked_for() -> None:
+    experiment = Experiment.build(configure({**SMALL, "stages": [4, 2], "updates": 7, "rounds": 3}))
+    assert [done.updates for _, done in experiment.rounds()] == [3, 5, 7, 10, 12, 14]
+
+
 def test_the_cost_is_that_of_all_stages() -> None:
     """The ledgers count since training began, not since the last stage did."""
     experiment = Experiment.build(configure({**SMALL, "stages": [8, 4]}))

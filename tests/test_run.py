@@ -58,6 +58,17 @@ def distil(out: Path, **changes: Any) -> tuple[Experiment, dict[str, Any]]:
 # Every part by name runs two rounds, and its run can be loaded
 
 
+def test_a_run_tells_its_threads(tmp_path: Path) -> None:
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            distil(tmp_path / str(threads))
+            kept = json.loads((tmp_path / str(threads) / "metrics.json").read_text())
+            assert kept["versions"]["threads"] == str(threads)
+    finally:
+        torch.set_num_threads(1)
+
+
 def runs(out: Path, **changes: Any) -> Experiment:
     made, report = distil(out, **changes)
     rows = list(csv.DictReader((out / "rounds.csv").read_text().splitlines()))

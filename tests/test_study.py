@@ -162,8 +162,9 @@ def test_refusals() -> None:
     ],
     ids=str,
 )
-def test_predicted_nfe_are_the_ledgers(objective: str, change: dict[str, Any]) -> None:
-    config = configure({**SMALL, "objective": objective, "updates": 8, "heldout": 0, "device": "cpu", **change})
+@pytest.mark.parametrize("updates", [8, 11])
+def test_predicted_nfe_are_the_ledgers(objective: str, change: dict[str, Any], updates: int) -> None:
+    config = configure({**SMALL, "objective": objective, "updates": updates, "heldout": 0, "device": "cpu", **change})
     assert numbers(config) == predict_nfe(config)
 
 

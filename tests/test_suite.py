@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from dagdiff.benchmarks import suite, toy2d
 from dagdiff.checks import Refusal
@@ -184,6 +185,7 @@ def test_bench(place: Path, inline: list[suite.Cell]) -> None:
     assert (status, complained) == (0, "")
     content = json.loads((place / "out/results.json").read_text())
     assert content["suite"] == "toy2d"
+    assert content["versions"]["threads"] == "1" and content["versions"]["torch"] == torch.__version__
     assert len(content["records"]) == 2 * 3 * 2
     copied = {"task", "data", "objective", "variant", "shares", "seed", "steps", "updates", "metrics"}
     for record in content["records"]:

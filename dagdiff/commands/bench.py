@@ -9,7 +9,7 @@ from typing import Any
 from dagdiff import config, verdict
 from dagdiff.benchmarks.options import spelled
 from dagdiff.benchmarks.verify import conclude, verify
-from dagdiff.checks import Refusal, check_in
+from dagdiff.checks import Refusal, check_in, check_seed
 from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.report import write_report
 from dagdiff.results import Results, write_summary
@@ -47,6 +47,7 @@ def bench(words: Sequence[str]) -> None:
     if "--quick" in words:
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
     given = vars(config.read(parser, list(spelled(words, suite.Suite))))
+    check_seed("verify_seed", given["verify_seed"])
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
     if given["verify"]:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])

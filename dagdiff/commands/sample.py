@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dagdiff import config, plots, plots_images, run
 from dagdiff.checkpoint import save_arrays
-from dagdiff.checks import Refusal, check_at_least
+from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import add_trust, make_parser
 
 
@@ -21,6 +21,7 @@ def sample(words: Sequence[str]) -> None:
     add_trust(parser)
     given = config.read(parser, words)
     check_at_least("num", given.num, 1)
+    check_seed("seed", given.seed)
     if given.out.suffix != ".npz" or given.out.is_dir():
         raise Refusal(f"--out {given.out} must be a .npz file, no folder. Pass e.g. --out samples.npz.")
     experiment = run.load(given.folder, given.device, given.weights, given.trust_code)

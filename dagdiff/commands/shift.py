@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dagdiff import config, plots, plots_shift, run
-from dagdiff.checks import check_at_least
+from dagdiff.checks import check_at_least, check_seed
 from dagdiff.commands import add_trust, make_parser
 from dagdiff.experiment import Experiment
 from dagdiff.metrics.amplification import (
@@ -44,6 +44,7 @@ def shift(words: Sequence[str]) -> None:
     add_trust(parser)
     given = config.read(parser, words)
     check_at_least("num", given.num, 10)
+    check_seed("seed", given.seed)
     found = measure(run.load(given.folder, given.device, given.weights, given.trust_code), given.num, given.seed)
     keep(found, given.folder)
     print(f"{told(found)}\n\nkept in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dagdiff import config, plots
 from dagdiff.benchmarks.pipeline_data import encoded_images, own_samples
-from dagdiff.checks import Refusal, check_at_least
+from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import make_parser
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict, write_table
@@ -31,6 +31,7 @@ def shift_pair(words: Sequence[str]) -> None:
     given = config.read(_parser(), words)
     for name, least in {"num": 10, "steps": 1, "substeps": 1, "batch_size": 1}.items():
         check_at_least(name, getattr(given, name), least)
+    check_seed("seed", given.seed)
     pair = load_pair(given)
     x0, condition, told = _data(pair.teacher, given)
     rows = measure(pair, given, x0, condition)

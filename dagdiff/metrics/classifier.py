@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dagdiff.checkpoint import load_weights, save_weights
-from dagdiff.checks import Refusal, check_at_least
+from dagdiff.checks import Refusal, check_at_least, check_seed
 
 
 class Classifier(nn.Module):
@@ -79,6 +79,7 @@ def train_classifier(
     700 updates are three passes over 60 000 images.
     """
     check_at_least("updates", updates, 1)
+    check_seed("seed", seed)
     if len(images) < batch_size or labels.shape != (len(images),):
         raise Refusal(
             f"training needs one label an image and {batch_size} images at least; got {len(images)} images and labels "
