@@ -23,6 +23,9 @@ demo: $(VENV)/.installed ## distil a teacher on a 2-D toy and write the report t
 test: $(VENV)/.installed-dev ## the fast tests
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+test-compatible: export MKL_CBWR := COMPATIBLE
+test-compatible: test ## the fast tests on the arithmetic that all x86-64 processors share
+
 test-all: $(VENV)/.installed-dev ## all tests, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
 

@@ -25,10 +25,12 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 import numpy as np
 
 from dagdiff.benchmarks import study, toy2d
+from dagdiff.benchmarks.pages import with_table
 from dagdiff.benchmarks.suite import Cell, run_cells
-from dagdiff.benchmarks.tables import CONTRAST, NAMES, with_table
+from dagdiff.benchmarks.tables import CONTRAST
 from dagdiff.checkpoint import save_text
 from dagdiff.checks import check_in
+from dagdiff.glossary import OBJECTIVES
 from dagdiff.metrics.statistics import Interval, paired_difference
 from dagdiff.results import Record, Results
 
@@ -204,10 +206,10 @@ def read(path: Path, kind: type[Kept]) -> list[Kept]:
 def by_cell(found: Sequence[Line]) -> str:
     """A line a task, a column an objective: the native distance of each kind of states and what it moved by."""
     mine = [line for line in found if line.metric == "energy"]
-    table = [_line("world, shown", *NAMES.values()), _line(*["---"] * (1 + len(NAMES)))]
+    table = [_line("world, shown", *OBJECTIVES.values()), _line(*["---"] * (1 + len(OBJECTIVES)))]
     for task in dict.fromkeys(line.task for line in mine):
         cells = []
-        for objective in NAMES:
+        for objective in OBJECTIVES:
             group = {line.variant: line for line in mine if (line.task, line.objective) == (task, objective)}
             told = [f"{_NAMED[name]} {_number(group[name])}" for name in CONTRAST if name in group]
             cells.append(", ".join(told) or "–")
@@ -220,10 +222,10 @@ def by_metric(found: Sequence[Line]) -> str:
 
     The median over cells, and the largest.
     """
-    table = [_line("metric", *NAMES.values()), _line(*["---"] * (1 + len(NAMES)))]
+    table = [_line("metric", *OBJECTIVES.values()), _line(*["---"] * (1 + len(OBJECTIVES)))]
     for metric in dict.fromkeys(line.metric for line in found):
         cells = []
-        for objective in NAMES:
+        for objective in OBJECTIVES:
             ratios = [
                 line.repeat / line.seed
                 for line in found

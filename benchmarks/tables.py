@@ -117,9 +117,9 @@ def by_world(rows: Sequence[Row]) -> str:
     tasks = dict.fromkeys(row.task for row in rows if row.task.endswith("-biased"))
     pairs = [(found[task, "distribution", "base"], found[task, "distribution", "ddil"]) for task in tasks]
     for published, mixed in pairs:
-        found = mixed.against["base"]
-        changes = change(found["energy"].interval, "energy"), f"{found['coverage'].interval:+.3f}"
-        told = _mean(published), _mean(mixed), *changes, f"{found['energy'].improvement:.2f}"
+        paired = mixed.against["base"]
+        changes = change(paired["energy"].interval, "energy"), f"{paired['coverage'].interval:+.3f}"
+        told = _mean(published), _mean(mixed), *changes, f"{paired['energy'].improvement:.2f}"
         lines += _line(mixed.task.removesuffix("-biased"), *told, outcome(mixed, "base"))
     energy, coverage = (_pooled(pairs, name) for name in ("energy", "coverage"))
     wins = statistics.mean(mixed.against["base"]["energy"].improvement for _, mixed in pairs)

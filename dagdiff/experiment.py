@@ -171,7 +171,7 @@ class Experiment:
     def check(self, steps: int) -> None:
         """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
         chosen = self.settings
-        check_shares(self.objective.shares if chosen.shares is None else chosen.shares)
+        check_shares(chosen.shares)
         check_share("ema", chosen.ema)
         for part in ("shares_ramp", "beta", "lr_ramp"):
             _make(part, getattr(chosen, part))

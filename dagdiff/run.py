@@ -100,7 +100,7 @@ def load(folder: Path, device: str = "auto", weights: str = "student", trust_cod
             raise Refusal(f"{beside} does not tell the student's {name}. Make the run again, or copy the file whole.")
     if not isinstance(config.get("policy"), dict):
         raise Refusal(f"{file} does not tell the student's policy. Make the run again, or copy the file whole.")
-    sampled = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
+    sampled: dict[str, Any] = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
     if not trust_code:
         check_registered(config, file)
         check_registered(sampled, beside)
@@ -125,12 +125,11 @@ def _asked(file: Path, make: Callable[[], Kept]) -> Kept:
 def save_student(experiment: Experiment, out: Path) -> None:
     """Write the student's weights, and beside them what they need to be sampled as they were trained."""
     chosen, task = experiment.config, experiment.task
-    threshold = chosen["threshold"]
     beside = {
         "times": experiment.times.tolist(),
         "sampler": {"class": type(experiment.transition).__name__, "eta": getattr(experiment.transition, "eta", None)},
         "epsilon_scale": experiment.settings.epsilon_scale,
-        "threshold": {**threshold, "class": threshold["class"] or task.usual["threshold"]},
+        "threshold": chosen["threshold"],
         "schedule": chosen["schedule"],
         "task": task.name,
     }

@@ -204,7 +204,6 @@ VP = VPSchedule.linear()
         {**LABELLED, "expert": Expert(exact(), COSINE, 2, 3.0)},
         {**LABELLED, "expert": Expert(lambda x_t, t, condition: x_t, COSINE), "student": Plain()},
     ],
-    ids=str,
 )
 def test_parts_that_fit(changes: dict[str, Any]) -> None:
     check_fit(**parts(**changes))
