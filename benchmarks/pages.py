@@ -46,11 +46,17 @@ def with_table(text: str, name: str, lines: str) -> str:
 
 def filled(text: str, page: Path, folder: Path) -> str:
     """Return the text of a page with each of its tables made anew from what is kept in a folder."""
-    for name, made in TABLES.items():
-        if made.page == page and all((folder / each).exists() for each in made.results):
-            found = {each: load(folder / each, made.few) for each in made.results}
-            rows = [results.rows for results in found.values()]
-            text = with_table(text, name, f"{made.make(*rows)}\n\n{origin(found)}")
+    mine = {
+        name: made
+        for name, made in TABLES.items()
+        if made.page == page and all((folder / each).exists() for each in made.results)
+    }
+    sorts = {(each, made.few) for made in mine.values() for each in made.results}
+    kept = {sort: load(folder / sort[0], sort[1]) for sort in sorts}  # the rows of each are made once
+    for name, made in mine.items():
+        found = {each: kept[each, made.few] for each in made.results}
+        rows = [results.rows for results in found.values()]
+        text = with_table(text, name, f"{made.make(*rows)}\n\n{origin(found)}")
     return text
 
 

@@ -55,8 +55,8 @@ def comparisons(rows: Sequence[Row]) -> Iterator[tuple[Row, str, Difference]]:
         peers = {other.variant: other for other in rows if other.group == row.group}
         for baseline in BASELINES:
             difference = row.minus(baseline)
-            same = baseline == "base" and "forward" in peers and peers["forward"].runs == peers["base"].runs
-            if difference and not same:
+            twin = peers.get("forward") if baseline == "base" else None
+            if difference and not (twin and twin.runs == peers["base"].runs):
                 yield row, baseline, difference
 
 
