@@ -225,7 +225,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert str(found) == str(mine)
     kept, again = (each.state_dict()["state"][0] for each in (adam, fresh))
     assert all(torch.equal(kept[name], again[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
-    with pytest.raises(TypeError, match="not a .*Path"):
+    with pytest.raises(TypeError, match=r"not a .*Path"):
         save_state(tmp_path / "b.part", {"a": tmp_path})
 
 
