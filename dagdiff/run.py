@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dagdiff import __version__, parallel, plots, plots_images
 from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
-from dagdiff.config import read_yaml
+from dagdiff.config import Config, read_yaml
 from dagdiff.dagger import DAgger
 from dagdiff.experiment import Experiment
 from dagdiff.rehearsal import check_run
@@ -100,7 +100,7 @@ def load(folder: Path, device: str = "auto", weights: str = "student", trust_cod
             raise Refusal(f"{beside} does not tell the student's {name}. Make the run again, or copy the file whole.")
     if not isinstance(config.get("policy"), dict):
         raise Refusal(f"{file} does not tell the student's policy. Make the run again, or copy the file whole.")
-    sampled: dict[str, Any] = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
+    sampled: Config = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
     if not trust_code:
         check_registered(config, file)
         check_registered(sampled, beside)

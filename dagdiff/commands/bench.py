@@ -78,16 +78,17 @@ def _kept_suite(suite: Any, settings: dict[str, Any], file: Path, trust_code: bo
     parser = make_parser("bench", bench)
     parser.add_class_arguments(suite.Suite, None)
     check_plain(settings, file)
-    if not trust_code:
-        check_registered(settings.get("settings", {}), file)
-        for option, part in {"objectives": "objective", "students": "policy"}.items():
-            for name in settings.get(option, []):
-                check_registered({part: name}, file)
     try:
-        return suite.Suite(**vars(parser.parse_object(settings)))
+        chosen = vars(parser.parse_object(settings))
     except Exception as error:  # jsonargparse raises several kinds; all mean that the file is foreign
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise Refusal(f"the settings in {file} are not this suite's ({reason}). Name a folder that it wrote.") from None
+    if not trust_code:
+        check_registered(chosen["settings"], file)
+        for option, part in {"objectives": "objective", "students": "policy"}.items():
+            for name in chosen.get(option, []):
+                check_registered({part: name}, file)
+    return suite.Suite(**chosen)
 
 
 def _suite(words: Sequence[str]) -> Any:
