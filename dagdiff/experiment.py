@@ -233,9 +233,9 @@ class Experiment:
 
         One question to the expert a step, DDIM, the student's times. Samples and ``paired`` as in :meth:`measure`.
         """
-        noise, asked, _ = self.start(len(samples), seed)
+        noise, asked, generator = self.start(len(samples), seed)
         plain = Expert(self.expert.denoiser, self.task.schedule, 1, self.expert.guidance, self.threshold)
-        own = sample(plain, Ddim(self.task.schedule), self.times, noise, asked)
+        own = sample(plain, Ddim(self.task.schedule), self.times, noise, asked, generator)
         return self.task.stand(samples, own, self.generator(4, seed), paired)
 
 

@@ -443,10 +443,20 @@ def test_mistakes_in_shift(words: str, match: str, folder: Path) -> None:
     assert not any((folder / name).exists() for name in SHIFTED)
 
 
+SPOILT = json.dumps(
+    {
+        "times": [1.0, 0.2, 0.6, 0.0],
+        "sampler": {"class": "Ddim", "eta": 0.0},
+        "threshold": {"class": "none"},
+        "schedule": {"class": "cosine"},
+    }
+)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("student.json", '{"times": [1.0, 0.2, 0.6, 0.0]}', r"times must fall from 1 to 0; got times\[2\]=0.6"),
+        ("student.json", SPOILT, r"times must fall from 1 to 0; got times\[2\]=0.6"),
         ("student.json", "{", "student.json"),
         ("student.json", None, "student.json"),
         ("config.yaml", "a: [", "config.yaml"),
@@ -528,7 +538,8 @@ def test_the_installed_script(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (place / "out").iterdir() if path.is_file()} == WRITTEN
     assert "Traceback" not in done.stderr and "round" not in done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["energy", "imitation", "the"]
+    told = [line.split()[0] for line in done.stdout.splitlines()]
+    assert told in (["energy", "imitation", "the"], ["energy", "imitation", "the", "Behind"])  # after so few updates
 
 
 def test_distill_leaves_the_global_generator_alone(place: Path) -> None:
