@@ -222,9 +222,7 @@ def test_the_teacher_of_a_run_is_its_experts_own_chain_in_as_many_steps(tmp_path
 
 
 def test_a_student_that_is_its_teacher_is_not_behind() -> None:
-    policy = {"class": "teacher", "width": 16, "depth": 2, "updates": 5}
-    expert = {"class": "learned", "width": 16, "depth": 2, "updates": 5}
-    made = experiment(task="moons-biased", policy=policy, expert=expert)
+    made = experiment(task="moons-biased", policy="expert", expert=LEARNED)
     before = made.expert.nfe
     found = made.stand(made.sample(50, seed=0))
     assert found.student == found.teacher and not found.behind

@@ -65,8 +65,13 @@ def bench(words: Sequence[str]) -> None:
 def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> None:
     """Make some runs of a folder again and print a line for each; refuse if any disagrees."""
     results = Results.load(out)
-    chosen = _kept_suite(suite, results.settings, out / "results.json", trust_code)
-    found = verify(list(suite.cells(chosen)), results, count, seed)
+    file = out / "results.json"
+    chosen = _kept_suite(suite, results.settings, file, trust_code)
+    try:
+        wanted = list(suite.cells(chosen))
+    except Refusal as error:
+        raise Refusal(f"the settings in {file} are not this suite's: {error}") from None
+    found = verify(wanted, results, count, seed)
     print("\n".join([*map(str, found), conclude(found)]))
     wrong = sum(bool(each.wrong) for each in found)
     if wrong:
