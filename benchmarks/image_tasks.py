@@ -26,6 +26,7 @@ from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
 from dagdiff.envs.images import SETS, WORLDS, ImageWorld
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
+from dagdiff.identity import VERSIONS
 from dagdiff.metrics.classifier import Classifier, digest, kept_classifier
 from dagdiff.metrics.images import frechet_distance, paired_gaps, score_images
 from dagdiff.metrics.samples import energy_distance, prdc
@@ -187,7 +188,7 @@ class UNetTeacher:
         fields = ("updates", "batch_size", "lr", "ema", "seed", "prediction")
         train = self.task.world.train
         data = digest(train.points, *([] if train.labels is None else [train.labels]))
-        options = {"unet": 2, "data": data, **{field: getattr(self, field) for field in fields}}
+        options = {"unet": VERSIONS["teacher"], "data": data, **{field: getattr(self, field) for field in fields}}
         return teacher_path(self.task, {**options, **self.network_options})
 
     def network(self) -> Student:

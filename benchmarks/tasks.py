@@ -29,6 +29,7 @@ from dagdiff.envs import images
 from dagdiff.envs.sets import SETS
 from dagdiff.envs.toy2d import WORLDS, World, world
 from dagdiff.expert import Expert
+from dagdiff.identity import VERSIONS
 from dagdiff.metrics.samples import energy_distance, score
 from dagdiff.metrics.standing import Standing, compare
 from dagdiff.parts import resolve
@@ -156,11 +157,11 @@ def usual_parts(task: str, expert: str | None = None) -> dict[str, str]:
     if task == PIPELINE:
         return {"expert": expert or "pipeline", "policy": "pipeline", "threshold": "teacher"}
     of = split_name(task)[0]
-    learned = "unet" if shows_images(task) else "learned"
+    learned, beside = ("unet", "unet") if shows_images(task) else ("learned", "teacher")
     mine = expert or ("exact" if of in WORLDS and world(of).mixture else learned)
     kind = resolve("expert", mine)
     network = mine == learned or (inspect.isclass(kind) and issubclass(kind, nn.Module))
-    return {"expert": mine, "policy": "expert" if network else {"unet": "unet", "learned": "teacher"}[learned]}
+    return {"expert": mine, "policy": "expert" if network else beside}
 
 
 def split_name(name: str) -> tuple[str, str, bool]:
@@ -223,7 +224,9 @@ class Teacher:
     def path(self) -> Path:
         """Where the trained weights are, or will be, cached."""
         fields = ("width", "depth", "updates", "seed", "prediction")
-        return teacher_path(self.task, {"version": 2, **{field: getattr(self, field) for field in fields}})
+        return teacher_path(
+            self.task, {"version": VERSIONS["teacher"], **{field: getattr(self, field) for field in fields}}
+        )
 
     def network(self) -> Student:
         """Return a fresh network, its weights fixed by the seed."""

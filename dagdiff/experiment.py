@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dagdiff import parallel
 from dagdiff.benchmarks.tasks import Task, make_task
 from dagdiff.checkpoint import check_writable
-from dagdiff.checks import Refusal, check_seed, check_share, check_shares
+from dagdiff.checks import Refusal, check_seed, check_share
 from dagdiff.config import Config, find_device, flatten, parse
 from dagdiff.curriculum import Curriculum
 from dagdiff.dagger import DAgger
@@ -171,7 +171,6 @@ class Experiment:
     def check(self, steps: int) -> None:
         """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
         chosen = self.settings
-        check_shares(chosen.shares)
         check_share("ema", chosen.ema)
         for part in ("shares_ramp", "beta", "lr_ramp"):
             _make(part, getattr(chosen, part))

@@ -124,14 +124,14 @@ def _asked(file: Path, make: Callable[[], Kept]) -> Kept:
 
 def save_student(experiment: Experiment, out: Path) -> None:
     """Write the student's weights, and beside them what they need to be sampled as they were trained."""
-    chosen, task = experiment.config, experiment.task
+    chosen = experiment.config
     beside = {
         "times": experiment.times.tolist(),
         "sampler": {"class": type(experiment.transition).__name__, "eta": getattr(experiment.transition, "eta", None)},
         "epsilon_scale": experiment.settings.epsilon_scale,
         "threshold": chosen["threshold"],
         "schedule": chosen["schedule"],
-        "task": task.name,
+        "task": experiment.task.name,
     }
     save_weights(out / "student.safetensors", experiment.student)
     save_json(out / "student.json", beside)

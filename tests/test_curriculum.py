@@ -184,7 +184,8 @@ def test_the_states_of_a_stage_are_those_to_which_the_frozen_steps_lead() -> Non
     torch.testing.assert_close(gathered.std(0), visited.std(0), atol=0.5, rtol=0.5)
 
 
-def test_each_stage_has_the_whole_learning_rate_ramp() -> None:
+def rates_by_update(**updates: Any) -> list[float]:
+    """The learning rate at each update of forward training, under a ramp that falls from 0.01 to 0."""
     rates: list[float] = []
 
     class Rates(Progressive):
@@ -198,29 +199,19 @@ def test_each_stage_has_the_whole_learning_rate_ramp() -> None:
         shares=(0, 1, 0),
         lr_ramp=LinearRamp(1, 0, 1),
         optimiser=lambda parameters: torch.optim.Adam(parameters, 0.01),
+        **updates,
     )
     trained(ForwardTraining(), run)
-    assert rates == pytest.approx([0.01, 0.01 * 2 / 3, 0.01 / 3] * STEPS, abs=1e-8)
+    return rates
+
+
+def test_each_stage_has_the_whole_learning_rate_ramp() -> None:
+    assert rates_by_update() == pytest.approx([0.01, 0.01 * 2 / 3, 0.01 / 3] * STEPS, abs=1e-8)
 
 
 def test_stages_of_uneven_rounds_have_the_whole_ramp_too() -> None:
     """Ten updates in four rounds, a stage each: 3, 3, 2 and 2, and the rate falls from the top to 0 in each."""
-    rates: list[float] = []
-
-    class Rates(Progressive):
-        def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
-            rates.append(run.optimiser.param_groups[0]["lr"])
-            return super().loss(student, batch)
-
-    run = loop(
-        Rates(),
-        stepwise(),
-        shares=(0, 1, 0),
-        updates_per_round=updates_by_round(10, 4),
-        lr_ramp=LinearRamp(1, 0, 1),
-        optimiser=lambda parameters: torch.optim.Adam(parameters, 0.01),
-    )
-    trained(ForwardTraining(), run)
+    rates = rates_by_update(updates_per_round=updates_by_round(10, 4))
     falls = [[1, 2 / 3, 1 / 3], [1, 2 / 3, 1 / 3], [1, 1 / 2], [1, 1 / 2]]
     assert rates == pytest.approx([0.01 * rate for fall in falls for rate in fall], abs=1e-8)
 
