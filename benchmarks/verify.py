@@ -23,7 +23,7 @@ import numpy as np
 from dagdiff.benchmarks.suite import Cell, run_cell
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.metrics.statistics import chance_of_draw, holm
-from dagdiff.results import Record, Results
+from dagdiff.results import IDENTITY, Record, Results
 
 EQUAL = 1e-5  # committed results are rounded to six digits
 FLOOR = 1e-3  # of the mean: the least standard deviation, for metrics that are counts and hardly vary
@@ -106,13 +106,18 @@ def verify(cells: Sequence[Cell], results: Results, count: int, seed: int = 0) -
     """Run ``count`` random cells that ``results`` hold anew, one after the other, and compare; nothing is kept.
 
     Raises:
-        Refusal: if the results hold none of the cells.
+        Refusal: if the results were made by another version, or hold none of the cells.
     """
     check_at_least("verify", count, 1)
+    if results.identity != IDENTITY:
+        raise Refusal(
+            f"{results.folder} was made by another version of dagdiff, whose runs are not those of this one. Verify it "
+            "with the version that its results.json names, or run the suite again into a new folder."
+        )
     kept = {(record.config, record.variant): record for record in results.records}
     held = list({cell.key: cell for cell in cells if (cell.key, cell.variant) in kept}.values())
     if not held:
-        raise Refusal(f"{results.folder} holds no run of this configuration. Was it made by another version?")
+        raise Refusal(f"{results.folder} holds no run of this suite's settings. Name the folder that it wrote.")
     found = []
     for cell in random.Random(seed).sample(held, min(count, len(held))):
         record = kept[cell.key, cell.variant]

@@ -59,8 +59,7 @@ def build_pipeline(
         Refusal: if no stock pipeline has such a network, no scheduler such a chain, or the base can't be read.
     """
     body: Any = merged(body_of(student))
-    read: Any = student
-    scheduler = few_step_scheduler(transition, times, read.schedule, read.prediction, threshold)
+    scheduler = _scheduler(student, transition, times, threshold)
     if base is None or _is_of_pixels(base):
         return _of_pixels(body if size is None else _sized(body, size), scheduler)
     _check_clipping(scheduler)
@@ -79,12 +78,19 @@ def check_export(
 
     Arguments as there.
     """
-    body, read = body_of(student), cast(Any, student)
-    scheduler = few_step_scheduler(transition, times, read.schedule, read.prediction, threshold)
+    body = body_of(student)
+    scheduler = _scheduler(student, transition, times, threshold)
     if base is None or _is_of_pixels(base):
         _of_pixels(body, scheduler)
     else:
         _check_clipping(scheduler)
+
+
+def _scheduler(student: nn.Module, transition: Transition, times: Times, threshold: Threshold) -> Any:
+    """The scheduler of the student's chain, on the clock that its network reads."""
+    read = cast(Any, student)
+    clock = {"entries": read.network.law.entries} if isinstance(read.network, PretrainedNetwork) else {}
+    return few_step_scheduler(transition, times, read.schedule, read.prediction, threshold, **clock)
 
 
 def body_of(student: nn.Module) -> Any:

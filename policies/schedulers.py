@@ -21,29 +21,39 @@ from dagdiff.transition import Ddim, Renoise, Transition
 
 
 def few_step_scheduler(
-    transition: Transition, times: Times, schedule: Schedule, prediction: Prediction, threshold: Threshold
+    transition: Transition,
+    times: Times,
+    schedule: Schedule,
+    prediction: Prediction,
+    threshold: Threshold,
+    entries: int = 1000,
 ) -> Any:
     """Return the diffusers scheduler whose default chain of K steps is the student's.
+
+    Args:
+        transition: the student's law of motion.
+        times: its grid, ``(K + 1,)``.
+        schedule: of its states.
+        prediction: what its network's output means.
+        threshold: of its guesses.
+        entries: T, the length of the clock that its network reads; the scheduler's table has as many.
 
     Raises:
         Refusal: for a law, grid, schedule, prediction or threshold that it can't be told.
     """
     if isinstance(schedule, FlowSchedule):
-        return _of_flow(transition, times, prediction, threshold)
+        return _of_flow(transition, times, prediction, threshold, entries)
     kind = _moved(transition, LCMScheduler, DDIMScheduler)
-    steps = _check_grid(times)
-    told: dict[str, Any] = {"num_train_timesteps": ENTRIES, "trained_betas": _betas(schedule), **_clipping(threshold)}
+    steps = _check_grid(times, entries)
+    told: dict[str, Any] = {"num_train_timesteps": entries, "trained_betas": _betas(schedule, entries)}
+    told |= _clipping(threshold)
     told["steps_offset"] = 1  # what text pipelines expect to see; these grids have none
     told["prediction_type"] = _predicted(prediction)
     spaced = {"original_inference_steps": steps} if kind is LCMScheduler else {"timestep_spacing": "trailing"}
     return kind(**told, **spaced, set_alpha_to_one=True)
 
 
-ENTRIES = 1000
-"""T, the length of the table that a scheduler is given."""
-
-
-def _of_flow(transition: Transition, times: Times, prediction: Prediction, threshold: Threshold) -> Any:
+def _of_flow(transition: Transition, times: Times, prediction: Prediction, threshold: Threshold, entries: int) -> Any:
     """The schedulers of rectified flow: their grid falls evenly from 1 to the one number that it can be told."""
     kind = _moved(transition, FlowMatchLCMScheduler, FlowMatchEulerDiscreteScheduler)
     steps = _check_even(times)
@@ -51,7 +61,7 @@ def _of_flow(transition: Transition, times: Times, prediction: Prediction, thres
         raise Refusal(f"flow schedulers read velocities alone; got {prediction.name}. Export a flow-student.")
     if not isinstance(threshold, NoThreshold):
         raise Refusal(f"no flow scheduler of diffusers can be told {threshold}. Export a student without threshold.")
-    return kind(num_train_timesteps=ENTRIES, shift=1.0, shift_terminal=1.0 / steps if steps > 1 else None)
+    return kind(num_train_timesteps=entries, shift=1.0, shift_terminal=1.0 / steps if steps > 1 else None)
 
 
 def _moved(transition: Transition, renoising: Any, deterministic: Any) -> Any:
@@ -74,13 +84,14 @@ def _check_even(times: Times) -> int:
     return steps
 
 
-def _check_grid(times: Times) -> int:
+def _check_grid(times: Times, entries: int) -> int:
     """The number of steps of an even grid that the table's length is a multiple of; others are refused."""
     steps = _check_even(times)
-    if ENTRIES % steps:
+    if entries % steps:
+        fitting = ", ".join(str(number) for number in range(1, 17) if entries % number == 0)
         raise Refusal(
-            f"a scheduler takes even grids whose steps divide {ENTRIES}; got times {_told(times)}. "
-            "Distil to 1, 2, 4, 5 or 8 steps."
+            f"a scheduler takes even grids whose steps divide its table of {entries} timesteps; got times "
+            f"{_told(times)}. Distil to a number of steps that does: {fitting}."
         )
     return steps
 
@@ -89,9 +100,9 @@ def _told(times: Times) -> list[float]:
     return [round(t, 4) for t in times.tolist()]
 
 
-def _betas(schedule: Schedule) -> list[float]:
+def _betas(schedule: Schedule, entries: int) -> list[float]:
     """The table of betas by which a scheduler rebuilds the noise law: entry i is the time (i + 1) / T."""
-    t = torch.arange(1, ENTRIES + 1, dtype=torch.float64) / ENTRIES
+    t = torch.arange(1, entries + 1, dtype=torch.float64) / entries
     alpha, sigma = (part.double() for part in schedule(t.float()))
     cumulated = alpha**2 / (alpha**2 + sigma**2)
     before = torch.cat([cumulated.new_ones(1), cumulated[:-1]])

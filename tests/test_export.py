@@ -14,6 +14,7 @@ import torch
 from diffusers import (
     ConsistencyModelPipeline,
     DDIMScheduler,
+    DDPMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -134,12 +135,13 @@ def called(pipeline: Any, arguments: dict[str, Any], drawn: list[torch.Tensor]) 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 5, 8])
 @pytest.mark.parametrize("law", [Ddim, Renoise])
-def test_the_scheduler_s_own_timesteps_are_the_student_s_grid(law: Any, steps: int) -> None:
-    schedule = VPSchedule.linear()
-    scheduler = few_step_scheduler(law(schedule), step_grid(steps), schedule, V, NoThreshold())
+@pytest.mark.parametrize("entries", [1000, 2000, 40])
+def test_the_scheduler_s_own_timesteps_are_the_student_s_grid(law: Any, steps: int, entries: int) -> None:
+    schedule = VPSchedule(DDIMScheduler(entries).alphas_cumprod)
+    scheduler = few_step_scheduler(law(schedule), step_grid(steps), schedule, V, NoThreshold(), entries)
     scheduler.set_timesteps(steps)
     assert isinstance(scheduler, DDIMScheduler if law is Ddim else LCMScheduler)
-    torch.testing.assert_close((scheduler.timesteps + 1) / 1000, step_grid(steps)[:-1], atol=1e-6, rtol=0)
+    torch.testing.assert_close((scheduler.timesteps + 1) / entries, step_grid(steps)[:-1], atol=1e-6, rtol=0)
     torch.testing.assert_close(scheduler.alphas_cumprod, schedule.alphas_cumprod.float(), atol=1e-5, rtol=1e-4)
 
 
@@ -302,7 +304,7 @@ def test_adapters_leave_inside_the_weights(tmp_path: Path) -> None:
     ("change", "match"),
     [
         ({"transition": Ddim(VPSchedule.linear(), eta=0.5)}, r"no scheduler of diffusers moves by Ddim"),
-        ({"times": step_grid(3)}, r"even grids whose steps divide 1000; got times \[1.0, 0.6667"),
+        ({"times": step_grid(3)}, r"whose steps divide its table of 1000 timesteps; got times \[1.0, 0.6667"),
         ({"times": torch.tensor([1.0, 0.3, 0.0])}, r"got times \[1.0, 0.3, 0.0\]"),
         ({"times": torch.tensor([1.0, 0.3, 0.0])}, r"takes even grids"),
         ({"transition": EpsilonScaling(Ddim(VPSchedule.linear()), 1.3)}, r"moves by EpsilonScaling .*epsilon_scale 1"),
@@ -366,6 +368,24 @@ def test_the_student_keeps_its_precision_and_the_pipeline_the_base_s(tmp_path: P
     student.to(torch.bfloat16)
     pipeline = build_pipeline(student, Renoise(student.schedule), step_grid(2), NoThreshold(), base)
     assert pipeline.unet.dtype == torch.float32 and student.network.body.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("law", [Ddim, Renoise])
+@pytest.mark.parametrize("entries", [1100, 40])
+def test_the_pipeline_asks_the_network_at_the_student_s_timesteps(law: Any, entries: int, tmp_path: Path) -> None:
+    """Whatever the length of the teacher's clock."""
+    clock = DDPMScheduler(entries, clip_sample=False)
+    base = pipelines.save(pipelines.seeded(pipelines.ddpm, clock), tmp_path / "teacher")
+    teacher = DiffusersExpert.from_pretrained(base)
+    student = teacher.student()
+    move = law(student.schedule)
+    pipeline = build_pipeline(student, move, step_grid(4), NoThreshold(), base)
+    asked = list[float]()
+    pipeline.unet.register_forward_pre_hook(lambda _, given: asked.append(float(torch.as_tensor(given[1]).max())))
+    called(pipeline, call_arguments(pipeline, 4) | {"output_type": "np"}, noises(4, 1, *teacher.shape))
+    assert (
+        asked == student.network.law.timestep(step_grid(4)[:-1]).tolist() == [entries * k / 4 - 1 for k in (4, 3, 2, 1)]
+    )
 
 
 def test_the_card_tells_how_to_load_it() -> None:

@@ -116,7 +116,7 @@ def test_states_of_four_channels_are_drawn(tmp_path: Path) -> None:
         ({"objective": "gaussian-kl"}, "moves by Ddim"),
         ({"threshold": "fold"}, "can be told Fold"),
         ({"schedule": "flow"}, "flow schedulers read velocities alone"),
-        ({"steps": 3}, "a scheduler takes even grids whose steps divide 1000"),
+        ({"steps": 3}, "a scheduler takes even grids whose steps divide its table of 1000"),
     ],
     ids=str,
 )

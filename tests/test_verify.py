@@ -29,11 +29,11 @@ WANTED = dataclasses.replace(WANTED, settings=SMALL)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of results, made in this process and without figures."""
     out = tmp_path_factory.mktemp("verify")
-    cells = list(toy2d.cells(WANTED))
-    records = [{**suite.run_cell(cell, out), **cell.labels} for cell in cells]
-    content = {"suite": "toy2d", "dagdiff": "0", "settings": dataclasses.asdict(WANTED), "records": records}
-    yardstick = suite.refer(cells[0], out)
-    (out / "results.json").write_text(json.dumps({**content, "references": {"gaussians8-biased": yardstick}}))
+    content, cells = suite.open_results(out, "toy2d"), list(toy2d.cells(WANTED))
+    content["settings"] = dataclasses.asdict(WANTED)
+    content["records"] = [{**suite.run_cell(cell, out), **cell.labels} for cell in cells]
+    content["references"] = {"gaussians8-biased": suite.refer(cells[0], out)}
+    (out / "results.json").write_text(json.dumps(content))
     return out
 
 
@@ -183,7 +183,9 @@ def test_a_run_that_disagrees_is_told_and_the_status_is_2(
 
 def test_refusals(made: Path) -> None:
     results = Results.load(made)
-    with pytest.raises(Refusal, match="holds no run of this configuration"):
+    with pytest.raises(Refusal, match="holds no run of this suite's settings"):
         verify(list(toy2d.cells(dataclasses.replace(WANTED, updates=6))), results, 1)
+    with pytest.raises(Refusal, match="was made by another version of dagdiff"):
+        verify(list(toy2d.cells(WANTED)), dataclasses.replace(results, identity=1), 1)
     with pytest.raises(Refusal, match="verify must be at least 1"):
         verify([], results, -1)
