@@ -114,7 +114,7 @@ for file in sorted(wanted):
     origin = Path(importlib.import_module(name).__file__ or "")
     if home not in origin.resolve().parents:
         sys.exit(f"{name} came from {origin}, not from the wheel")
-data = {path.relative_to(checkout).as_posix() for glob in ("py.typed", "*.html", "templates/*.html.j2")
+data = {path.relative_to(checkout).as_posix() for glob in ("py.typed", "report/templates/*.html.j2")
         for path in (checkout / "dagdiff").glob(glob)}
 if data - {str(file) for file in files("dagdiff")}:
     sys.exit(f"data missing from the wheel: {sorted(data - {str(file) for file in files('dagdiff')})}")

@@ -1,7 +1,8 @@
 """Which table stands on which page, from which results, and what made them.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``, and under it a line that names the
-version, the machine and the seeds of its results. Results of an older :data:`~dagdiff.results.IDENTITY` are marked.
+version, the machine and the seeds of its results. Results of an older
+:data:`~dagdiff.report.results.IDENTITY` are marked.
 """
 
 import dataclasses
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dagdiff.benchmarks import tables
-from dagdiff.benchmarks.study import THRESHOLDED
+from dagdiff.benchmarks.suites.study import THRESHOLDED
 from dagdiff.checks import Refusal
-from dagdiff.results import IDENTITY, Results
+from dagdiff.report.results import IDENTITY, Results
 
 END = "<!-- end of table -->"
 

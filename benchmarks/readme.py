@@ -15,14 +15,16 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dagdiff import plots, plots_images, plots_study
 from dagdiff.benchmarks.pages import TABLES, filled
 from dagdiff.benchmarks.tables import CONTRAST, plain
 from dagdiff.checkpoint import load_json, save_json, save_text
-from dagdiff.glossary import OBJECTIVES, SCALES, quantity, variant_name
 from dagdiff.metrics.statistics import Interval
-from dagdiff.results import Results, write_summary
-from dagdiff.verdict import scaled
+from dagdiff.report import figures
+from dagdiff.report.glossary import OBJECTIVES, SCALES, quantity, variant_name
+from dagdiff.report.images import image_panels
+from dagdiff.report.results import Results, write_summary
+from dagdiff.report.study import overview_figure
+from dagdiff.report.verdict import scaled
 
 KEPT = Path("benchmarks/results")
 FIGURE, STUDY_FIGURE, PICTURES = Path("docs/biased.png"), Path("docs/study.png"), Path("docs/images.png")
@@ -34,13 +36,13 @@ def main(words: Sequence[str]) -> None:
     for name, _, folder in (word.partition("=") for word in words):
         if name in _FIGURES:
             path, draw = _FIGURES[name]
-            plots.save(draw(Results.load(Path(folder))), path)
+            figures.save(draw(Results.load(Path(folder))), path)
             continue
         keep(Path(folder), KEPT / name)
         for page in dict.fromkeys(made.page for made in TABLES.values() if name in made.results):
             save_text(page, filled(page.read_text(encoding="utf-8"), page, KEPT))
         if name == "study":
-            plots.save(study_figure(Results.load(KEPT / name)), STUDY_FIGURE, source=source(KEPT / name))
+            figures.save(study_figure(Results.load(KEPT / name)), STUDY_FIGURE, source=source(KEPT / name))
 
 
 def keep(folder: Path, place: Path) -> None:
@@ -73,7 +75,7 @@ def study_figure(results: Results) -> Figure:
         if task in tasks and variant in CONTRAST and energy and not same:
             panels.setdefault(OBJECTIVES[objective], {}).setdefault(task, {})[variant] = scaled(energy, "energy")
     expert = {task: SCALES["energy"] * results.references[task]["expert"]["energy"] for task in tasks}
-    return plots_study.overview_figure(panels, expert, quantity("energy"))
+    return overview_figure(panels, expert, quantity("energy"))
 
 
 def figure(results: Results) -> Figure:
@@ -85,9 +87,9 @@ def figure(results: Results) -> Figure:
             wanted = (TASK, objective, variant, 0)
             record = next(r for r in results.records if (r.task, r.objective, r.variant, r.seed) == wanted)
             title = f"{name}: {variant_name(variant)}"
-            panels[title], colours[title] = results.arrays(record.samples)["x"], plots.VARIANTS[variant]
+            panels[title], colours[title] = results.arrays(record.samples)["x"], figures.VARIANTS[variant]
         panels.setdefault("expert, 32 steps", reference["x"])
-    return plots.scatter_panels(panels, colours=colours)
+    return figures.scatter_panels(panels, colours=colours)
 
 
 def pictures(results: Results) -> Figure:
@@ -98,7 +100,7 @@ def pictures(results: Results) -> Figure:
             wanted = (IMAGE_TASK, objective, variant, 4, 0)
             records = (r for r in results.records if (r.task, r.objective, r.variant, r.steps, r.seed) == wanted)
             panels[f"{name}: {variant_name(variant)}"] = results.arrays(next(records).samples)["x"]
-    return plots_images.image_panels(panels)
+    return image_panels(panels)
 
 
 _FIGURES = {"figure": (FIGURE, figure), "pictures": (PICTURES, pictures)}

@@ -6,12 +6,12 @@ Which table stands where, and what it is made from, is in :mod:`dagdiff.benchmar
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from dagdiff.benchmarks.peers import milliseconds
-from dagdiff.benchmarks.study import CRITICS, MIXES, NARROW
-from dagdiff.glossary import OBJECTIVES, quantity, variant_name
+from dagdiff.benchmarks.suites.peers import milliseconds
+from dagdiff.benchmarks.suites.study import CRITICS, MIXES, NARROW
 from dagdiff.metrics.statistics import Interval, paired_difference
-from dagdiff.results import Row
-from dagdiff.verdict import change, level, number, outcome, tally, told_excess
+from dagdiff.report.glossary import OBJECTIVES, quantity, variant_name
+from dagdiff.report.results import Row
+from dagdiff.report.verdict import change, level, number, outcome, tally, told_excess
 
 CONTRAST = ("forward", "base", "ddil")
 

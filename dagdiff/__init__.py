@@ -18,7 +18,7 @@ _PUBLIC = {
     "DAgger": "dagdiff.dagger",
     "Ddim": "dagdiff.transition",
     "DistributionMatching": "dagdiff.objectives.distribution",
-    "Experiment": "dagdiff.experiment",
+    "Experiment": "dagdiff.runs.experiment",
     "Expert": "dagdiff.expert",
     "FlowSchedule": "dagdiff.schedule",
     "Progressive": "dagdiff.objectives.progressive",
@@ -27,22 +27,22 @@ _PUBLIC = {
     "Round": "dagdiff.round",
     "Shares": "dagdiff.mixture",
     "VPSchedule": "dagdiff.schedule",
-    "configure": "dagdiff.config",
+    "configure": "dagdiff.runs.config",
     "sample": "dagdiff.transition",
 }
 """Public name -> the module that holds it. A name added here is added to the imports and to ``__all__`` below."""
 
 if TYPE_CHECKING:
     from dagdiff.checks import Refusal
-    from dagdiff.config import configure
     from dagdiff.dagger import DAgger
-    from dagdiff.experiment import Experiment
     from dagdiff.expert import Expert
     from dagdiff.mixture import Shares
     from dagdiff.objectives.consistency import Consistency
     from dagdiff.objectives.distribution import DistributionMatching
     from dagdiff.objectives.progressive import Progressive
     from dagdiff.round import Round
+    from dagdiff.runs.config import configure
+    from dagdiff.runs.experiment import Experiment
     from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule
     from dagdiff.transition import Ddim, Renoise, sample
 else:  # hidden from type checkers, which would take any name for public

@@ -74,7 +74,7 @@ COMMANDS = {
     "sample": "dagdiff.commands.sample.sample",
     "shift": "dagdiff.commands.shift.shift",
     "export": "dagdiff.commands.export.export",
-    "bench": "dagdiff.commands.bench.bench",
+    "bench": "dagdiff.benchmarks.command.bench",
     "teacher": "dagdiff.commands.teacher.teacher",
     "list": "dagdiff.commands.names.list_names",
 }

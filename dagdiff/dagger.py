@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from dagdiff import parallel
+from dagdiff import engine
 from dagdiff.aggregate import Aggregate, rounds_to_keep
 from dagdiff.average import Average
 from dagdiff.checks import Refusal, check_at_least, check_same_shape, check_share, check_shares
@@ -37,7 +37,7 @@ class DAgger:
     """The loop: iterate over it, and it yields one :class:`Round` after another.
 
     Between two rounds ``shares``, ``lr_ramp`` and what the objective lets be set may be changed, and :meth:`focus` be
-    called; :mod:`dagdiff.curriculum` holds recipes that do so.
+    called; :mod:`dagdiff.strategies.curriculum` holds recipes that do so.
 
     >>> for round in DAgger(student, expert, Progressive(), env, data, rounds=20):  # doctest: +SKIP
     ...     print(round.number, round.losses, round.loss_own)
@@ -50,11 +50,11 @@ class DAgger:
         data: clean points for forward states (and for a GAN head); ``sample`` is called with the generator below, and
             must answer on its device.
         shares: parts of a batch that are forward-diffused, from student chains, from expert chains; those that suit an
-            objective stand in :mod:`dagdiff.recipes`.
+            objective stand in :mod:`dagdiff.runs.recipes`.
         shares_ramp: scales the on-policy shares by progress; forward states take the rest.
         beta: by progress, the part of the student's chains' steps that the expert drives.
         per_chain: let one driver keep a chain to its end.
-        driver: makes the behaviour policy of all roll-ins; :mod:`dagdiff.drivers` has others.
+        driver: makes the behaviour policy of all roll-ins; :mod:`dagdiff.strategies.drivers` has others.
         input_perturbation: how much more noise forward states hold than they should (:func:`forward_states`).
         rounds: of gathering and training.
         updates_per_round: of the student: a number, or one for each round.
@@ -73,7 +73,7 @@ class DAgger:
 
     Parts that do not fit together (:func:`dagdiff.fit.check_fit`) are refused here, before anything is trained.
 
-    In several processes (:mod:`dagdiff.parallel`) sizes are each one's own, and a round tells the counts of all.
+    In several processes (:mod:`dagdiff.engine`) sizes are each one's own, and a round tells the counts of all.
     """
 
     def __init__(
@@ -121,13 +121,13 @@ class DAgger:
         self.rows = -(-batch_size // accumulate)
         self.focused: int | None = None
         self.clip, self.nfe_student, self._nfe_before, self._updates = clip, 0, 0, 0
-        self.generator = generator or torch.Generator(env.device).manual_seed(parallel.place())
+        self.generator = generator or torch.Generator(env.device).manual_seed(engine.rank())
         self.policy = StudentPolicy(student, expert.threshold)
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
 
         check_fit(env, expert, objective, student, data, batch_size)
-        parallel.spread(student)
+        engine.broadcast(student)
         objective.begin(student, expert, self._clean, self.generator)
         self.grid = objective.grid(env.times)
         self.optimiser = optimiser(student.parameters())
@@ -169,7 +169,7 @@ class DAgger:
             self.gather(number, beta, shares)
             losses = self.improve(shares, self.updates_by_round[number - 1])
             counts = len(self.aggregate), self.nfe_student, self.expert.nfe - self._nfe_before
-            size, nfe_student, nfe_expert = parallel.totals(counts, self.generator.device)
+            size, nfe_student, nfe_expert = engine.totals(counts, self.generator.device)
             yield Round(
                 number=number,
                 updates=self._updates,
@@ -229,7 +229,7 @@ class DAgger:
         return found
 
     def _step(self) -> Tensor:
-        parallel.average_gradients(self.student.parameters())
+        engine.average_gradients(self.student.parameters())
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
         self.optimiser.step()
         self._lr.step()
@@ -246,7 +246,7 @@ class DAgger:
         Raises:
             NonFiniteLoss: if a loss is not finite; the student is back at the end of the last good round.
         """
-        parallel.average(losses.values())
+        engine.average(losses.values())
         finite = torch.stack([values.isfinite() for values in losses.values()]).all(0)
         if not finite.all():
             first = self._updates + int((~finite).nonzero()[0]) + 1

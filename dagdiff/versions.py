@@ -1,9 +1,13 @@
-"""What the numbers of a run depend on beside its configuration: versions, the processor, and the number of threads."""
+"""What the numbers of a run depend on beside its configuration: the code that defines them, and where they are made."""
 
 import platform
 from importlib.metadata import version
 
 import torch
+
+CODE = {"chain": 1, "expert": 1, "loop": 2, "teacher": 2, "score": 1}
+"""Raised by whoever changes, for the same settings, the law of the chain, the expert's labels, the loop's draws and
+updates, a teacher's training, or the scores. An objective holds its own version, and so may any part's class."""
 
 
 def versions(threads: int) -> dict[str, str]:

@@ -11,8 +11,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dagdiff.plots import ROLES, VARIANTS
 from dagdiff.policies.gaussian import GaussianMixtureExpert
+from dagdiff.report.figures import ROLES, VARIANTS
 from dagdiff.schedule import CosineSchedule, refine, step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.transition import Ddim, chain

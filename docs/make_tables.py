@@ -14,9 +14,10 @@ from unittest.mock import patch
 
 import torch
 
-from dagdiff import cli, config
-from dagdiff.commands.bench import SUITES
-from dagdiff.parts import HELP, PARTS, resolve
+from dagdiff import cli
+from dagdiff.benchmarks.command import SUITES
+from dagdiff.runs import config
+from dagdiff.runs.parts import HELP, PARTS, resolve
 
 HERE = Path(__file__).resolve().parent
 COMMANDS = tuple(cli.COMMANDS)
@@ -131,7 +132,7 @@ def _of_parts(parts: Sequence[str]) -> str:
 
 
 def _default(part: str) -> str:
-    from dagdiff.parts import DEFAULTS
+    from dagdiff.runs.parts import DEFAULTS
 
     chosen = dict(DEFAULTS.get(part, {}))
     name = chosen.pop("class", None)

@@ -26,10 +26,11 @@ import matplotlib.pyplot as plt
 import torch
 
 from dagdiff import Consistency, DAgger, Expert, Progressive, Shares
-from dagdiff.benchmarks.tasks import exact_expert, fresh_student, make_task, student_from_teacher
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.mixture import LinearRamp
 from dagdiff.schedule import step_grid
+from dagdiff.tasks.names import make_task
+from dagdiff.tasks.plane import exact_expert, fresh_student, student_from_teacher
 
 torch.set_num_threads(1)
 plt.rcParams["figure.dpi"] = 90
@@ -131,7 +132,7 @@ rows = measure_shift(off_policy.policy, expert, off_policy.env.transition, times
 print(format_table(rows))
 
 # %%
-from dagdiff.plots import shift_figure
+from dagdiff.report.figures import shift_figure
 
 shift_figure(rows)
 
@@ -205,7 +206,7 @@ print(format_table(rows))
 # %%
 from dagdiff import sample
 from dagdiff.metrics.samples import energy_distance
-from dagdiff.plots import scatter_panels
+from dagdiff.report.figures import scatter_panels
 
 truth = task.world.reference(count, seeded(6))
 clouds = {"true law": truth}

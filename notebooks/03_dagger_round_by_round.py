@@ -27,11 +27,12 @@ import matplotlib.pyplot as plt
 import torch
 
 from dagdiff import DAgger, Expert, Progressive, Shares, sample
-from dagdiff.benchmarks.tasks import exact_expert, fresh_student, make_task
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.metrics.samples import energy_distance
 from dagdiff.mixture import ExponentialRamp, Indicator, LinearRamp
 from dagdiff.schedule import step_grid
+from dagdiff.tasks.names import make_task
+from dagdiff.tasks.plane import exact_expert, fresh_student
 
 torch.set_num_threads(1)
 plt.rcParams["figure.dpi"] = 90

@@ -28,10 +28,11 @@ import matplotlib.pyplot as plt
 import torch
 
 from dagdiff import Consistency, DAgger, DistributionMatching, Expert, Progressive, Shares, sample
-from dagdiff.benchmarks.tasks import exact_expert, make_task, student_from_teacher
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.mixture import LinearRamp
 from dagdiff.schedule import step_grid
+from dagdiff.tasks.names import make_task
+from dagdiff.tasks.plane import exact_expert, student_from_teacher
 
 torch.set_num_threads(1)
 plt.rcParams["figure.dpi"] = 90
@@ -175,7 +176,7 @@ for (name, trained_on), (loop, last) in loops.items():
     clouds[f"{name}, {trained_on}"] = points
 
 # %%
-from dagdiff.plots import scatter_panels
+from dagdiff.report.figures import scatter_panels
 
 scatter_panels(
     {name: clouds[name].numpy() for name in sorted(clouds, key=lambda name: "mixture" in name)}, columns=3, half=2.2

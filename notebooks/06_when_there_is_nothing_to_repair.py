@@ -25,12 +25,13 @@ import matplotlib.pyplot as plt
 import torch
 
 from dagdiff import DAgger, Expert, Progressive, Shares, sample
-from dagdiff.benchmarks.tasks import exact_expert, make_task, student_from_teacher
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.metrics.samples import energy_distance
 from dagdiff.metrics.shift import measure_shift
 from dagdiff.mixture import LinearRamp
 from dagdiff.schedule import step_grid
+from dagdiff.tasks.names import make_task
+from dagdiff.tasks.plane import exact_expert, student_from_teacher
 
 torch.set_num_threads(1)
 plt.rcParams["figure.dpi"] = 90

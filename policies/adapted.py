@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dagdiff.policies.prediction import Prediction
 from dagdiff.policies.student import Student
-from dagdiff.prediction import Prediction
 from dagdiff.schedule import Schedule
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dagdiff.prediction import Prediction, V
+from dagdiff.policies.prediction import Prediction, V
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, States, Times, column
 

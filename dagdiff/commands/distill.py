@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
-from dagdiff import config, parallel, run
+from dagdiff import engine
 from dagdiff.commands import check_given
-from dagdiff.experiment import Experiment
-from dagdiff.glossary import DISTANCES
-from dagdiff.rehearsal import check_folder, check_logger
+from dagdiff.report.glossary import DISTANCES
+from dagdiff.runs import config, folder
+from dagdiff.runs.experiment import Experiment
+from dagdiff.runs.rehearsal import check_folder, check_logger
 
 NAMED = {**DISTANCES, "w2": "W2"}
 """What a run's folder is summed up by, as far as it was measured."""
@@ -42,8 +43,8 @@ def distill(words: Sequence[str]) -> None:
         return
     check_folder(check_given(out, "--out"))
     check_logger(logger)
-    with parallel.joined(partial(Experiment.build, chosen)):
-        report = run.distil(Experiment.build(chosen), out, logger=logger)
+    with engine.joined(partial(Experiment.build, chosen)):
+        report = folder.distil(Experiment.build(chosen), out, logger=logger)
     if report:
         _tell(report["metrics"], out)
         if report["teacher"]["behind"]:

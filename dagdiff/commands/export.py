@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dagdiff import __version__, config, run
+from dagdiff import __version__
 from dagdiff.checkpoint import follow_umask, load_json, save_text
 from dagdiff.checks import check_in
 from dagdiff.commands import add_trust, check_given, make_parser
-from dagdiff.experiment import Experiment
-from dagdiff.policies.export import body_of, build_pipeline, call_arguments, loading_program, model_card
-from dagdiff.policies.lora import save_adapters
-from dagdiff.rehearsal import check_folder
+from dagdiff.pipelines.export import body_of, build_pipeline, call_arguments, loading_program, model_card
+from dagdiff.pipelines.lora import save_adapters
+from dagdiff.runs import config
+from dagdiff.runs.experiment import Experiment
+from dagdiff.runs.folder import open_run
+from dagdiff.runs.rehearsal import check_folder
 
 FORMATS = ("diffusers", "lora")
 
@@ -32,7 +34,7 @@ def export(words: Sequence[str]) -> None:
     check_in("format", given.format, FORMATS)
     out = check_given(given.out, "--out")
     check_folder(out)
-    it = run.load(given.folder, "cpu", given.weights, given.trust_code)
+    it = open_run(given.folder, "cpu", given.weights, given.trust_code)
     told = it.config.get("pipeline", {})
     base, steps, whole = told.get("path"), len(it.times) - 1, given.format == "diffusers"
     size = it.task.shape[1:] if told.get("sample_size") else None

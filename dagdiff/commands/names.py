@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from dagdiff import config
-from dagdiff.benchmarks.tasks import PIPELINE, task_names
 from dagdiff.checks import check_in
 from dagdiff.commands import make_parser
-from dagdiff.parts import PARTS, resolve
+from dagdiff.runs import config
+from dagdiff.runs.parts import PARTS, resolve
+from dagdiff.tasks.names import task_names
 
 
 def list_names(words: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def list_names(words: Sequence[str]) -> None:
     parser.add_argument("kind", help=", ".join(kinds))
     kind = check_in("kind", config.read(parser, words).kind, kinds)
     if kind == "tasks":
-        print("\n".join([*task_names(), PIPELINE]))
+        print("\n".join(task_names()))
     for part in kinds[kind]:
         for name, path in PARTS[part].items():
             summary = (resolve(part, name).__doc__ or "").split("\n")[0]

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dagdiff import config, plots, plots_images, run
 from dagdiff.checkpoint import save_arrays
 from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import add_trust, make_parser
+from dagdiff.report import figures
+from dagdiff.report.images import sample_panels
+from dagdiff.runs import config
+from dagdiff.runs.folder import open_run
 
 
 def sample(words: Sequence[str]) -> None:
@@ -24,10 +27,10 @@ def sample(words: Sequence[str]) -> None:
     check_seed("seed", given.seed)
     if given.out.suffix != ".npz" or given.out.is_dir():
         raise Refusal(f"--out {given.out} must be a .npz file, no folder. Pass e.g. --out samples.npz.")
-    experiment = run.load(given.folder, given.device, given.weights, given.trust_code)
+    experiment = open_run(given.folder, given.device, given.weights, given.trust_code)
     points = experiment.sample(given.num, given.seed)
     noise, condition, _ = experiment.start(given.num, given.seed)
     save_arrays(given.out, x=points, noise=noise, **({} if condition is None else {"condition": condition}))
     seen = {"student": experiment.task.pictures(points[: experiment.task.kept]).numpy(force=True)}
-    plots.save(plots_images.sample_panels(seen), given.out.with_suffix(".png"))
+    figures.save(sample_panels(seen), given.out.with_suffix(".png"))
     print(f"{given.num} points in {given.out}, drawn in {given.out.with_suffix('.png')}")

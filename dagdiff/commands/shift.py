@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dagdiff import config, plots, plots_shift, run
 from dagdiff.checks import check_at_least, check_seed
 from dagdiff.commands import add_trust, make_parser
-from dagdiff.experiment import Experiment
 from dagdiff.metrics.amplification import (
     StepAmplification,
     format_amplification,
@@ -22,7 +20,12 @@ from dagdiff.metrics.intervention import (
     write_interventions,
 )
 from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict, write_table
+from dagdiff.report import figures
+from dagdiff.report.shift import amplification_figure, intervention_figure
 from dagdiff.rollout import draw
+from dagdiff.runs import config
+from dagdiff.runs.experiment import Experiment
+from dagdiff.runs.folder import open_run
 
 
 def shift(words: Sequence[str]) -> None:
@@ -45,7 +48,7 @@ def shift(words: Sequence[str]) -> None:
     given = config.read(parser, words)
     check_at_least("num", given.num, 10)
     check_seed("seed", given.seed)
-    found = measure(run.load(given.folder, given.device, given.weights, given.trust_code), given.num, given.seed)
+    found = measure(open_run(given.folder, given.device, given.weights, given.trust_code), given.num, given.seed)
     keep(found, given.folder)
     print(f"{told(found)}\n\nkept in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")
 
@@ -77,9 +80,9 @@ def keep(found: Found, folder: Path) -> None:
     write_table(found.shift, folder / "shift.csv")
     write_interventions(found.intervention, folder / "intervention.csv")
     write_amplification(found.amplification, folder / "amplification.csv")
-    plots.save(plots.shift_figure(found.shift), folder / "shift.png")
-    plots.save(plots_shift.intervention_figure(found.intervention), folder / "intervention.png")
-    plots.save(plots_shift.amplification_figure(found.amplification), folder / "amplification.png")
+    figures.save(figures.shift_figure(found.shift), folder / "shift.png")
+    figures.save(intervention_figure(found.intervention), folder / "intervention.png")
+    figures.save(amplification_figure(found.amplification), folder / "amplification.png")
 
 
 def told(found: Found) -> str:

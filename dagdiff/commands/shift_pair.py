@@ -1,7 +1,7 @@
 """``dagdiff shift --expert ... --student ...``: the covariate shift of any few-step student of a diffusers pipeline.
 
 Who trained the student does not matter. Its own scheduler says how it is sampled and at which times
-(:mod:`dagdiff.policies.few_step`); the teacher's says what noise states hold; both must say the same of that.
+(:mod:`dagdiff.pipelines.few_step`); the teacher's says what noise states hold; both must say the same of that.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dagdiff import config, plots
-from dagdiff.benchmarks.pipeline_data import encoded_images, own_samples
 from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import make_parser
+from dagdiff.engine import find_device
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict, write_table
-from dagdiff.policies.few_step import Sampler, read_sampler, read_scheduler, with_adapters
-from dagdiff.policies.pretrained import DiffusersExpert
+from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
+from dagdiff.pipelines.pretrained import DiffusersExpert
+from dagdiff.report import figures
+from dagdiff.runs import config
 from dagdiff.shapes import Condition, Denoiser, States, Times
+from dagdiff.tasks.pipeline_data import encoded_images, own_samples
 
 
 def shift_pair(words: Sequence[str]) -> None:
@@ -38,7 +40,7 @@ def shift_pair(words: Sequence[str]) -> None:
     print(f"{pair.told}\nforward states: {told}\n\n{format_table(rows)}\n\n{verdict(rows)}")
     if given.out is not None:
         write_table(rows, given.out / "shift.csv")
-        plots.save(plots.shift_figure(rows), given.out / "shift.png")
+        figures.save(figures.shift_figure(rows), given.out / "shift.png")
         print(f"\nkept in {given.out}: shift.csv, shift.png")
 
 
@@ -61,7 +63,7 @@ def load_pair(given: Any) -> Pair:
         raise Refusal(
             "there is no student. Pass --student FOLDER, or --lora with the adapters that make the expert one."
         )
-    device = str(config.find_device(given.device))
+    device = str(find_device(given.device))
     of = given.student or given.expert
     teacher, student = (
         DiffusersExpert.from_pretrained(

@@ -29,7 +29,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from dagdiff import parallel
+from dagdiff import engine
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
 from dagdiff.objectives.base import Clean, Loss, Objective, denoising_loss
@@ -94,7 +94,7 @@ class DistributionMatching(Objective):
         self.fake: Any = _told(student) if self.tell_origin else copy.deepcopy(student)
         self.head = _head(self.fake, generator) if self.gan_weight else None
         self.critic = nn.ModuleList([self.fake, self.head] if self.head else [self.fake])
-        parallel.spread(self.critic)
+        engine.broadcast(self.critic)
         self.optimiser = torch.optim.AdamW(
             self.critic.parameters(), lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01
         )
@@ -135,7 +135,7 @@ class DistributionMatching(Objective):
             loss, parts["head"] = loss + self.gan_critic_weight * verdict, verdict.detach()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        parallel.average_gradients(self.critic.parameters())
+        engine.average_gradients(self.critic.parameters())
         nn.utils.clip_grad_norm_(self.critic.parameters(), 10.0)
         self.optimiser.step()
         return parts

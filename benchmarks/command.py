@@ -1,0 +1,116 @@
+"""``dagdiff bench``: a suite of runs, its table and its report; or some of its runs made again."""
+
+import dataclasses
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dagdiff.benchmarks.running.options import spelled
+from dagdiff.benchmarks.running.verify import conclude, verify
+from dagdiff.checks import Refusal, check_in, check_seed
+from dagdiff.commands import add_trust, check_given, make_parser
+from dagdiff.report import verdict
+from dagdiff.report.page import write_report
+from dagdiff.report.results import Results, write_summary
+from dagdiff.round import NonFiniteLoss
+from dagdiff.runs import config
+from dagdiff.runs.trust import check_plain, check_registered
+
+SUITES = {
+    "toy2d": "dagdiff.benchmarks.suites.toy2d",
+    "study": "dagdiff.benchmarks.suites.study",
+    "imitation": "dagdiff.benchmarks.suites.imitation",
+    "images": "dagdiff.benchmarks.suites.images",
+    "peers": "dagdiff.benchmarks.suites.peers",
+}
+"""Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
+
+
+def bench(words: Sequence[str]) -> None:
+    """Compare what students are trained on: run a suite, print its table, write it and a report to a folder.
+
+    Runs that results.json already holds with the same configuration are not run again. With --verify nothing is added:
+    some runs that the folder holds are made again and compared.
+    """
+    suite = _suite(words)
+    parser = make_parser("bench", bench)
+    parser.add_argument("suite", help=", ".join(SUITES))
+    parser.add_argument("--quick", action="store_true", help="a few minutes' worth: sets the options below")
+    parser.add_argument("--workers", type=int, default=1, help="processes; one a core is best")
+    parser.add_argument(
+        "--out", type=Path | None, default=None, help="the folder of results; one that holds some is continued"
+    )
+    parser.add_argument("--verify", type=int, default=0, help="make so many runs of the folder again, and compare")
+    parser.add_argument("--verify_seed", type=int, default=0, help="chooses them")
+    add_trust(parser)
+    parser.add_class_arguments(suite.Suite, None)
+    if "--quick" in words:
+        parser.set_defaults(dataclasses.asdict(suite.QUICK))
+    given = vars(config.read(parser, list(spelled(words, suite.Suite))))
+    check_seed("verify_seed", given["verify_seed"])
+    workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
+    if given["verify"]:
+        _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
+        return
+    chosen = suite.Suite(**{option: given[option] for option in dataclasses.asdict(suite.QUICK)})
+    found = suite.run(chosen, out, workers)
+    if found["records"]:
+        results = Results.load(out)
+        write_summary(results, out / "summary.csv")
+        print(verdict.table(results))
+        print(f"report: {write_report(out)}")
+    _tell_failures(list(found["failures"].values()), len(found["records"]))
+
+
+def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> None:
+    """Make some runs of a folder again and print a line for each; refuse if any disagrees."""
+    results = Results.load(out)
+    file = out / "results.json"
+    chosen = _kept_suite(suite, results.settings, file, trust_code)
+    try:
+        wanted = list(suite.cells(chosen))
+    except Refusal as error:
+        raise Refusal(f"the settings in {file} are not this suite's: {error}") from None
+    found = verify(wanted, results, count, seed)
+    print("\n".join([*map(str, found), conclude(found)]))
+    wrong = sum(bool(each.wrong) for each in found)
+    if wrong:
+        raise Refusal(f"{wrong} of {len(found)} runs disagree with {out}. Compare the versions in its results.json.")
+
+
+def _kept_suite(suite: Any, settings: dict[str, Any], file: Path, trust_code: bool) -> Any:
+    """Return the options of a suite that a file holds; refuse foreign ones, and such as name code."""
+    parser = make_parser("bench", bench)
+    parser.add_class_arguments(suite.Suite, None)
+    check_plain(settings, file)
+    try:
+        chosen = vars(parser.parse_object(settings))
+    except Exception as error:  # jsonargparse raises several kinds; all mean that the file is foreign
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise Refusal(f"the settings in {file} are not this suite's ({reason}). Name a folder that it wrote.") from None
+    if not trust_code:
+        check_registered(chosen["settings"], file)
+        for option, part in {"objectives": "objective", "students": "policy"}.items():
+            for name in chosen.get(option, []):
+                check_registered({part: name}, file)
+    return suite.Suite(**chosen)
+
+
+def _suite(words: Sequence[str]) -> Any:
+    """Import the suite that the first word names; with no name but a call for help, the first there is."""
+    name = next(iter(words), "")
+    if name in ("-h", "--help"):
+        name = next(iter(SUITES))
+    if not name or name.startswith("-"):
+        raise Refusal(f"the suite comes first: dagdiff bench SUITE [options], with SUITE one of {', '.join(SUITES)}.")
+    return import_module(SUITES[check_in("suite", name, SUITES)])
+
+
+def _tell_failures(failures: Sequence[str], finished: int) -> None:
+    """Name the runs that came to nothing, after what the others brought has been shown."""
+    if failures:
+        told = "; ".join(failures)
+        raise NonFiniteLoss(
+            f"{len(failures)} run{'s' * (len(failures) > 1)} failed ({finished} records are kept): {told}"
+        )

@@ -1,0 +1,92 @@
+"""The image suite: the same comparison as in the plane, on pictures, where experts are learned and classes go missing.
+
+=================  ===========================================================================================
+variant            trained on
+=================  ===========================================================================================
+forward            forward-diffused images only, the usual off-policy training
+base               what the published method trains on: forward states for PD and LCM, its own states for DMD2
+ddil               what suits the objective: all three; for DMD2 its own and the expert's
+reflected-ddil     as ddil, with guesses clamped to the range of pixels
+=================  ===========================================================================================
+
+On ``biased`` the student is shown the lower half of the classes; the teacher, whose U-Net it starts from, knows all.
+Before the runs we expect: on ``matched`` no difference; on ``biased`` forward-only training to lose classes that the
+teacher has, most of all where the student's own answers are its targets (LCM) or a critic learns them (DMD2), little
+for PD, whose targets at any state are the teacher's; and ddil to bring them back.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
+from dagdiff.benchmarks.running.options import check_choices
+from dagdiff.benchmarks.suites.toy2d import OWN, shares_of
+from dagdiff.runs.config import configure
+from dagdiff.runs.recipes import recipe
+
+VARIANTS = ("forward", "base", "ddil", "reflected-ddil")
+
+_OWN = {**OWN, "device": "Use --device."}
+
+
+@dataclass
+class Suite:
+    """What is run: every task with every objective, variant and number of steps, for every seed.
+
+    Args:
+        tasks: comma-separated; `dagdiff list tasks` names them, and your own images may be named by their path.
+        objectives: comma-separated; names or import paths.
+        variants: comma-separated, of forward, base, ddil, reflected-ddil.
+        steps: comma-separated numbers of student steps.
+        seeds: how many seeds, 0 to seeds - 1.
+        updates: of the student in each run.
+        device: auto, cpu, cuda, ...
+        settings: more settings of every run, e.g. {"lr": 1e-3, "batch_size": 256}.
+    """
+
+    tasks: list[str] = field(default_factory=lambda: ["digits-matched", "digits-biased"])
+    objectives: list[str] = field(default_factory=lambda: ["progressive", "consistency", "distribution"])
+    variants: list[str] = field(default_factory=lambda: list(VARIANTS))
+    steps: list[int] = field(default_factory=lambda: [2, 4])
+    seeds: int = 3
+    updates: int = 400
+    device: str = "cpu"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+QUICK = Suite(tasks=["digits-biased"], variants=["forward", "ddil"], steps=[4], seeds=1, updates=100)
+"""The main contrast in a few minutes: ``--quick``."""
+
+
+def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
+    """Run what ``out`` does not hold yet; return all results, as ``run_cells`` does."""
+    open_results(out, "images")  # a folder that can't be is refused before the configurations are resolved
+    return run_cells("images", list(cells(suite)), dataclasses.asdict(suite), out, workers)
+
+
+def cells(suite: Suite) -> Iterator[Cell]:
+    """Yield the suite's runs, seed by seed, so that a suite that is stopped holds whole comparisons."""
+    check_choices(suite, VARIANTS, _OWN)
+    grid = product(suite.tasks, suite.steps, suite.objectives, suite.variants)
+    made = [_cell(suite, *chosen) for chosen in grid]
+    for seed in range(suite.seeds):
+        yield from (dataclasses.replace(cell, config={**cell.config, "seed": seed}) for cell in made)
+
+
+def _cell(suite: Suite, task: str, steps: int, objective: str, variant: str) -> Cell:
+    threshold = "box" if variant.startswith("reflected") else "none"
+    common = {"samples": 1796, "updates": suite.updates, "heldout": 0, "device": suite.device, **suite.settings}
+    own = {"task": task, "steps": steps, "objective": objective, "threshold": threshold}
+    return Cell(objective, variant, configure({**common, **own, "shares": _shares(variant, objective)}))
+
+
+def _shares(variant: str, objective: str) -> list[float]:
+    """Those of the suite in the plane, but ddil's are what a run of images takes where that is a mixture."""
+    suited = recipe("images", objective)["shares"]
+    if variant.endswith("ddil") and max(suited) < 1.0:
+        return list(suited)
+    return shares_of(variant, objective)

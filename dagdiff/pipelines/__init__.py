@@ -1,0 +1,1 @@
+"""Everything that speaks diffusers: pipelines as experts, and students as pipelines."""

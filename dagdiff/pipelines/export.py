@@ -1,0 +1,267 @@
+"""Students that leave: a folder that ``DiffusionPipeline.from_pretrained`` loads with nothing of dagdiff installed.
+
+What leaves is the network, in the stock pipeline of its kind, and a scheduler that makes the very chain the student was
+trained for (:mod:`dagdiff.pipelines.schedulers`). Of a teacher with prompts all the rest comes along as it is:
+autoencoder, tokenizers, text encoders.
+"""
+
+import copy
+import inspect
+from typing import Any, cast
+
+from diffusers import (
+    ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
+from torch import nn
+
+from dagdiff.checks import Refusal
+from dagdiff.pipelines.families import Flux
+from dagdiff.pipelines.lora import merged
+from dagdiff.pipelines.pretrained import PretrainedNetwork, safetensors_only
+from dagdiff.pipelines.schedulers import few_step_scheduler
+from dagdiff.policies.student import Student
+from dagdiff.policies.unet import UNet
+from dagdiff.shapes import Times
+from dagdiff.threshold import Threshold
+from dagdiff.transition import Transition
+
+
+def build_pipeline(
+    student: nn.Module,
+    transition: Transition,
+    times: Times,
+    threshold: Threshold,
+    base: str | None = None,
+    variant: str | None = None,
+    size: tuple[int, ...] | None = None,
+    allow_pickle: bool = False,
+) -> Any:
+    """Return the student as a diffusers pipeline.
+
+    Args:
+        student: of images, or of a pipeline's states.
+        transition: its law of motion.
+        times: its grid, ``(K + 1,)``.
+        threshold: of its guesses.
+        base: the teacher's pipeline, from which the rest is taken (autoencoder, text encoders); for networks of pixels
+            there is no rest.
+        variant: of the base's weight files, such as fp16.
+        size: of its states, where it is not the network's usual one.
+        allow_pickle: read the base's weights from pickles where there are no safetensors; a pickle can run code.
+
+    Raises:
+        Refusal: if no stock pipeline has such a network, no scheduler such a chain, or the base can't be read.
+    """
+    body: Any = merged(body_of(student))
+    scheduler = _scheduler(student, transition, times, threshold)
+    if base is None or _is_of_pixels(base):
+        return _of_pixels(body if size is None else _sized(body, size), scheduler)
+    _check_clipping(scheduler)
+    pipeline = _whole(base, variant, allow_pickle)
+    name = "unet" if hasattr(pipeline, "unet") else "transformer"
+    wanted = getattr(pipeline, name).dtype
+    body = body if body.dtype == wanted else copy.deepcopy(body).to(wanted)  # the student keeps its precision
+    pipeline.register_modules(**{name: body, "scheduler": scheduler})
+    return pipeline
+
+
+def check_export(
+    student: nn.Module, transition: Transition, times: Times, threshold: Threshold, base: str | None = None
+) -> None:
+    """Refuse a student that :func:`build_pipeline` would refuse, without reading the base's weights.
+
+    Arguments as there.
+    """
+    body = body_of(student)
+    scheduler = _scheduler(student, transition, times, threshold)
+    if base is None or _is_of_pixels(base):
+        _of_pixels(body, scheduler)
+    else:
+        _check_clipping(scheduler)
+
+
+def _scheduler(student: nn.Module, transition: Transition, times: Times, threshold: Threshold) -> Any:
+    """The scheduler of the student's chain, on the clock that its network reads."""
+    read = cast(Any, student)
+    clock = {"entries": read.network.law.entries} if isinstance(read.network, PretrainedNetwork) else {}
+    return few_step_scheduler(transition, times, read.schedule, read.prediction, threshold, **clock)
+
+
+def body_of(student: nn.Module) -> Any:
+    """Return the diffusers network inside a student.
+
+    Raises:
+        Refusal: if there is none, or more than one.
+    """
+    if not isinstance(student, Student):
+        raise Refusal(f"a {type(student).__name__} is not one network, and a pipeline has one. Train without stepwise.")
+    network = student.network
+    if isinstance(network, UNet):
+        return network.unet
+    if isinstance(network, PretrainedNetwork):
+        return network.body
+    raise Refusal(f"no diffusers pipeline holds a {type(network).__name__}. Export a student of images.")
+
+
+def call_arguments(pipeline: Any, steps: int, size: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Return what an exported pipeline must be called with, so that it makes the student's chain.
+
+    Guidance is off, for it is in the student; networks that are told a weight (FLUX.1-dev) hear the one they were
+    trained with here. ``size`` is that of states, where it is not the network's usual one.
+    """
+    told: dict[str, Any] = {"num_inference_steps": steps}
+    scheduler: Any = pipeline.scheduler
+    if isinstance(pipeline, DDIMPipeline) and _clips(scheduler):
+        told["use_clipped_model_output"] = True
+    if "guidance_scale" in _parameters(pipeline):
+        network: Any = getattr(pipeline, "transformer", None)
+        weighed = network is not None and network.config.get("guidance_embeds")
+        told["guidance_scale"] = Flux().guidance if weighed else 1.0
+    if size is not None and "height" in _parameters(pipeline):
+        told |= {name: side * pipeline.vae_scale_factor for name, side in zip(("height", "width"), size, strict=True)}
+    return told
+
+
+def loading_program(
+    pipeline: Any, arguments: dict[str, Any], adapters_of: str | None = None, variant: str | None = None
+) -> str:
+    """Return the few lines of Python that load an exported folder and make an image.
+
+    Args:
+        pipeline: what was exported.
+        arguments: of its call, see :func:`call_arguments`.
+        adapters_of: the pipeline that the folder's adapters are for; None if the folder is a whole pipeline.
+        variant: of the weight files of the pipeline that the adapters are for.
+    """
+    asked = next((text for name, text in _ASKED.items() if name in _parameters(pipeline)), "")
+    call = asked + ", ".join(f"{key}={value}" for key, value in arguments.items())
+    kind, place = type(pipeline.scheduler).__name__, '"path/to/this/folder"'
+    wanted = [part for part in _empty(pipeline.config) if part not in pipeline._optional_components]
+    without = "".join(f", {part}=None" for part in wanted)
+    imported, loaded = "DiffusionPipeline", [f"pipeline = DiffusionPipeline.from_pretrained({place}{without})"]
+    if adapters_of is not None:
+        imported, read = f"DiffusionPipeline, {kind}", f', variant="{variant}"' if variant else ""
+        loaded = [
+            f'pipeline = DiffusionPipeline.from_pretrained("{adapters_of}"{read}{without})',
+            f"pipeline.load_lora_weights({place})",
+            f'pipeline.scheduler = {kind}.from_pretrained({place}, subfolder="scheduler")',
+        ]
+    return "\n".join([f"from diffusers import {imported}", "", *loaded, f"image = pipeline({call}).images[0]"])
+
+
+def model_card(name: str, teacher: str, steps: int, program: str, facts: dict[str, Any]) -> str:
+    """Return the README.md of an exported folder: what it is, how it is loaded, and what was measured.
+
+    Args:
+        name: of the student.
+        teacher: what it was distilled from.
+        steps: K.
+        program: that loads it, see :func:`loading_program`.
+        facts: more lines, name -> value: objective, updates, metrics.
+    """
+    lines = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return f"""---
+library_name: diffusers
+tags: [distillation, few-step]
+---
+# {name}
+
+A student of {steps} step{"s" if steps > 1 else ""}, distilled from {teacher} with dagdiff.
+
+```python
+{program}
+```
+
+Its scheduler holds the grid it was trained for: keep the number of steps. What guidance the teacher was given is in
+the student already, so leave the pipeline's own as it is in this call.
+
+| | |
+|---|---|
+{lines}
+
+The licence of the teacher, and of the data it was shown, holds for this student too.
+"""
+
+
+_ASKED = {"prompt": '"a prompt", ', "class_labels": "class_labels=[0], "}
+"""What an image is asked for by, as the first words of a call."""
+
+
+def _of_pixels(network: Any, scheduler: Any) -> Any:
+    """The stock pipeline of a pixel network: each of the three leaves its scheduler as it is."""
+    config = network.config
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchLCMScheduler):
+        raise Refusal("diffusers has no pipeline of pixels on rectified flow. Export a student of a VP schedule.")
+    if config.out_channels != config.in_channels:
+        raise Refusal(
+            f"this network tells a variance too ({config.out_channels} channels for {config.in_channels}), which few-"
+            "step schedulers take for a part of the guess. Distil a teacher that predicts the mean alone."
+        )
+    if config.num_class_embeds is not None:
+        return _labelled(network, scheduler)
+    kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
+    return kind(unet=network, scheduler=scheduler)
+
+
+def _labelled(network: Any, scheduler: Any) -> Any:
+    """The one stock pipeline that tells a UNet2DModel a class: made for consistency models, it asks any scheduler."""
+    _check_clipping(scheduler)
+    size = network.config.sample_size
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) > 1:
+        raise Refusal(f"diffusers' pipeline with classes makes squares; got {tuple(size)}. Distil an unlabelled task.")
+    return ConsistencyModelPipeline(unet=_sized(network, sides.pop()), scheduler=scheduler)
+
+
+def _sized(network: Any, size: Any) -> Any:
+    """A copy whose configuration tells another size; its weights know none."""
+    twin = copy.deepcopy(network)
+    twin.register_to_config(sample_size=size)
+    return twin
+
+
+def _whole(base: str, variant: str | None, allow_pickle: bool) -> Any:
+    """The teacher's pipeline with all its parts, of which the expert had left some aside."""
+    try:
+        empty = dict.fromkeys(_empty(DiffusionPipeline.load_config(base)))
+        reading = {"variant": variant, "use_safetensors": safetensors_only(allow_pickle)}
+        return DiffusionPipeline.from_pretrained(base, **reading, **empty)
+    except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise Refusal(
+            f"{base!r} can't be read whole ({reason}), and all beside the network comes from it. Download or save it "
+            "again, whole."
+        ) from None
+
+
+def _empty(index: Any) -> list[str]:
+    """The parts that a pipeline was saved without, such as SD3's third encoder; diffusers wants them named."""
+    return [part for part, value in index.items() if value in ([None, None], (None, None))]
+
+
+def _is_of_pixels(base: str) -> bool:
+    index = DiffusionPipeline.load_config(base)
+    return not {"vae", "vqvae"} & set(index)
+
+
+def _check_clipping(scheduler: Any) -> None:
+    """Refuse DDIM with a threshold in pipelines that can't ask it for the clipped guess's own noise."""
+    if isinstance(scheduler, DDIMScheduler) and _clips(scheduler):
+        raise Refusal(
+            "pipelines with prompts or classes let DDIM keep the noise of the guess before its threshold; this "
+            "student's chain computes it anew. Export a student that was trained without threshold."
+        )
+
+
+def _clips(scheduler: Any) -> bool:
+    return bool(scheduler.config.clip_sample or scheduler.config.thresholding)
+
+
+def _parameters(pipeline: Any) -> Any:
+    return inspect.signature(pipeline.__call__).parameters

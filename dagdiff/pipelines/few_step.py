@@ -1,0 +1,178 @@
+"""What a few-step student's scheduler says about its chain: the grid of times, and the law by which it moves.
+
+For a teacher only the noise law of its scheduler counts (:mod:`dagdiff.pipelines.noise_law`); a student is also the
+sampler that it was made for. Each sampler that is served is one of dagdiff's laws in other words: LCM's renoises, Euler
+and DDIM take the deterministic step, DDPM and ancestral Euler the one with eta = 1. Words can deceive, since options
+bend a sampler (Karras' noise levels, solver orders, clipping), so the scheduler is *tried*: it steps down its own
+timesteps with random answers of a network, and where a step lands elsewhere than the law's it is refused.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+from dagdiff.checks import Refusal, check_at_least
+from dagdiff.pipelines.noise_law import NoiseLaw
+from dagdiff.pipelines.pretrained import PICKLES, DiffusersExpert, safetensors_only
+from dagdiff.schedule import Schedule
+from dagdiff.shapes import Times
+from dagdiff.transition import Ddim, Renoise, Transition
+
+
+class Sampler(NamedTuple):
+    """How a student is sampled: its law of motion, and its grid of times, ``(K + 1,)``, down to 0."""
+
+    transition: Transition
+    times: Times
+
+
+class _Kind(NamedTuple):
+    """A scheduler's law, and whether it keeps states divided by alpha."""
+
+    law: Callable[[Schedule], Transition]
+    divided: bool = False
+
+
+SAMPLERS = {
+    "LCMScheduler": _Kind(Renoise),
+    "FlowMatchLCMScheduler": _Kind(Renoise),
+    "DDIMScheduler": _Kind(Ddim),
+    "DPMSolverMultistepScheduler": _Kind(Ddim),
+    "EulerDiscreteScheduler": _Kind(Ddim, divided=True),
+    "FlowMatchEulerDiscreteScheduler": _Kind(Ddim),
+    "DDPMScheduler": _Kind(partial(Ddim, eta=1.0)),
+    "EulerAncestralDiscreteScheduler": _Kind(partial(Ddim, eta=1.0), divided=True),
+}
+"""The schedulers that may be served, by class; of DPM-Solver only what is of first order passes the trial."""
+
+
+def read_scheduler(path: str, kind: str | None = None) -> Any:
+    """Return the scheduler of the pipeline in a folder, or of the hub's of that name.
+
+    Args:
+        path: the pipeline.
+        kind: another class to build from the same configuration, such as LCMScheduler; None keeps the pipeline's.
+
+    Raises:
+        Refusal: if it can't be read, or is of no class of diffusers.
+    """
+    try:
+        name = kind or DiffusionPipeline.load_config(path)["scheduler"][1]
+        place = {} if (Path(path) / "scheduler_config.json").exists() else {"subfolder": "scheduler"}
+        return getattr(diffusers, name).from_pretrained(path, **place)
+    except Exception as error:  # missing and foreign files raise many kinds; all mean that there is no scheduler
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise Refusal(
+            f"the scheduler of {path!r} can't be read ({reason}). Save the pipeline again with one of {_served()}."
+        ) from None
+
+
+def read_sampler(scheduler: Any, law: NoiseLaw, steps: int) -> Sampler:
+    """Return the sampler that a student's scheduler is, set to so many steps.
+
+    The grid goes on to clean data where Stable Diffusion's DDIM stops at the first entry of its table
+    (``set_alpha_to_one=False``); chains start from noise of unit variance.
+
+    Args:
+        scheduler: a diffusers scheduler; its timesteps are set.
+        law: the noise law of the same scheduler.
+        steps: K.
+
+    Raises:
+        Refusal: if its class is not served, it has no grid of so many steps, or its steps are not its law's.
+    """
+    check_at_least("steps", steps, 1)
+    name = type(scheduler).__name__
+    if name not in SAMPLERS:
+        raise Refusal(f"the steps of {name} are not known here. Save the student with one of {_served()}.")
+    kind = SAMPLERS[name]
+    try:
+        scheduler.set_timesteps(steps)
+    except (ValueError, TypeError) as error:
+        raise Refusal(f"{name} has no grid of {steps} steps ({_line(error)}). Name another number of steps.") from None
+    found = Sampler(kind.law(law.schedule), law.times(scheduler.timesteps))
+    if len(found.times) != steps + 1:
+        raise Refusal(f"{name} takes {len(found.times) - 1} different steps where {steps} are asked. {_other()}")
+    if found.times[0] < 0.5:
+        raise Refusal(
+            f"{name} begins {steps} step{'s' * (steps > 1)} at the time {found.times[0]:.3f}, with hardly any noise. "
+            "Name more steps, or save the student with timestep_spacing='trailing'."
+        )
+    _try(scheduler, found, law, kind.divided)
+    return found
+
+
+def with_adapters(
+    student: DiffusersExpert, path: str, adapters: str, variant: str | None = None, allow_pickle: bool = False
+) -> DiffusersExpert:
+    """Put a file's adapters on a student that was loaded from ``path``, as the pipeline there loads them; return it.
+
+    Raises:
+        Refusal: if the file holds none that fit, or a package is missing.
+    """
+    body = student.network.body
+    try:
+        reading = {"use_safetensors": safetensors_only(allow_pickle)}
+        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, dtype=body.dtype, **reading)
+        pipeline.load_lora_weights(adapters, **reading)
+        network = getattr(pipeline, "unet" if hasattr(pipeline, "unet") else "transformer")
+        found = any("lora_" in name for name, _ in network.named_parameters())
+    except Exception as error:  # missing and foreign files and packages raise many kinds
+        raise Refusal(
+            f"the adapters {adapters!r} can't be put on {path!r} ({_line(error)}). Give a file or folder that "
+            f"load_lora_weights reads, and install peft. {PICKLES}"
+        ) from None
+    if not found:
+        raise Refusal(f"{adapters!r} holds no adapters of the network of {path!r}. Name the pipeline they are for.")
+    student.network.body = network.to(body.device).requires_grad_(False).eval()
+    return student
+
+
+@torch.no_grad()
+def _try(scheduler: Any, sampler: Sampler, law: NoiseLaw, divided: bool) -> None:
+    """Refuse a scheduler that lands elsewhere than the law on its own chain under random answers."""
+    draws = torch.Generator().manual_seed(0)
+    fresh, again = (torch.Generator().manual_seed(1) for _ in range(2))
+    x_t = torch.randn((2, 4, 8, 8), generator=draws)
+    grid = zip(scheduler.timesteps, sampler.times[:-1], sampler.times[1:], strict=True)
+    for step, (timestep, t, s) in enumerate(grid):
+        t, s = t.expand(len(x_t)), s.expand(len(x_t))
+        output = torch.randn(x_t.shape, generator=draws)
+        x0 = law.threshold(law.prediction.guess(x_t, output, t, law.schedule))
+        want = sampler.transition(x_t, x0, t, s, torch.randn(x_t.shape, generator=again))
+        here, there = ((float(law.schedule(time)[0][0]) if divided else 1.0) for time in (t, s))
+        if divided:
+            scheduler.scale_model_input(x_t / here, timestep)  # Euler complains where nobody has asked
+        x_s = scheduler.step(output, timestep, x_t / here, generator=fresh).prev_sample * there
+        error = float((x_s - want).norm() / want.norm())
+        last = step == len(sampler.times) - 2
+        if not error < (_LAST if last else _EXACT):
+            raise Refusal(
+                f"step {step} of {type(scheduler).__name__} is not that of {type(sampler.transition).__name__} on its "
+                f"own noise law: it lands {error:.2g} of the state away. {_other()}"
+            )
+        x_t = x_s
+
+
+def _served() -> str:
+    return ", ".join(SAMPLERS)
+
+
+def _other() -> str:
+    return f"Name another number of steps, or save the student with another of {_served()}, without extra options."
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+_EXACT = 3e-3
+"""What a step may be off, as a part of the state: interpolation, and LCM's skip connection."""
+
+_LAST = 5e-2
+"""What the last step may be off: tables end a little short of clean data."""

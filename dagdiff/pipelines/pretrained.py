@@ -1,0 +1,254 @@
+"""Experts from diffusers pipelines: a teacher that others have trained, from a folder or from the hub.
+
+A pipeline is a network, a scheduler, and perhaps an autoencoder and text encoders around them. What an expert needs of
+it is little: the noise law its network was trained under (:mod:`dagdiff.pipelines.noise_law`), the way it is asked
+(:mod:`dagdiff.pipelines.families`), what a condition's number means to it (:mod:`dagdiff.pipelines.conditions`), and
+the space of its states (:mod:`dagdiff.pipelines.latents`). Its sampler, guidance and safety checker stay behind::
+
+    teacher = DiffusersExpert.from_pretrained("google/ddpm-cifar10-32")
+    expert = Expert(teacher, teacher.schedule, threshold=teacher.threshold)
+
+Importing this module imports diffusers.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from dagdiff.checks import Refusal, check_in
+from dagdiff.pipelines.conditions import PromptBank, read_prompts
+from dagdiff.pipelines.families import FAMILIES, Family, Wanted
+from dagdiff.pipelines.latents import Autoencoder, Pixels
+from dagdiff.pipelines.noise_law import NoiseLaw, read_noise_law
+from dagdiff.policies.student import Student
+from dagdiff.shapes import Condition, States, Times
+
+
+class PretrainedNetwork(nn.Module):
+    """A diffusers network read as dagdiff's raw network: ``(x_t, t, condition) -> output``, like ``networks.MLP``.
+
+    States keep their own precision; the network works in its own.
+
+    Args:
+        body: the diffusers model.
+        family: how it is asked.
+        conditions: what a condition's numbers mean to it.
+        law: its noise law, for its clock.
+    """
+
+    body: Any  # a diffusers model
+
+    def __init__(self, body: nn.Module, family: Family, conditions: nn.Module, law: NoiseLaw) -> None:
+        super().__init__()
+        self.body, self.family, self.conditions, self.law = body, family, conditions, law
+
+    def forward(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
+        """Return the raw output, ``(B, *D)``; of a network that tells a variance too, the first half."""
+        given = self.conditions(condition, x_t)
+        output = self.family(self.body, x_t.to(self.body.dtype), self.law.timestep(t), given)
+        return output[:, : x_t.shape[1]].to(x_t.dtype)
+
+
+class DiffusersExpert:
+    """A frozen teacher, ``(x_t, t, condition) -> x0``, on its own ``schedule``.
+
+    Its threshold is not applied here but handed to ``Expert(threshold=...)``: guidance comes first.
+
+    Args:
+        network: the teacher; it is frozen.
+        shape: of one state, ``(C, H, W)``.
+        autoencoder: to and from images.
+    """
+
+    def __init__(
+        self, network: PretrainedNetwork, shape: tuple[int, int, int], autoencoder: Pixels | Autoencoder
+    ) -> None:
+        self.network, self.shape, self.autoencoder = network.requires_grad_(False).eval(), shape, autoencoder
+        law = network.law
+        self.schedule, self.prediction, self.threshold = law.schedule, law.prediction, law.threshold
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        prompts: str | Path | Sequence[str] = (),
+        sample_size: int | None = None,
+        null_class: int | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        variant: str | None = None,
+        family: Family | None = None,
+        allow_pickle: bool = False,
+    ) -> "DiffusersExpert":
+        """Load a pipeline's network and what belongs to it.
+
+        Args:
+            path: a folder that ``save_pretrained`` wrote, or a hub id.
+            prompts: of a text-to-image pipeline: the prompts themselves, or a file: of a prompt a line, or
+                (.safetensors) a saved :class:`~dagdiff.pipelines.conditions.PromptBank`, which needs no text encoder.
+            sample_size: the side of the states, if not the network's usual one.
+            null_class: the class that stands for none, if the network was trained with one.
+            dtype: the network's precision: float32, bfloat16 or float16; its autoencoder stays in float32.
+            device: where the network goes, and where prompts are embedded.
+            variant: of the weight files, such as fp16.
+            family: how the network is asked, where it is not one of ``FAMILIES`` or is to be asked otherwise.
+            allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
+
+        Raises:
+            Refusal: if there is no such pipeline, it is incomplete, or its network can't be served.
+        """
+        precision = _PRECISIONS[check_in("dtype", dtype, _PRECISIONS)]
+        wanted = _prompts(prompts)
+        pipeline, network = _load(path, precision, variant, allow_pickle, bank=isinstance(wanted, PromptBank))
+        if family is None:
+            family = FAMILIES[check_in("network", type(network).__name__, FAMILIES)]
+        vae = getattr(pipeline, "vae", getattr(pipeline, "vqvae", None))
+        law = read_noise_law(pipeline.scheduler, latent=vae is not None)
+        shape = _shape(network, family, vae, sample_size)
+        size = (shape[1], shape[2])
+        autoencoder = Pixels(shape) if vae is None else Autoencoder(vae, size).to(device)
+        for name, part in pipeline.components.items():
+            if part is network or (part is not None and name.startswith("text_encoder")):
+                part.to(device)
+        pixels = (autoencoder.image_shape[1], autoencoder.image_shape[2])
+        conditions = family.conditions(network, pipeline, Wanted(wanted, null_class, pixels)).to(device, precision)
+        return cls(PretrainedNetwork(network, family, conditions, law), shape, autoencoder)
+
+    @torch.no_grad()
+    def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
+        """Return the guess of x0, ``(B, C, H, W)``, without guidance or threshold.
+
+        Raises:
+            Refusal: for states of another shape than the teacher's, or a condition it can't take.
+        """
+        if tuple(x_t.shape[1:]) != self.shape:
+            want = ", ".join(map(str, self.shape))
+            raise Refusal(
+                f"this expert's states are (B, {want}); got {tuple(x_t.shape)}. Encode images with its autoencoder, or "
+                "pass sample_size."
+            )
+        return self.prediction.guess(x_t, self.network(x_t, t, condition), t, self.schedule)
+
+    def to(self, device: torch.device | str) -> "DiffusersExpert":
+        """Move the expert to ``device``; return it."""
+        self.network.to(device)
+        if isinstance(self.autoencoder, nn.Module):
+            self.autoencoder.to(device)
+        return self
+
+    def student(self) -> Student:
+        """Return a student that starts as the teacher: its own weights to train, the same prompt bank."""
+        return Student(copy.deepcopy(self.network).requires_grad_(True), self.schedule, self.prediction)
+
+
+def _prompts(prompts: str | Path | Sequence[str]) -> PromptBank | list[str]:
+    """Read prompts or their bank from a file, or take them as they are."""
+    if not isinstance(prompts, str | Path):
+        return list(prompts)
+    path = Path(prompts)
+    return PromptBank.load(path) if path.suffix == ".safetensors" else read_prompts(path)
+
+
+def _load(path: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool, bank: bool) -> tuple[Any, Any]:
+    """Load a pipeline without what an expert never uses; return it and its network."""
+    unused = ["safety_checker", "feature_extractor", "image_encoder"]
+    if bank:
+        unused += [f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")]
+    reading = {"variant": variant, "use_safetensors": safetensors_only(allow_pickle)}
+    folder = _folder(path, reading, unused)
+    index = _tried(path, lambda: DiffusionPipeline.load_config(folder))
+    name = next((name for name in ("unet", "transformer") if name in index), None)
+    if name is None:
+        raise Refusal(f"{path!r} is a {index.get('_class_name')} without a unet or a transformer: no denoiser to ask.")
+    libraries = [value[0] for value in index.values() if isinstance(value, list)]
+    if "transformers" in libraries and find_spec("transformers") is None:
+        raise Refusal(f"{path!r} needs the package transformers. Run pip install 'dagdiff[hub]'.")
+    empty = [part for part, value in index.items() if value == [None, None]]
+    left_out = dict.fromkeys([part for part in (*unused, *empty) if part in index])
+    unchecked = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
+    precision = {"default": dtype, "vae": torch.float32, "vqvae": torch.float32}
+    pipeline = _tried(
+        path,
+        lambda: DiffusionPipeline.from_pretrained(folder, dtype=precision, **reading, **left_out, **unchecked),
+    )
+    for part, module in pipeline.components.items():
+        if isinstance(module, nn.Module) and any(weight.is_meta for weight in module.parameters()):
+            raise Refusal(f"{path!r} is incomplete: weights of its {part} are missing from their file. {_AGAIN}")
+    return pipeline, getattr(pipeline, name)
+
+
+def _folder(path: str, reading: Mapping[str, Any], unused: Sequence[str]) -> str:
+    """Return the folder at ``path``, or the one that the hub's files have been fetched to."""
+    if Path(path).is_dir():
+        return path
+    if path.count("/") > 1 or path.startswith(("/", ".", "~")):
+        raise Refusal(f"no pipeline at {path!r}: there is no such folder. Give one that save_pretrained wrote.")
+    try:
+        return str(DiffusionPipeline.download(path, **reading, **dict.fromkeys(unused)))
+    except Exception as error:  # whatever the network, the hub or its client may raise
+        raise Refusal(
+            f"no pipeline at {path!r}: no folder here has that name, and the hub does not give it "
+            f"({_first_line(error)}). Check the name and the network, or give a folder.{_pickled(error)}"
+        ) from None
+
+
+def _tried(path: str, load: Callable[[], Any]) -> Any:
+    """Return what ``load`` returns; a folder that diffusers can't read becomes a refusal."""
+    try:
+        return load()
+    except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
+        raise Refusal(
+            f"{path!r} can't be loaded as a diffusers pipeline ({_first_line(error)}). {_AGAIN}{_pickled(error)}"
+        ) from None
+
+
+def _shape(network: Any, family: Family, vae: Any, sample_size: int | None) -> tuple[int, int, int]:
+    """Return the shape of the network's states; refuse a network whose states are not all that it takes and tells."""
+    name, (taken, told) = type(network).__name__, family.channels(network.config)
+    channels = taken if vae is None else vae.config.latent_channels
+    if taken != channels:
+        raise Refusal(
+            f"{name} takes {taken} channels, and states have {channels}: it wants more than a noisy state (inpainting, "
+            "depth, upscaling). Name a text-to-image, class-conditional or unconditional pipeline."
+        )
+    if told not in (channels, 2 * channels):
+        raise Refusal(
+            f"{name} answers with {told} channels; a guess of the state has {channels}, or {2 * channels} with a "
+            "variance. It is no denoiser of its own input."
+        )
+    size = sample_size or family.size(network.config)
+    if size is None:
+        raise Refusal(f"{name} tells no sample_size in its configuration. Pass sample_size, the side of its states.")
+    height, width = (int(side) for side in (size if isinstance(size, list | tuple) else (size, size)))
+    multiple = family.multiple(network.config)
+    if height % multiple or width % multiple:
+        raise Refusal(f"sample_size must be a multiple of {multiple} for this {name}; got {height} x {width}.")
+    return channels, height, width
+
+
+def safetensors_only(allow_pickle: bool) -> bool | None:
+    """Return diffusers' ``use_safetensors``: True, or where pickles are allowed None, which takes them for want."""
+    return None if allow_pickle else True
+
+
+def _pickled(error: Exception) -> str:
+    """A word on pickles, where an error says that there are no safetensors."""
+    return f" {PICKLES}" if "safetensors" in str(error) else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PICKLES = (
+    "Weights in pickles (.bin), which can run code, are read only with --pipeline.allow_pickle true "
+    "(dagdiff shift --expert: --allow_pickle true)."
+)
+_AGAIN = "Download or save it again, whole."

@@ -1,0 +1,72 @@
+"""Figures of images: samples side by side, and chains from noise to image; see :mod:`dagdiff.report.figures`.
+
+Images are ``(n, C, H, W)`` in [-1, 1], grey or in colours. Of states with another number of channels the first three
+are shown as colours, or the first alone in grey, and the title says so. Images are laid out in one mosaic a panel,
+without smoothing: a pixel is a square.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dagdiff.checks import Refusal
+from dagdiff.report.figures import Points, make_grid, scatter_panels
+
+
+def sample_panels(panels: Mapping[str, Points]) -> Figure:
+    """Draw batches of samples, whatever they are: points of the plane as clouds, images as images."""
+    images = any(np.ndim(batch) == 4 for batch in panels.values())
+    return image_panels(panels) if images else scatter_panels(panels)
+
+
+def image_panels(panels: Mapping[str, Points], columns: int = 4, shown: int = 32) -> Figure:
+    """Draw the first images of each batch ``(n, C, H, W)`` in a panel of its own, equal places side by side.
+
+    Where the batches start from the same noise, equal places are equal noises, and can be compared.
+
+    Raises:
+        Refusal: if there is no panel, or a batch is no batch of images.
+    """
+    for title, images in panels.items():
+        if np.ndim(images) != 4 or not np.size(images):
+            raise Refusal(
+                f"panel {title!r} must be (n, C, H, W) images; got shape {np.shape(images)}. Pass a batch of images."
+            )
+    figure, grid = make_grid(len(panels), min(columns, len(panels)), 2.6, 1.6)
+    for axes, (title, images) in zip(grid, panels.items(), strict=True):
+        _show(axes, title, images[:shown], across=8)
+    return figure
+
+
+def image_chains(panels: Mapping[str, Points], shown: int = 4) -> Figure:
+    """Draw the first chains ``(n, K + 1, C, H, W)`` of each policy, a row each, from noise to image."""
+    figure, grid = make_grid(len(panels), len(panels), 2.8, 2.4)
+    for axes, (title, chains) in zip(grid, panels.items(), strict=True):
+        some = chains[:shown]
+        _show(axes, title, some.reshape(-1, *some.shape[2:]), across=some.shape[1])
+    return figure
+
+
+def mosaic(images: Points, across: int) -> Points:
+    """Lay images ``(n, C, H, W)`` out in rows of ``across``, a pixel apart: ``(rows, columns, 1 or 3)`` in [0, 1]."""
+    n, channels, height, width = images.shape
+    down = math.ceil(n / across)
+    padded = np.full((down * across, channels, height + 1, width + 1), np.nan)
+    padded[:n, :, :height, :width] = np.clip((np.asarray(images, dtype=float) + 1.0) / 2.0, 0.0, 1.0)
+    tiled = padded.reshape(down, across, channels, height + 1, width + 1).transpose(0, 3, 1, 4, 2)
+    laid = tiled.reshape(down * (height + 1), across * (width + 1), channels)
+    return np.nan_to_num(laid[:-1, :-1], nan=1.0)
+
+
+def _show(axes: Axes, title: str, images: Points, across: int) -> None:
+    channels = images.shape[1]
+    seen = 3 if channels >= 3 else 1
+    if channels != seen:
+        title = f"{title}, channel{'s 1-3' if seen == 3 else ' 1'} of {channels}"
+    picture = mosaic(images[:, :seen], across)
+    axes.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()

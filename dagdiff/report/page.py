@@ -1,0 +1,223 @@
+"""The report: one page that says what a folder of results says, in words first, then in tables, then in figures.
+
+It is one file that asks the network for nothing.
+"""
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from matplotlib.figure import Figure
+
+from dagdiff import __version__
+from dagdiff.checkpoint import save_text
+from dagdiff.metrics.statistics import Interval
+from dagdiff.report import figures
+from dagdiff.report.glossary import METRICS, SCALES, objective_name, quantity
+from dagdiff.report.images import image_chains, image_panels
+from dagdiff.report.results import Results, Row, distinct
+from dagdiff.report.study import Shares, growth_figure, shares_figure, thresholds_figure
+from dagdiff.report.verdict import (
+    caveat,
+    change,
+    counts,
+    judge,
+    level,
+    number,
+    outcome,
+    scaled,
+    spell,
+    title,
+    told_excess,
+)
+
+_OPERATORS = {"ddil": "none", "reflected-ddil": "box"}
+_SHOWN = ("forward", "ddil")  # the contrast that losses and chains are drawn for
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into a folder of results, and return its path. It needs nothing beside it.
+
+    Raises:
+        Refusal: if the folder holds no results, or their samples are missing.
+    """
+    results = Results.load(folder)
+    rows = results.rows
+    dpi = 130 if len(results.references) <= 4 else 80  # a page of many places is to stay light
+    tasks = [
+        {"name": place, "rows": distinct(mine), "figures": _figures(results, place, mine, dpi), **reference}
+        for place, reference in results.references.items()
+        if (mine := [row for row in rows if row.place == place])
+    ]
+    versions = {"dagdiff": __version__, "Python": platform.python_version()}
+    page = _template().render(
+        results=results,
+        overview=_overview(rows),
+        tasks=tasks,
+        verdicts=judge(rows),
+        counts=counts(rows),
+        caveat=caveat(rows),
+        metrics={name: told for name, told in METRICS.items() if any(row.metrics[name] for row in rows)},
+        judge=results.judged_by,
+        distance=quantity(results.judged_by),
+        heading=quantity(results.judged_by)[0].upper() + quantity(results.judged_by)[1:],
+        colours=figures.VARIANTS,
+        settings=json.dumps(_harmless(results.settings), indent=2),
+        made={"dagdiff": results.version, **results.versions},
+        versions={**versions, "torch": version("torch"), "system": f"{platform.system()}, {platform.machine()}"},
+    )
+    save_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _overview(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A line for each comparison: its rows of forward, base and ddil, where there are any."""
+    lines = []
+    for group in dict.fromkeys(row.group for row in rows):
+        mine = [row for row in rows if row.group == group]
+        peers = {row.variant: row for row in mine}
+        if "ddil" in peers:
+            shown = {variant: peers.get(variant) for variant in ("forward", "base", "ddil")}
+            told = title(mine[0], [row for row in rows if row.place == mine[0].place])
+            lines.append({"place": mine[0].place, "title": told, **shown})
+    return lines
+
+
+def _figures(results: Results, place: str, rows: Sequence[Row], dpi: int) -> dict[str, Any]:
+    """The figures of a place as ``data:`` addresses; ``strayed`` names the objective of the chains.
+
+    Samples, chains and losses are drawn for the number of steps that most rows have, the largest such, the others for
+    all. ``pictures`` says whether samples are images.
+    """
+    reference = results.references[place]
+    world = results.arrays(reference["samples"])
+    usual, _ = max(Counter(row.steps for row in rows).items(), key=lambda found: (found[1], found[0]))
+    main = [row for row in rows if row.steps == usual]
+    strayed = max((row for row in main if row.variant == "forward"), key=lambda row: row.ratio, default=main[0])
+    pair = [row for row in main if row.group == strayed.group and row.variant in _SHOWN]
+    chains = {**{row.variant: _arrays(results, row)["chains"] for row in pair}, "expert": world["chains"]}
+    seen = image_chains(chains) if _is_images(world) else figures.chain_panels(chains, world["truth"])
+    drawn: dict[str, Figure] = {"chains": seen}
+    drawn |= {"losses": _losses(main)} if pair else {}
+    drawn |= {"quality": _quality(rows, reference), **_study(rows)}
+    return {
+        **{name: figures.to_data_uri(figure, dpi) for name, figure in drawn.items()},
+        "samples": {name: figures.to_data_uri(figure, dpi) for name, figure in _clouds(results, world, main).items()},
+        "strayed": title(strayed, main),
+        "steps": usual,
+        "pictures": _is_images(world),
+    }
+
+
+def _clouds(results: Results, world: Mapping[str, figures.Points], rows: Sequence[Row]) -> dict[str, Figure]:
+    """The yardsticks under "", then each objective's students, all on the same square."""
+    clouds = {"training data": world["data"], "target": world["truth"], "expert": world["x"]}
+    if _is_images(world):
+        return {"": image_panels(clouds), **_pictures(results, world, rows)}
+    half = figures.half_width(clouds.values())
+    roles = dict(zip(clouds, (figures.ROLES["data"], figures.ROLES["data"], figures.ROLES["expert"]), strict=True))
+    drawn = {"": figures.scatter_panels(clouds, colours=roles, half=half)}
+    for name in dict.fromkeys(title(row, rows) for row in rows):
+        group = [(label, row) for label, row in distinct(rows) if title(row, rows) == name and not _is_mix(row)]
+        colours = {label: figures.VARIANTS.get(row.variant, "#555555") for label, row in group}
+        made = {label: _arrays(results, row)["x"] for label, row in group}
+        drawn |= {name: figures.scatter_panels(made, columns=5, colours=colours, half=half)} if made else {}
+    return drawn
+
+
+def _pictures(results: Results, world: Mapping[str, figures.Points], rows: Sequence[Row]) -> dict[str, Figure]:
+    """Each objective's images beside the expert's, equal places from equal noise."""
+    drawn = {}
+    for name in dict.fromkeys(title(row, rows) for row in rows):
+        made = {label: _arrays(results, row)["x"] for label, row in distinct(rows) if title(row, rows) == name}
+        drawn[name] = image_panels({"expert": world["x"], **made})
+    return drawn
+
+
+def _is_images(world: Mapping[str, figures.Points]) -> bool:
+    return world["x"].ndim == 4
+
+
+def _losses(rows: Sequence[Row]) -> Figure:
+    panels: dict[str, dict[str, figures.StepLosses]] = {}
+    for row in (row for row in rows if row.variant in _SHOWN):
+        forward, own = ([record.by_step[name] for record in row.records] for name in ("loss_forward", "loss_own"))
+        losses = figures.StepLosses(row.records[0].by_step["t"], forward, own)
+        panels.setdefault(title(row, rows), {})[row.variant] = losses
+    return figures.loss_by_step(panels)
+
+
+def _quality(rows: Sequence[Row], reference: Mapping[str, Any]) -> Figure:
+    panels: dict[str, dict[str, dict[int, Interval]]] = {}
+    for _, row in distinct(rows):
+        if row.distance and not _is_mix(row):
+            found = scaled(row.distance, row.judged_by)
+            panels.setdefault(objective_name(row.objective), {}).setdefault(row.variant, {})[row.steps] = found
+    judge = rows[0].judged_by
+    scale = SCALES.get(judge, 1.0)
+    expert = {steps: scale * found[judge] for steps, found in reference["expert_by_nfe"].items()}
+    panels = panels or {"no student measured": {}}
+    return figures.quality_by_nfe(panels, expert, scale * reference["floor"][judge], quantity(judge))
+
+
+def _study(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The figures of what a study varies, each where it varies enough: shares, steps, thresholds."""
+    shares: dict[str, dict[Shares, float]] = {}
+    growth: dict[str, dict[str, dict[int, tuple[float, Interval]]]] = {}
+    thresholds: dict[str, dict[str, Interval]] = {}
+    for row in rows:
+        forward, own = (row.metrics[name] for name in ("loss_forward", "loss_own"))
+        if row.distance and row.variant.endswith("ddil"):
+            name = _OPERATORS.get(row.variant, row.variant.removesuffix("-ddil"))
+            thresholds.setdefault(title(row, rows), {})[name] = scaled(row.distance, row.judged_by)
+        if row.distance and "-" not in row.variant:
+            first, second, third = row.records[0].shares
+            shares.setdefault(title(row, rows), {})[first, second, third] = scaled(row.distance, row.judged_by).mean
+        if forward and own and row.variant in _SHOWN:
+            summed = Interval(*(value * row.steps for value in own))
+            by_variant = growth.setdefault(objective_name(row.objective), {})
+            by_variant.setdefault(row.variant, {})[row.steps] = forward.mean, summed
+    shares = {name: found for name, found in shares.items() if len(found) > 5}
+    growth = {name: found for name, found in growth.items() if all(len(by_steps) > 2 for by_steps in found.values())}
+    thresholds = {name: found for name, found in thresholds.items() if len(found) > 2}
+    drawn = {"shares": shares_figure(shares)} if shares else {}
+    drawn |= {"growth": growth_figure(growth)} if growth else {}
+    distance = quantity(rows[0].judged_by)
+    return drawn | ({"thresholds": thresholds_figure(thresholds, distance)} if thresholds else {})
+
+
+def _is_mix(row: Row) -> bool:
+    """Whether the row is one of the many mixtures or operators of a study, which have figures of their own."""
+    return row.variant not in figures.VARIANTS
+
+
+def _arrays(results: Results, row: Row) -> dict[str, figures.Points]:
+    """Samples and chains of the row's first seed."""
+    return results.arrays(row.records[0].samples)
+
+
+def _harmless(value: Any) -> Any:
+    """Settings without the folders of the machine they come from: of an absolute path only the name is kept."""
+    if isinstance(value, dict):
+        return {key: _harmless(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_harmless(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _template() -> Template:
+    world = Environment(
+        loader=PackageLoader("dagdiff.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    world.filters |= {"number": number, "spell": spell, "told_excess": told_excess, "level": level, "change": change}
+    world.filters |= {"outcome": outcome, "objective": objective_name}
+    return world.get_template("report.html.j2")

@@ -1,0 +1,296 @@
+"""An experiment: the objects that a configuration names, from its task to its loop, and the student's measurement."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor, nn
+
+from dagdiff import engine
+from dagdiff.checkpoint import check_writable
+from dagdiff.checks import Refusal, check_seed, check_share
+from dagdiff.dagger import DAgger
+from dagdiff.engine import find_device
+from dagdiff.envs.denoising import DenoisingEnv
+from dagdiff.expert import Expert
+from dagdiff.fit import check_fit
+from dagdiff.heldout import HeldOut
+from dagdiff.metrics.standing import Standing
+from dagdiff.mixture import Shares
+from dagdiff.objectives.base import Objective
+from dagdiff.policies.autocast import in_bfloat16
+from dagdiff.policies.student import Stepwise
+from dagdiff.policy import StudentPolicy
+from dagdiff.rollout import Data, MixturePolicy
+from dagdiff.round import Round, updates_by_round
+from dagdiff.runs.config import Config, flatten, parse
+from dagdiff.runs.parts import resolve
+from dagdiff.schedule import step_grid
+from dagdiff.shapes import Condition, Denoiser, States, Times
+from dagdiff.strategies.curriculum import Curriculum
+from dagdiff.strategies.halving import halve
+from dagdiff.tasks.base import Task
+from dagdiff.tasks.names import make_task
+from dagdiff.threshold import Threshold
+from dagdiff.transition import Ddim, EpsilonScaling, Transition, chain, sample
+
+
+@dataclass
+class Experiment:
+    """The objects of a run, built from its configuration and not yet trained."""
+
+    config: Config
+    settings: Namespace
+    task: Task
+    student: nn.Module
+    objective: Objective
+    threshold: Threshold
+    curriculum: Curriculum
+    transition: Transition
+    times: Times
+    device: torch.device
+    denoiser: Denoiser | None
+
+    @classmethod
+    def build(cls, config: Config, training: bool = True) -> "Experiment":
+        """Build from a configuration (see ``runs.config``); a run that is not to be trained needs no teacher yet.
+
+        Raises:
+            Refusal: for anything in it that can't be; nothing has been written by then.
+        """
+        settings = parse(list(flatten(config if training else _without_teacher(config))))
+        device = find_device(settings.device)
+        schedule = _make("schedule", settings.schedule) if settings.schedule["class"] else None
+        task = make_task(settings.task, schedule, settings)
+        if settings.data["class"]:
+            task = replace(task, data=_make("data", settings.data, task))
+        objective = _make("objective", settings.objective, task)
+        denoiser = _make("expert", settings.expert, task) if training or settings.policy["class"] == "expert" else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            student = _make("policy", settings.policy, task, denoiser)
+        curriculum = _make("curriculum", settings.curriculum, task)
+        steps = settings.stages[-1] if settings.stages else settings.steps
+        if settings.stepwise:
+            student = Stepwise(student, step_grid(steps))
+        if settings.bf16:
+            student = in_bfloat16(student)
+        made = cls(
+            config=config,
+            settings=settings,
+            task=task,
+            student=_to(student, device),
+            objective=objective,
+            threshold=_make("threshold", settings.threshold, task),
+            curriculum=curriculum,
+            transition=objective.sampler(task.schedule),
+            times=step_grid(steps).to(device),
+            device=device,
+            denoiser=denoiser,
+        )
+        if training:
+            made.check(steps)
+        return made
+
+    @cached_property
+    def expert(self) -> Expert:
+        """The teacher in its role, built when first asked for."""
+        named = _make("expert", self.settings.expert, self.task) if self.denoiser is None else self.denoiser
+        denoiser = _to(named, self.device)
+        if self.settings.bf16 and isinstance(denoiser, nn.Module):  # a closed form stays exact
+            denoiser = in_bfloat16(denoiser)
+        return Expert(denoiser, self.task.schedule, self.settings.substeps, self.settings.guidance, self.threshold)
+
+    @property
+    def policy(self) -> StudentPolicy:
+        """The student in its role."""
+        return StudentPolicy(self.student, self.threshold)
+
+    @property
+    def sampler(self) -> Transition:
+        """The law by which the student is sampled: that of its training, unless its noise is scaled."""
+        scale = self.settings.epsilon_scale
+        return self.transition if scale == 1.0 else EpsilonScaling(self.transition, scale)
+
+    def rounds(self) -> Iterator[tuple[DAgger, Round]]:
+        """Train, yielding each round with the loop it belongs to."""
+        stages = self.settings.stages or [self.settings.steps]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed + engine.rank())
+            yield from halve(stages, self.expert, self.loop, self.curriculum)
+
+    def loop(self, expert: Expert, steps: int) -> DAgger:
+        """Return the loop that trains the student in so many steps against that expert; nothing has run yet.
+
+        In several processes it is this process's part of it.
+        """
+        chosen = self.settings
+        return DAgger(
+            self.student,
+            expert,
+            copy.deepcopy(self.objective),
+            self.env(steps),
+            self.task.data,
+            shares=Shares(*chosen.shares),
+            shares_ramp=_make("shares_ramp", chosen.shares_ramp),
+            beta=_make("beta", chosen.beta),
+            per_chain=chosen.per_chain,
+            driver=_maker("driver", chosen.driver),
+            input_perturbation=chosen.input_perturbation,
+            rounds=chosen.rounds,
+            updates_per_round=updates_by_round(chosen.updates, chosen.rounds),
+            batch_size=engine.part("batch_size", chosen.batch_size),
+            rounds_kept=chosen.rounds_kept,
+            max_age=chosen.max_age,
+            optimiser=lambda weights: torch.optim.Adam(weights, chosen.lr, chosen.betas),
+            lr_ramp=_make("lr_ramp", chosen.lr_ramp),
+            clip=chosen.clip,
+            ema=chosen.ema,
+            heldout=chosen.heldout,
+            accumulate=chosen.accumulate,
+            folder=Path(chosen.memmap) if chosen.memmap else None,
+            generator=self.generator(10 * engine.rank()),
+        )
+
+    def env(self, steps: int) -> DenoisingEnv:
+        """Return the environment in which the student makes so many steps; in several processes, this one's part."""
+        return DenoisingEnv(
+            self.task.shape,
+            self.transition,
+            step_grid(steps).to(self.device),
+            batch_size=engine.part("chains", self.settings.chains),
+            conditions=self.task.conditions,
+            generator=self.generator(1 + 10 * engine.rank()),
+            device=self.device,
+        )
+
+    def check(self, steps: int) -> None:
+        """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
+        chosen = self.settings
+        check_share("ema", chosen.ema)
+        for part in ("shares_ramp", "beta", "lr_ramp"):
+            _make(part, getattr(chosen, part))
+        _maker("driver", chosen.driver)
+        if chosen.memmap:
+            check_writable("memmap", Path(chosen.memmap))
+        rows = engine.part("batch_size", chosen.batch_size)
+        check_fit(self.env(steps), self.expert, self.objective, self.student, self.task.data, rows)
+
+    def generator(self, stream: int, seed: int | None = None) -> torch.Generator:
+        """Return the run's random stream of that number; ``seed`` replaces the run's own."""
+        seed = check_seed("seed", self.settings.seed if seed is None else seed)
+        return torch.Generator(self.device).manual_seed(1_000_003 * seed + stream)
+
+    def start(self, n: int, seed: int) -> tuple[States, Condition, torch.Generator]:
+        """Return noise and conditions for ``n`` chains, and the generator of their fresh noise, fixed by ``seed``."""
+        generator = self.generator(3, seed)
+        noise = torch.randn((n, *self.task.shape), generator=generator, device=self.device)
+        condition = self.task.conditions(n, generator) if self.task.conditions else None
+        return noise, condition, generator
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Return ``n`` points from the student, ``(n, *D)``."""
+        noise, condition, generator = self.start(n, seed)
+        return sample(self.policy, self.sampler, self.times, noise, condition, generator)
+
+    def chains(self, n: int, seed: int) -> Tensor:
+        """Return ``n`` student chains from noise to data, ``(n, K + 1, *D)``."""
+        noise, condition, generator = self.start(n, seed)
+        steps = chain(self.policy, self.sampler, self.times, noise, condition, generator)
+        return torch.stack([noise, *(step.x_s for step in steps)], dim=1)
+
+    def pair(self, n: int, seed: int = 0) -> Tensor | None:
+        """What the expert makes of the noise of the first of ``n`` chains, if samples are compared one by one."""
+        chains = self.task.probes(n)
+        noise, asked, _ = self.start(n, seed)
+        return self.task.pair(self.expert, noise[:chains], self.times, None if asked is None else asked[:chains])
+
+    def measure(
+        self, samples: Tensor, seed: int = 0, paired: Tensor | None = None
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Score the student: every metric of its ``samples`` and the mean held-out imitation losses; losses by step.
+
+        Samples are those of :meth:`sample` with this seed, ``paired`` what :meth:`pair` returns for it.
+        """
+        chains = self.task.probes(len(samples))
+        _, asked, _ = self.start(len(samples), seed)
+        paired = self.pair(len(samples), seed) if paired is None else paired
+        streams = self.generator(4, seed), self.generator(5, seed)
+        metrics = self.task.judge(samples, *streams, asked, paired)
+        heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
+        found = heldout.imitation(self.policy, self.expert)
+        forward, own = (sum(found[name]) / len(found[name]) for name in ("loss_forward", "loss_own"))
+        metrics |= {"loss_forward": forward, "loss_own": own, "loss_gap": own - forward}
+        return metrics, {"t": self.times[:-1].tolist(), **found}
+
+    def stand(self, samples: Tensor, seed: int = 0, paired: Tensor | None = None) -> Standing:
+        """Compare the samples with the teacher's own chain of as many steps, from the same noise; it is not charged.
+
+        One question to the expert a step, DDIM, the student's times. Samples and ``paired`` as in :meth:`measure`.
+        """
+        noise, asked, generator = self.start(len(samples), seed)
+        plain = Expert(self.expert.denoiser, self.task.schedule, 1, self.expert.guidance, self.threshold)
+        own = sample(plain, Ddim(self.task.schedule), self.times, noise, asked, generator)
+        return self.task.stand(samples, own, self.generator(4, seed), paired)
+
+
+_RAMP = Callable, "a callable progress -> height"
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "objective": (Objective, "a subclass of dagdiff.objectives.Objective"),
+    "expert": (Callable, "a callable (x_t, t, condition) -> x0"),
+    "policy": (nn.Module, "a torch.nn.Module"),
+    "data": (Data, "anything with sample(n, generator)"),
+    "threshold": (Callable, "a callable x0 -> x0"),
+    "schedule": (Callable, "a callable t -> (alpha_t, sigma_t)"),
+    **dict.fromkeys(("beta", "shares_ramp", "lr_ramp"), _RAMP),
+    "driver": (MixturePolicy, "a subclass of dagdiff.rollout.MixturePolicy"),
+    "curriculum": (Callable, "a callable loop -> rounds"),
+}
+"""What each part must be, by what it can do, and in words."""
+
+
+def _checked(part: str, made: Any) -> Any:
+    """Return what a part's constructor has returned; refuse what can't be the part."""
+    kind, wanted = _KINDS[part]
+    if not isinstance(made, kind):
+        raise Refusal(f"the {part} must be {wanted}; got a {type(made).__name__}. Name another with --{part}.")
+    return made
+
+
+def _without_teacher(config: Config) -> Config:
+    """The same configuration with a student of the same build that does not start from a teacher."""
+    mlp, unet = ("fresh", "width", "depth"), ("fresh-unet", "channels", "layers")
+    fresh = {"learned": mlp, "teacher": mlp, "unet": unet}
+    teacher = config["expert" if config["policy"]["class"] == "expert" else "policy"]
+    if teacher["class"] not in fresh:
+        return config
+    name, *kept = fresh[teacher["class"]]
+    return {**config, "policy": {"class": name, **{option: teacher[option] for option in kept}}}
+
+
+def _make(part: str, chosen: Namespace, task: Task | None = None, expert: Denoiser | None = None) -> Any:
+    """Build a part from its parsed arguments; give it the task, and the expert, if it asks for them."""
+    arguments = dict(vars(chosen))
+    kind = resolve(part, str(arguments.pop("class")))
+    given = {"task": task, "expert": expert}
+    wanted = inspect.signature(kind).parameters
+    return _checked(part, kind(**arguments, **{name: value for name, value in given.items() if name in wanted}))
+
+
+def _maker(part: str, chosen: Namespace) -> Callable[..., Any]:
+    """A part that the loop builds itself, with the options it was given."""
+    options = dict(vars(chosen))
+    kind = resolve(part, str(options.pop("class")))
+    return lambda *given: _checked(part, kind(*given, **options))
+
+
+def _to(part: Any, device: torch.device) -> Any:
+    """Move a part that can be moved."""
+    return part.to(device) if hasattr(part, "to") else part

@@ -1,0 +1,37 @@
+"""The identity of a run: what it is, apart from where it stands.
+
+That is its resolved configuration, in which every default is written out, and the versions of the code that makes
+labels, losses and scores. Equal identities are one run, whatever the processor, the versions of Python and of packages,
+or the spelling. No number in it comes from a computation: parts that need one, such as the box of a world, are given
+the task when they are built.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dagdiff.runs.parts import resolve
+from dagdiff.versions import CODE
+
+_PLACES = ("memmap",)
+"""Settings that say where things are kept and change no result."""
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run is: its configuration, without places, and the versions of the code that defines it.
+
+    Args:
+        config: as :func:`dagdiff.runs.config.configure` returns it, or some of its settings.
+    """
+    parts = {
+        part: chosen["class"] for part, chosen in config.items() if isinstance(chosen, Mapping) and "class" in chosen
+    }
+    own = {part: getattr(resolve(part, name), "version", 1) for part, name in parts.items() if name is not None}
+    settings = {name: value for name, value in config.items() if name not in _PLACES}
+    return {"settings": settings, "code": CODE, "parts": own}
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """Return the content hash of a configuration's identity: the key under which a run's result is kept."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,192 @@
+"""The parts of a run: classes or functions named by a short name, or by an import path such as ``mypkg.MyExpert``."""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dagdiff.checks import Refusal, check_in
+from dagdiff.envs.toy2d import world
+from dagdiff.tasks.names import PIPELINE, PLANE, read_name
+
+_RAMPS = {
+    "constant": "dagdiff.mixture.Constant",
+    "linear": "dagdiff.mixture.LinearRamp",
+    "cosine": "dagdiff.mixture.CosineRamp",
+    "exponential": "dagdiff.mixture.ExponentialRamp",
+    "indicator": "dagdiff.mixture.Indicator",
+}
+
+PARTS: dict[str, dict[str, str]] = {
+    "objective": {
+        "progressive": "dagdiff.objectives.Progressive",
+        "consistency": "dagdiff.objectives.Consistency",
+        "distribution": "dagdiff.objectives.DistributionMatching",
+        "gaussian-kl": "dagdiff.objectives.GaussianKL",
+    },
+    "expert": {
+        "exact": "dagdiff.tasks.plane.exact_expert",
+        "learned": "dagdiff.tasks.plane.learned_expert",
+        "unet": "dagdiff.tasks.images.unet_expert",
+        "pipeline": "dagdiff.tasks.pipeline.pipeline_expert",
+    },
+    "policy": {
+        "expert": "dagdiff.tasks.teachers.student_from_expert",
+        "teacher": "dagdiff.tasks.plane.student_from_teacher",
+        "fresh": "dagdiff.tasks.plane.fresh_student",
+        "unet": "dagdiff.tasks.images.unet_student",
+        "fresh-unet": "dagdiff.tasks.images.fresh_unet",
+        "pipeline": "dagdiff.tasks.pipeline.pipeline_student",
+        "lora": "dagdiff.tasks.pipeline.adapted_student",
+    },
+    "data": {},
+    "threshold": {
+        "none": "dagdiff.threshold.NoThreshold",
+        "box": "dagdiff.tasks.plane.box_threshold",
+        "static": "dagdiff.threshold.StaticThreshold",
+        "dynamic": "dagdiff.threshold.DynamicThreshold",
+        "dynamic-box": "dagdiff.tasks.plane.dynamic_threshold",
+        "quantile": "dagdiff.tasks.plane.quantile_threshold",
+        "fold": "dagdiff.threshold.Fold",
+        "fold-box": "dagdiff.tasks.plane.fold_threshold",
+        "teacher": "dagdiff.tasks.pipeline.teacher_threshold",
+    },
+    "schedule": {
+        "cosine": "dagdiff.schedule.CosineSchedule",
+        "vp": "dagdiff.schedule.VPSchedule.linear",
+        "flow": "dagdiff.schedule.FlowSchedule",
+    },
+    "beta": _RAMPS,
+    "shares_ramp": _RAMPS,
+    "lr_ramp": _RAMPS,
+    "driver": {
+        "mixture": "dagdiff.rollout.MixturePolicy",
+        "dart": "dagdiff.strategies.drivers.Dart",
+        "gate": "dagdiff.strategies.drivers.Gate",
+    },
+    "curriculum": {
+        "plain": "dagdiff.strategies.curriculum.Plain",
+        "forward-training": "dagdiff.strategies.curriculum.ForwardTraining",
+        "coaching": "dagdiff.strategies.curriculum.Coaching",
+        "cost-to-go": "dagdiff.strategies.curriculum.CostToGo",
+        "adaptive": "dagdiff.strategies.curriculum.AdaptiveShares",
+    },
+}
+"""What each part may be, by short name. Anything else is an import path."""
+
+
+HELP = {
+    "objective": "what the student is asked to match",
+    "expert": "the teacher (default: unet or pipeline for such tasks, else exact for mixtures, else learned)",
+    "policy": "the student's network (default: expert, where that is a network; else teacher or unet; or pipeline)",
+    "data": "what forward states are made of: anything with sample(n, generator) (default: the task's set)",
+    "threshold": "the reflected operator, on expert, targets and roll-ins (default of pipelines: teacher)",
+    "schedule": "the noise schedule; a pipeline keeps its own",
+    "beta": "share of roll-in steps that the expert drives, by progress",
+    "shares_ramp": "scales the student and expert shares, by progress",
+    "lr_ramp": "scales the learning rate, by progress",
+    "driver": "who acts in the roll-ins",
+    "curriculum": "what changes between rounds",
+}
+"""What each part is, in a line of help."""
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "objective": {"class": "progressive"},
+    "threshold": {"class": "none"},
+    "schedule": {"class": "cosine"},
+    "beta": {"class": "constant", "value": 0.0},
+    "shares_ramp": {"class": "constant"},
+    "lr_ramp": {"class": "linear", "start": 1.0, "end": 0.0, "until": 1.0},
+    "driver": {"class": "mixture"},
+    "curriculum": {"class": "plain"},
+}
+"""What a run takes if it does not name the part; a part that is missing here is the task's to choose."""
+
+
+GIVEN = {
+    "driver": ("student", "expert", "transition", "per_chain", "generator", "conditional"),
+    "policy": ("expert",),
+}
+"""Parameters of a part that the loop fills in; they are no options. Every part may also ask for ``task``, a policy for
+``expert``, the teacher that the run has built."""
+
+
+def resolve(part: str, name: str) -> Callable[..., Any]:
+    """Return the class or function that a part's short name or import path names; refuse with the near miss."""
+    path = PARTS[part].get(name, name)
+    if "." not in path.strip("."):
+        check_in(part, name, PARTS[part])
+    if path not in PARTS[part].values():
+        reach_working_folder()
+    found, rest = _longest_module(part, path)
+    for attribute in rest:
+        if not hasattr(found, attribute):
+            check_in(f"{part} in {getattr(found, '__name__', path)}", attribute, _public(found))
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise Refusal(f"{part} {path!r} is not a class or a function. Name one, such as mypkg.mine.MyClass.")
+    kind: Callable[..., Any] = found
+    return kind
+
+
+def canonical(part: str, name: str) -> str:
+    """Return the short name of what ``name`` names, where it has one, so that a run is spelled in one way."""
+    last = name.rpartition(".")[2]
+    same = {short: path for short, path in PARTS[part].items() if path.rpartition(".")[2] == last}
+    return next((short for short, path in same.items() if resolve(part, name) == resolve(part, path)), name)
+
+
+def usual_parts(task: str, expert: str | None = None) -> dict[str, str]:
+    """Return the parts that a run of a task takes when it names none.
+
+    A student starts as its expert, where that is a network. Beside a closed form it starts from a learned teacher.
+
+    Args:
+        task: its name.
+        expert: the one that the run names, if it does.
+    """
+    name = read_name(task)
+    if name.kind is PIPELINE:
+        return {"expert": expert or PIPELINE.expert, "policy": PIPELINE.policy, "threshold": PIPELINE.threshold}
+    closed = name.kind is PLANE and world(name.world).mixture is not None
+    mine = expert or ("exact" if closed else name.kind.expert)
+    kind = resolve("expert", mine)
+    network = mine == name.kind.expert or (inspect.isclass(kind) and issubclass(kind, nn.Module))
+    return {"expert": mine, "policy": "expert" if network else name.kind.policy}
+
+
+def known(part: str) -> str:
+    """What may be named, for help and refusals."""
+    return " ".join([", ".join(PARTS[part]), "or" if PARTS[part] else "", "an import path"]).strip()
+
+
+def reach_working_folder() -> None:
+    """Let import paths lead into the working folder too, last of all: a ``profile.py`` there hides nobody's module."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _public(owner: Any) -> list[str]:
+    """The names of what an import path may lead to next: classes, functions, and a package's modules."""
+    named = [key for key, value in vars(owner).items() if callable(value) and not key.startswith("_")]
+    return named + [module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", []))]
+
+
+def _longest_module(part: str, path: str) -> tuple[Any, list[str]]:
+    """Import the longest leading part of ``path`` that is a module; return it and the attributes that are left."""
+    names = path.split(".")
+    for cut in range(len(names) - 1, 0, -1):
+        module = ".".join(names[:cut])
+        try:
+            return importlib.import_module(module), names[cut:]
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise Refusal(f"{part} {path!r} needs the package {error.name!r}, which is not installed.") from None
+    raise Refusal(f"{part} {path!r}: no module named {names[0]!r}. Run from its folder, or install it.")

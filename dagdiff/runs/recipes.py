@@ -1,0 +1,173 @@
+"""Recipes: every tuned default of a run, by what is trained.
+
+A recipe holds settings of :class:`dagdiff.runs.config.Settings` and options of parts (``"objective.critic_lr"``). It is
+written out into the configuration before anything runs, so what a run *is* stands in its configuration alone, and
+whoever changes a number here makes other runs. Objectives hold mathematics; from Python take their numbers from here:
+
+>>> chosen = recipe("plane", "distribution")
+>>> chosen["shares"], chosen["lr"]
+((0.0, 0.5, 0.5), 0.002)
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagdiff.checks import check_in
+from dagdiff.runs.parts import resolve
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What runs of one kind take where their user says nothing.
+
+    Args:
+        settings: of every objective.
+        objectives: what an objective takes beside them, or instead, by its short name; subclasses take it too.
+    """
+
+    settings: Values
+    objectives: Mapping[str, Values] = field(default_factory=dict)
+
+
+PLANE = Recipe(
+    {
+        "updates": 1200,
+        "rounds": 20,
+        "batch_size": 256,
+        "chains": 256,
+        "substeps": 8,
+        "heldout": 256,
+        "samples": 2000,
+        "shares": (0.25, 0.5, 0.25),
+        "lr": 2e-3,
+        "betas": (0.9, 0.999),
+        "clip": 1.0,
+    },
+    {"distribution": {"shares": (0.0, 0.5, 0.5)}},
+)
+"""Points in the plane and small networks, tuned on the worlds gaussians8 and grid25. DMD2 leaves forward states out:
+answers at states that are made from half of the data cannot follow the whole distribution."""
+
+
+IMAGES = Recipe(
+    {**PLANE.settings, "updates": 400, "rounds": 10, "batch_size": 64, "chains": 64, "substeps": 4, "heldout": 32},
+    {
+        "progressive": {"lr": 1e-3},
+        "consistency": {"lr": 1e-3, "shares": (0.5, 0.25, 0.25)},
+        "distribution": {"lr": 2e-4, "shares": (0.0, 1.0, 0.0)},
+    },
+)
+"""Images of some 8 to 32 pixels a side and a U-Net of our own, tuned on digits. LCM's outputs are rough after few
+updates, and so are states made from them: half of a batch are forward states. DMD2's student learns ten times slower
+than its critic, and from student states alone."""
+
+
+LATENTS = Recipe(
+    {
+        **PLANE.settings,
+        "updates": 200,
+        "rounds": 10,
+        "batch_size": 4,
+        "chains": 8,
+        "substeps": 4,
+        "heldout": 8,
+        "samples": 32,
+        "lr": 1e-5,
+        "threshold.points": 256,
+    },
+    {
+        "distribution": {
+            "shares": (0.0, 0.5, 0.5),
+            "objective.critic_lr": 1e-5,
+            "objective.critic_updates": 5,
+            "objective.tell_origin": False,
+        }
+    },
+)
+"""A large pretrained network that is trained whole, such as Stable Diffusion's: published learning rates."""
+
+
+PIXELS = Recipe(
+    {**LATENTS.settings, "batch_size": 32, "chains": 32, "lr": 1e-4},
+    {
+        "consistency": {"lr": 3e-4, "shares": (0.5, 0.25, 0.25)},
+        "distribution": {
+            **LATENTS.objectives["distribution"],
+            "shares": (0.0, 1.0, 0.0),
+            "objective.critic_lr": 1e-4,
+        },
+    },
+)
+"""A small pretrained pipeline of pixels. Measured on U-Nets of 8 x 8 digits that predict v and epsilon: students end
+ahead of the teacher's own 4 steps with both. docs/scaling.md has higher rates that suit one of the two better."""
+
+
+LORA = Recipe({**LATENTS.settings, "lr": 1e-4}, LATENTS.objectives)
+"""Low-rank adapters on a pretrained network: a published learning rate, ten times that of whole networks."""
+
+
+RECIPES = {"plane": PLANE, "images": IMAGES, "pixels": PIXELS, "latents": LATENTS, "lora": LORA}
+"""What is trained -> its recipe."""
+
+
+LARGEST_PIXELS = 64
+"""The side of images up to which a pipeline of pixels takes the recipe of small ones."""
+
+
+def recipe(trained: str, objective: str) -> Values:
+    """Return the settings and options of parts for what is trained and an objective.
+
+    Args:
+        trained: a key of :data:`RECIPES`.
+        objective: a short name or an import path; a class takes what its nearest registered ancestor takes.
+
+    Raises:
+        Refusal: for an unknown recipe or objective.
+    """
+    chosen = RECIPES[check_in("recipe", trained, RECIPES)]
+    kind = resolve("objective", objective)
+    ancestors = inspect.getmro(kind) if inspect.isclass(kind) else (kind,)
+    known = {resolve("objective", short): short for short in chosen.objectives}
+    nearest = next((known[each] for each in ancestors if each in known), None)
+    return {**chosen.settings, **chosen.objectives.get(nearest or "", {})}
+
+
+def pipeline_kind(path: str | None, policy: str) -> str:
+    """Return the name of the recipe that suits a pipeline, told from its policy and the files that describe it."""
+    if policy == "lora":
+        return "lora"
+    if not path:
+        return "latents"
+    index, network = _described(path, "model_index.json"), _described(path, "unet/config.json", "config.json")
+    encoded = {"vae", "vqvae", "movq"} & set(index)
+    side = network.get("sample_size")
+    return "pixels" if index and not encoded and isinstance(side, int) and side <= LARGEST_PIXELS else "latents"
+
+
+def _described(path: str, *files: str) -> Values:
+    """The first of a pipeline's JSON files that can be had, from a folder or from the hub; empty if there is none.
+
+    A pipeline that can't be had at all is refused where it is loaded, with the reason.
+    """
+    for file in files:
+        try:
+            content = json.loads(_found(path, file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _found(path: str, file: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path) / file
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(path, file))

@@ -1,0 +1,92 @@
+"""A task: a named problem to distil in, and how its students are judged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from dagdiff.envs.images import ImageWorld
+from dagdiff.envs.toy2d import World
+from dagdiff.expert import Expert
+from dagdiff.metrics.samples import energy_distance, score
+from dagdiff.metrics.standing import Standing, compare
+from dagdiff.rollout import Data
+from dagdiff.schedule import Schedule
+from dagdiff.shapes import Condition, Times
+
+if TYPE_CHECKING:  # it needs diffusers
+    from dagdiff.tasks.pipeline_data import PipelineWorld
+
+
+@dataclass(frozen=True)
+class Task:
+    """A world, the data the student is shown, the noise schedule, and whether chains are conditioned on labels."""
+
+    name: str
+    world: "World | ImageWorld | PipelineWorld"
+    data: Data
+    schedule: Schedule
+    conditional: bool = False
+    shape: tuple[int, ...] = (2,)
+    nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64)
+    """The numbers of steps at which a suite scores the expert's own chain."""
+    kept: ClassVar[int | None] = None
+    """How many of a run's samples a suite keeps on disk; None for all."""
+
+    @property
+    def labels(self) -> int:
+        """Number of classes that condition a chain; 0 for unconditional tasks."""
+        return self.world.labels if self.conditional else 0
+
+    @property
+    def conditions(self) -> Callable[[int, torch.Generator | None], Tensor] | None:
+        """Draws the labels of new chains by the world's own weights; None for unconditional tasks."""
+        return (lambda n, generator: self.world.sample_labelled(n, generator)[1]) if self.conditional else None
+
+    def reference(self, n: int, generator: torch.Generator) -> Tensor:
+        """Clean points of the whole law that samples are compared with, ``(n, *D)``, or fewer if there are no more."""
+        return self.world.reference(n, generator)
+
+    def judge(
+        self,
+        samples: Tensor,
+        truth: torch.Generator,
+        chance: torch.Generator,
+        asked: Tensor | None = None,
+        paired: Tensor | None = None,
+    ) -> dict[str, float]:
+        """Score samples by every metric of this kind of task.
+
+        Args:
+            samples: ``(n, *D)``.
+            truth: draws the reference.
+            chance: of what the metrics themselves draw.
+            asked: the labels that the samples were to show, ``(n,)``.
+            paired: the expert's samples from the same noise, ``(m, *D)`` with m at most n, of the first rows.
+        """
+        return score(samples, self.reference(len(samples), truth), self.world.mixture, chance)
+
+    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
+        """Compare a student's samples with its teacher's in as many steps, by the metric that judges such tasks.
+
+        Both are ``(n, *D)``, from the same noise; ``truth`` and ``paired`` as in :meth:`judge`.
+        """
+        return compare("energy", energy_distance, student, teacher, self.reference(len(student), truth))
+
+    def real(self, n: int, generator: torch.Generator) -> Tensor:
+        """Real points to be scored as if they were samples, ``(n, *D)``: the floor."""
+        return self.world.sample(n, generator)
+
+    def pair(self, expert: Expert, noise: Tensor, times: Times, condition: Condition) -> Tensor | None:
+        """What the expert makes of the same noise, if samples are compared one by one; in the plane they are not."""
+        return None
+
+    def probes(self, samples: int) -> int:
+        """How many chains measure the held-out losses, where so many samples are scored."""
+        return samples // 2
+
+    def pictures(self, points: Tensor) -> Tensor:
+        """Return what points look like, for figures: themselves, unless they are latents."""
+        return points

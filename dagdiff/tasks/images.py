@@ -1,0 +1,264 @@
+"""Tasks of images: a data set, the part of it the student is shown, and a U-Net teacher that has learned all of it.
+
+The name's world is one of :data:`dagdiff.envs.images.WORLDS` (``digits-biased``, ``fashion14-matched-labelled``), or
+the path of your own pictures: a folder of png and jpg files, a folder that ``datasets`` saved, or an .npz file
+(``photos/cats-matched``).
+
+Samples are compared with held-out images in the features of a classifier trained on the same data, and scores are means
+over parts of the held-out split's size: a Frechet distance depends on the number of images, and a small split must not
+limit the number of samples. Below stand the parts that need such a task, as in :mod:`dagdiff.tasks.plane`.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dagdiff.checkpoint import cache_folder
+from dagdiff.checks import Refusal, check_in, check_seed
+from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
+from dagdiff.envs.images import SETS, WORLDS, ImageWorld
+from dagdiff.envs.sets import Points
+from dagdiff.expert import Expert
+from dagdiff.metrics.classifier import Classifier, digest, kept_classifier
+from dagdiff.metrics.images import frechet_distance, paired_gaps, score_images
+from dagdiff.metrics.samples import energy_distance, prdc
+from dagdiff.metrics.standing import Distance, Standing, compare
+from dagdiff.policies.prediction import PREDICTIONS
+from dagdiff.policies.student import Student
+from dagdiff.policies.unet import image_unet
+from dagdiff.schedule import CosineSchedule, Schedule
+from dagdiff.shapes import Condition, Times
+from dagdiff.tasks import teachers
+from dagdiff.tasks.base import Task
+from dagdiff.tasks.names import Name
+
+
+@dataclass(frozen=True)
+class ImageTask(Task):
+    """A world of images. Its expert is learned, and its student starts as that expert."""
+
+    world: ImageWorld
+    data: Points
+    nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
+    kept: ClassVar[int | None] = 64
+
+    @cached_property
+    def missing(self) -> list[int]:
+        """The classes that the student is not shown."""
+        shown = set() if self.data.labels is None else set(self.data.labels.tolist())
+        return [each for each in range(self.world.labels) if each not in shown]
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The eye of the scores: trained once on the training split, and cached."""
+        train = self.world.train
+        assert train.labels is not None
+        return kept_classifier(cache_folder() / "classifiers", train.points, train.labels)
+
+    def reference(self, n: int, generator: torch.Generator) -> Tensor:
+        """Held-out images, as many different ones as asked for or as there are."""
+        return self.world.reference(min(n, len(self.world.test.points)), generator)
+
+    def judge(
+        self,
+        samples: Tensor,
+        truth: torch.Generator,
+        chance: torch.Generator,
+        asked: Tensor | None = None,
+        paired: Tensor | None = None,
+    ) -> dict[str, float]:
+        """Score samples part by part against as many held-out images; without labels by pixels alone."""
+        reference = self.reference(min(len(samples), len(self.world.train.points)), truth)
+        size = len(reference)
+        parts = [self._judged(part, reference) for part in samples.split(size) if len(part) == size]
+        means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        if self.world.labels and paired is not None:
+            means |= paired_gaps(samples[: len(paired)], paired, self.classifier)._asdict()
+        if self.world.labels and asked is not None:
+            means["agreement"] = self.classifier.accuracy(samples, asked)
+        return means
+
+    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
+        """By the Frechet distance of features; without labels by the energy distance of pixels."""
+        reference = self.reference(min(len(student), len(self.world.train.points)), truth)
+        if not self.world.labels:
+            return compare("energy", _by_parts(energy_distance), student, teacher, reference)
+        seen = (self.classifier.to(images.device).see(images)[0] for images in (student, teacher, reference))
+        return compare("fd", _by_parts(frechet_distance), *seen)
+
+    def real(self, n: int, generator: torch.Generator) -> Tensor:
+        """Training images, ``(n, C, H, W)``, all of them before one comes again."""
+        train = self.world.train.points
+        device = generator.device
+        orders = [torch.randperm(len(train), generator=generator, device=device) for _ in range(-(-n // len(train)))]
+        return train[torch.cat(orders)[:n].to(train.device)].to(device)
+
+    def pair(self, expert: Expert, noise: Tensor, times: Times, condition: Condition) -> Tensor:
+        """What the expert makes of the same noise on the student's grid; its evaluations are not charged."""
+        return copy.copy(expert).walk(noise, times, condition)[-1]
+
+    def probes(self, samples: int) -> int:
+        """A U-Net is too slow to measure the losses on thousands of chains."""
+        return min(samples // 2, 128)
+
+    def _judged(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
+        pixels = {"energy": energy_distance(samples, reference)}
+        if not self.world.labels:
+            return pixels | prdc(samples.flatten(1), reference.flatten(1))._asdict()
+        found = score_images(samples, reference, self.classifier.to(samples.device), missing=self.missing)
+        told = ("fd", "kd", "precision", "recall", "density", "coverage", "class_tv", "missing", "diversity")
+        return pixels | {name: float(found[name]) for name in told}
+
+
+def _by_parts(distance: Distance) -> Distance:
+    """The mean distance of parts of the reference's size, as in :meth:`ImageTask.judge`."""
+
+    def mean(samples: Tensor, reference: Tensor) -> float:
+        size = min(len(samples), len(reference))
+        found = [distance(part, reference) for part in samples.split(size) if len(part) == size]
+        return sum(found) / len(found)
+
+    return mean
+
+
+def make(name: Name, schedule: Schedule | None = None, settings: Any = None) -> ImageTask:
+    """Return the task of a name that was read; refuse labels where there are none. It looks at no settings."""
+    world = image_world(name.world)
+    if name.labelled and not world.labels:
+        raise Refusal(f"{name.world} has no labels, so there is no task {name.text!r}. Leave -labelled away.")
+    shown = SETS[name.set](world)
+    return ImageTask(name.text, world, shown, schedule or CosineSchedule(), name.labelled, world.shape)
+
+
+@cache
+def image_world(of: str) -> ImageWorld:
+    """Return the data set of that name, or the pictures at that path."""
+    if of in WORLDS:
+        return WORLDS[of]()
+    path = Path(of)
+    if path.is_file():
+        return image_arrays(path)
+    saved = (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
+    return hugging_face(of) if saved else image_folder(path)
+
+
+class Teacher(teachers.Teacher):
+    """A U-Net to be learned on the whole training split, cached by the content hash of data and configuration.
+
+    Args:
+        task: the task whose world, schedule and classes it learns.
+        channels: of each level of the U-Net, comma-separated; null takes what suits the image's size.
+        layers: residual blocks a level.
+        updates: of training.
+        batch_size: images an update.
+        lr: learning rate of Adam; it falls to 0.
+        ema: decay of the averaged weights, which are the ones kept.
+        seed: of weights, data and noise.
+        prediction: what the network predicts: x0, epsilon, v or flow.
+    """
+
+    def __init__(
+        self,
+        task: ImageTask,
+        channels: tuple[int, ...] | None = None,
+        layers: int = 1,
+        updates: int = 2000,
+        batch_size: int = 128,
+        lr: float = 2e-3,
+        ema: float = 0.995,
+        seed: int = 0,
+        prediction: str = "v",
+    ) -> None:
+        training = {"updates": updates, "batch_size": batch_size, "lr": lr, "ema": ema}
+        super().__init__(task, {"channels": channels, "layers": layers}, training, seed, prediction)
+
+    def network(self) -> Student:
+        """Return a fresh network, its weights fixed by the seed."""
+        return _unet(self.task, self.options, self.prediction, self.seed)
+
+    @property
+    def data(self) -> Points:
+        """The training split."""
+        world: Any = self.task.world
+        train: Points = world.train
+        return train
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The digest of the images, and of their classes."""
+        classes = [] if self.data.labels is None else [self.data.labels]
+        return {"data": digest(self.data.points, *classes)}
+
+
+def unet_expert(
+    task: ImageTask,
+    channels: tuple[int, ...] | None = None,
+    layers: int = 1,
+    updates: int = 2000,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> nn.Module:
+    """A U-Net teacher learned on the whole training split, trained once and cached.
+
+    Args:
+        task: whose images they are.
+        channels: of each level of the U-Net, comma-separated; null takes what suits the image's size.
+        layers: residual blocks a level.
+        updates: of its training.
+        batch_size: images an update of its training.
+        seed: of its weights, data and noise.
+    """
+    teacher = Teacher(task, channels, layers, updates, batch_size, seed=seed)
+    return teacher.load().requires_grad_(False).eval()
+
+
+def unet_student(
+    task: ImageTask,
+    channels: tuple[int, ...] | None = None,
+    layers: int = 1,
+    updates: int = 2000,
+    batch_size: int = 128,
+    teacher_seed: int = 0,
+) -> Student:
+    """A student that starts from a U-Net teacher's weights, for experts that are no network.
+
+    Args:
+        task: whose images they are.
+        channels: of each level of the U-Net, comma-separated; null takes what suits the image's size.
+        layers: residual blocks a level.
+        updates: of the teacher's training.
+        batch_size: images an update of the teacher's training.
+        teacher_seed: of the teacher's weights, data and noise.
+    """
+    check_seed("teacher_seed", teacher_seed)
+    return Teacher(task, channels, layers, updates, batch_size, seed=teacher_seed).load()
+
+
+def fresh_unet(
+    task: ImageTask, channels: tuple[int, ...] | None = None, layers: int = 1, prediction: str = "v", seed: int = 0
+) -> Student:
+    """A U-Net student with weights of its own.
+
+    Args:
+        task: whose images they are.
+        channels: of each level of the U-Net, comma-separated; null takes what suits the image's size.
+        layers: residual blocks a level.
+        prediction: what the network predicts: x0, epsilon, v or flow.
+        seed: of its weights.
+    """
+    check_in("prediction", prediction, PREDICTIONS)
+    return _unet(task, {"channels": channels, "layers": layers}, prediction, seed)
+
+
+def _unet(task: Task, options: dict[str, Any], prediction: str, seed: int) -> Student:
+    if not isinstance(task, ImageTask):
+        raise Refusal(f"{task.name!r} is of points, and a U-Net is for images. Leave --policy and --expert away.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(check_seed("seed", seed))
+        network = image_unet(task.shape, task.labels, **options)
+    return Student(network, task.schedule, PREDICTIONS[prediction])

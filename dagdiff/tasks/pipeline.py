@@ -1,0 +1,246 @@
+"""The task ``pipeline``: distil a diffusers pipeline that somebody has trained, from a folder or from the hub.
+
+The pipeline's network is the expert, and the student starts as a copy of it (``--policy pipeline``) or as that network
+with low-rank adapters (``--policy lora``). Schedule and threshold are the teacher's own; states are its pixels or
+latents, conditions its classes or the prompts that are given; what stands for data is said in
+:mod:`dagdiff.tasks.pipeline_data`. The pipeline is read once in a process.
+
+There is no labelled test set, so samples are scored by the teacher: ``state_gap`` is the mean squared distance to what
+it makes of the same noise, and ``energy`` the energy distance to its samples from other noise. The gap suits students
+that follow the expert's path; those of Renoise laws (LCM, DMD2) add noise of their own on the way.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dagdiff.checks import Refusal, check_in
+from dagdiff.engine import find_device
+from dagdiff.metrics.samples import energy_distance
+from dagdiff.metrics.standing import Standing, compare
+from dagdiff.pipelines.conditions import Text
+from dagdiff.pipelines.latents import Pixels
+from dagdiff.pipelines.lora import ATTENTION, lora_student
+from dagdiff.pipelines.pretrained import DiffusersExpert
+from dagdiff.policies.student import Student
+from dagdiff.schedule import Schedule
+from dagdiff.shapes import Condition, States
+from dagdiff.tasks.base import Task
+from dagdiff.tasks.images import ImageTask
+from dagdiff.tasks.names import Name
+from dagdiff.tasks.pipeline_data import PipelineWorld, encoded_images, own_samples
+from dagdiff.threshold import Threshold
+
+
+@dataclass
+class PipelineSettings:
+    """What is distilled.
+
+    Args:
+        path: a folder that save_pretrained wrote, or a hub id.
+        prompts: of a text-to-image pipeline: a file with a prompt a line, or a saved bank of embeddings (.safetensors).
+        images: a folder of pictures or an .npz file for forward states; null takes the teacher's own samples.
+        dtype: of the expert's weights: float32, bfloat16 or float16; the autoencoder's stay in float32.
+        variant: of the weight files, such as fp16.
+        allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
+        sample_size: the side of the states, where it is not the network's usual one.
+        null_class: the class that stands for none, where the network was trained with one.
+        own_samples: how many samples the teacher draws where there are no images.
+        own_steps: the steps of each of them.
+    """
+
+    path: str | None = None
+    prompts: str | None = None
+    images: str | None = None
+    dtype: str = "float32"
+    variant: str | None = None
+    allow_pickle: bool = False
+    sample_size: int | None = None
+    null_class: int | None = None
+    own_samples: int = 256
+    own_steps: int = 50
+
+
+@dataclass(frozen=True)
+class PipelineTask(Task):
+    """A pipeline to be distilled."""
+
+    world: PipelineWorld
+    data: PipelineWorld
+    teacher: DiffusersExpert = field(kw_only=True)
+    nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
+    kept: ClassVar[int | None] = 64
+    pair = ImageTask.pair
+
+    @property
+    def conditions(self) -> Any:
+        """Draws the prompts or classes of new chains, each as likely; None for unconditional pipelines."""
+        return self.world.conditions if self.conditional else None
+
+    def reference(self, n: int, generator: torch.Generator) -> Tensor:
+        """Held-out points, as many different ones as asked for or as there are."""
+        return self.world.reference(min(n, len(self.world.splits[1].points)), generator)
+
+    def judge(
+        self,
+        samples: Tensor,
+        truth: torch.Generator,
+        chance: torch.Generator,
+        asked: Tensor | None = None,
+        paired: Tensor | None = None,
+    ) -> dict[str, float]:
+        """Score samples by the teacher's: ``paired`` are those of the first rows, the others meet them as strangers."""
+        if paired is None:
+            return {"energy": energy_distance(samples, self.reference(len(samples), truth))}
+        paired, m = paired.to(samples.device), len(paired)
+        gap = (samples[:m].double() - paired.double()).square().mean()
+        return {"energy": energy_distance(samples[m:], paired), "state_gap": float(gap)}
+
+    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
+        """By the energy distance to the teacher's long chains from other noise, as in :meth:`judge`."""
+        if paired is None:
+            return super().stand(student, teacher, truth, None)
+        m = len(paired)
+        return compare("energy", energy_distance, student[m:], teacher[m:], paired.to(student.device))
+
+    def probes(self, samples: int) -> int:
+        """Half of the samples are paired with the teacher's, 32 at most."""
+        return min(samples // 2, 32)
+
+    @torch.no_grad()
+    def pictures(self, points: Tensor) -> Tensor:
+        """Return what states look like: images ``(B, C, H, W)``, decoded where they are latents."""
+        teacher = self.teacher.to(points.device)
+        return teacher.autoencoder.decode(points)
+
+
+def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
+    """Return the task of a run's settings (``settings.pipeline``, ``guidance`` and ``device`` are read).
+
+    Raises:
+        Refusal: if the pipeline is not named or can't be had, is told a schedule, or lacks prompts or images.
+    """
+    if settings is None:
+        raise Refusal("a pipeline is its own teacher: there is none to train. Use dagdiff distill --task pipeline.")
+    chosen: Any = settings.pipeline
+    if schedule is not None:
+        raise Refusal("--schedule is not for a pipeline: its network knows one schedule, its own. Leave it away.")
+    teacher = load_teacher(chosen, settings.device)
+    conditions: Any = teacher.network.conditions
+    probe = conditions.draw(1)
+    if probe is not None and int(probe) < 0:
+        raise Refusal(f"{chosen.path!r} is asked with prompts. Give a file of them: --pipeline.prompts prompts.txt.")
+    if probe is None and settings.guidance != 1.0:
+        raise Refusal(f"{chosen.path!r} takes no condition, so guidance has nothing to weigh. Leave --guidance away.")
+    if chosen.images is None:
+        read = partial(own_samples, teacher, chosen.own_samples, chosen.own_steps, settings.guidance)
+    else:
+        read = partial(encoded_images, teacher, Path(chosen.images))
+    world = PipelineWorld(
+        Path(chosen.path).name, conditions.draw, read, latent=not isinstance(teacher.autoencoder, Pixels)
+    )
+    return PipelineTask(
+        name.text, world, world, teacher.schedule, probe is not None, tuple(teacher.shape), teacher=teacher
+    )
+
+
+def load_teacher(chosen: Any, device: str) -> DiffusersExpert:
+    """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once."""
+    if not chosen.path:
+        raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
+    told = (chosen.prompts, chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
+    return _loaded(chosen.path, *told, str(find_device(device)))
+
+
+@lru_cache(maxsize=2)
+def _loaded(
+    path: str, prompts: str | None, sample_size: int | None, null_class: int | None, dtype: str, variant: str | None,
+    allow_pickle: bool, device: str,
+) -> DiffusersExpert:  # fmt: skip
+    asked = () if prompts is None else Path(prompts)
+    return DiffusersExpert.from_pretrained(
+        path, asked, sample_size, null_class, dtype, device, variant, allow_pickle=allow_pickle
+    )
+
+
+def pipeline_expert(task: Task) -> nn.Module:
+    """The pipeline's own network, frozen: the very one that the student was copied from."""
+    teacher = _teacher(task)
+    return Student(teacher.network, teacher.schedule, teacher.prediction)
+
+
+def pipeline_student(task: Task, gradient_checkpointing: bool = False, dtype: str = "float32") -> Student:
+    """A copy of the pipeline's network, all of it trained.
+
+    Args:
+        task: the pipeline.
+        gradient_checkpointing: keep fewer activations, and compute them again on the way back.
+        dtype: of the weights that are trained; in less than float32 small updates are lost.
+    """
+    student = _teacher(task).student()
+    network, wanted = student.network, _DTYPES[check_in("dtype", dtype, _DTYPES)]
+    if network.body.dtype != wanted:
+        network.body.to(wanted)
+        network.conditions = _Cast(network.conditions, wanted)
+    return _checkpointed(student, gradient_checkpointing)
+
+
+def adapted_student(
+    task: Task,
+    rank: int = 64,
+    alpha: float | None = None,
+    targets: list[str] | None = None,
+    gradient_checkpointing: bool = False,
+) -> Student:
+    """The pipeline's own frozen network with low-rank adapters, which alone are trained, in float32.
+
+    Args:
+        task: the pipeline.
+        rank: of the adapters.
+        alpha: their weight, times 1 / rank; null takes the rank.
+        targets: the ends of the names of the layers to adapt; null takes the attention's projections.
+        gradient_checkpointing: keep fewer activations, and compute them again on the way back.
+    """
+    student = lora_student(_teacher(task), rank, alpha, ATTENTION if targets is None else targets)
+    return _checkpointed(student, gradient_checkpointing)
+
+
+def teacher_threshold(task: Task) -> Threshold:
+    """The range of clean data that the pipeline's scheduler tells; none for latents."""
+    return _teacher(task).threshold
+
+
+def _teacher(task: Task) -> DiffusersExpert:
+    if not isinstance(task, PipelineTask):
+        raise Refusal(f"{task.name!r} is no pipeline. Pass --task pipeline with --pipeline.path, or another part.")
+    return task.teacher
+
+
+def _checkpointed(student: Student, wanted: bool) -> Student:
+    """The student, which keeps fewer activations if that is wanted."""
+    if wanted:
+        try:
+            student.network.body.enable_gradient_checkpointing()
+        except ValueError as error:
+            raise Refusal(f"{error} Leave --policy.gradient_checkpointing away.") from None
+    return student
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class _Cast(nn.Module):
+    """Conditions in another precision than that of the bank they share with the teacher."""
+
+    def __init__(self, conditions: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conditions, self.dtype = conditions, dtype
+
+    def forward(self, condition: Condition, x_t: States) -> Any:
+        """Return what the network is told, cast where it is text."""
+        given = self.conditions(condition, x_t)
+        return given.each(lambda part: part.to(self.dtype)) if isinstance(given, Text) else given

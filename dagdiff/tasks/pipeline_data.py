@@ -1,0 +1,187 @@
+"""What stands for data where a pipeline is distilled: your own images, or samples that its network draws itself.
+
+Forward states are noised clean points. *Images* are read, cropped to the pipeline's size and encoded once; a fifth of
+them is held out. Without images the teacher draws its *own samples*: distillation then needs no data but the prompts,
+and a student is shown exactly the law that its teacher has. They cost one long chain each, are drawn when they are
+first needed, and are kept in the cache, the prompts that they show beside them; a fifth is held out here too.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from tqdm import tqdm
+
+from dagdiff.checkpoint import cache_folder, write_atomically
+from dagdiff.checks import Refusal, check_at_least
+from dagdiff.envs.image_files import image_arrays, image_folder
+from dagdiff.envs.images import ImageWorld
+from dagdiff.envs.sets import Points
+from dagdiff.expert import Expert
+from dagdiff.metrics.classifier import digest
+from dagdiff.pipelines.latents import Pixels
+from dagdiff.pipelines.pretrained import DiffusersExpert
+from dagdiff.schedule import step_grid
+
+HELD_OUT = 0.2
+"""The part of the clean points that nobody is trained on."""
+
+Splits = tuple[Points, Points]
+"""What the student is shown, and what is held out."""
+
+
+class PipelineWorld:
+    """Clean states of a pipeline, ``(N, C, H, W)``: pixels, or latents.
+
+    Args:
+        name: of the pipeline.
+        conditions: draws a condition for each of n rows, or None.
+        read: brings the points when they are first needed.
+        latent: whether they are latents, which have no natural range.
+    """
+
+    mixture = None
+    labels = 0
+
+    def __init__(
+        self, name: str, conditions: Callable[[int, Generator | None], Tensor | None], read: Callable[[], Splits],
+        latent: bool,
+    ) -> None:  # fmt: skip
+        self.name, self.conditions, self.read, self.latent = name, conditions, read, latent
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The points that are shown and those that are held out; the first look may take a while."""
+        return self.read()
+
+    @property
+    def box(self) -> float:
+        """Half the side of the box in which pixels lie; refused for latents."""
+        if self.latent:
+            raise Refusal("latents lie in no box. Leave --threshold away, or take --threshold quantile.")
+        return 1.0
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Draw ``n`` of the points that are shown, with replacement."""
+        return self.splits[0].sample(n, generator)
+
+    def sample_labelled(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw points with conditions: those they were drawn for, or, of images without captions, any."""
+        shown = self.splits[0]
+        if shown.labels is not None:
+            return shown.sample_labelled(n, generator)
+        points, condition = shown.sample(n, generator), self.conditions(n, generator)
+        assert condition is not None
+        return points, condition
+
+    def reference(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Draw ``n`` different held-out points; refuse more than there are."""
+        held = self.splits[1].points
+        if not 2 <= n <= len(held):
+            raise Refusal(
+                f"{self.name!r} holds out {len(held)} points; asked for {n} different ones. Ask for fewer "
+                "(--num), or give more images or --pipeline.own_samples."
+            )
+        device = generator.device if generator else None
+        rows = torch.randperm(len(held), generator=generator, device=device)[:n]
+        return held[rows.to(held.device)].to(rows.device)
+
+
+def encoded_images(teacher: DiffusersExpert, path: Path) -> Splits:
+    """Return the states of the images in a folder or an .npz file, shown and held out; encoded once and cached.
+
+    Raises:
+        Refusal: if there are none, or an .npz file's are of another size than the pipeline's.
+    """
+    if not path.exists():
+        raise Refusal(f"no images at {path}. Name a folder of png and jpg files, or an .npz file.")
+    height, width = teacher.autoencoder.image_shape[1:]
+    if path.is_dir() and height != width:
+        raise Refusal(
+            f"pictures are cropped to squares, and this pipeline's are {height} x {width}. Give an .npz file."
+        )
+    world: ImageWorld = image_arrays(path, HELD_OUT) if path.is_file() else image_folder(path, height, HELD_OUT)
+    shown, held = (_encoded(teacher, split.points) for split in (world.train, world.test))
+    return Points(shown), Points(held)
+
+
+def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: float = 1.0, at_once: int = 8) -> Splits:
+    """Return ``count`` samples of the teacher, shown and held out, with their conditions; drawn once and cached.
+
+    They are the ends of its own DDIM chains of ``steps`` steps on the uniform grid, ``at_once`` of them together.
+    """
+    check_at_least("own_samples", count, 10)
+    check_at_least("own_steps", steps, 1)
+    noise = digest(*teacher.schedule(step_grid(steps)))
+    told = teacher.prediction.name, tuple(teacher.shape), count, guidance, teacher.threshold
+    key = f"{fingerprint(teacher.network)} {noise} {told}"
+    path = cache_folder() / "pipelines" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    points, labels = _kept(path, lambda: _drawn(teacher, count, steps, guidance, at_once))
+    cut = count - max(2, round(HELD_OUT * count))
+    parts = (slice(None, cut), slice(cut, None))
+    shown, held = (Points(points[part], None if labels is None else labels[part]) for part in parts)
+    return shown, held
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return a hash of a network's weights and of its prompts, by the names, the shapes and some values of each.
+
+    A full digest of a large network takes longer than loading it.
+    """
+    found = hashlib.sha256()
+    for name, values in (*network.named_parameters(), *network.named_buffers()):
+        flat = values.detach().flatten()
+        some = flat[:: max(1, len(flat) // 256)].float().cpu().numpy()
+        found.update(f"{name} {tuple(values.shape)}".encode() + some.tobytes())
+    return found.hexdigest()
+
+
+def _encoded(teacher: DiffusersExpert, images: Tensor) -> Tensor:
+    """Images as states, on the CPU; grey ones in as many channels as the pipeline has."""
+    autoencoder = teacher.autoencoder
+    channels = autoencoder.image_shape[0]
+    images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images
+    if isinstance(autoencoder, Pixels):
+        return autoencoder.encode(images)
+    name = f"{digest(images)}-{digest(*autoencoder.vae.parameters())}.safetensors"
+    return autoencoder.encode_once(cache_folder() / "latents" / name, images, Generator().manual_seed(0)).cpu()
+
+
+@torch.no_grad()
+def _drawn(
+    teacher: DiffusersExpert, count: int, steps: int, guidance: float, at_once: int
+) -> tuple[Tensor, Tensor | None]:
+    """The ends of the teacher's chains and their conditions, from noise of the CPU: the same on every device."""
+    device = next(teacher.network.parameters()).device
+    generator = Generator().manual_seed(0)
+    noise = torch.randn((count, *teacher.shape), generator=generator)
+    conditions: Any = teacher.network.conditions
+    condition = conditions.draw(count, generator)
+    expert = Expert(teacher, teacher.schedule, guidance=guidance, threshold=teacher.threshold)
+    times, points = step_grid(steps).to(device), []
+    for rows in tqdm(torch.arange(count).split(at_once), desc="the teacher's own samples", disable=None):
+        asked = None if condition is None else condition[rows].to(device)
+        points.append(expert.walk(noise[rows].to(device), times, asked)[-1].cpu())
+    return torch.cat(points), condition
+
+
+def _kept(path: Path, draw: Callable[[], tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """What the file holds; it is written first where there is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    if not path.exists():
+        points, labels = draw()
+        tensors = {"points": points} | ({} if labels is None else {"labels": labels})
+        write_atomically(path, lambda partial: save_file(tensors, str(partial)))
+        return points, labels
+    try:
+        found = load_file(str(path))
+        return found["points"], found.get("labels")
+    except (OSError, SafetensorError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refusal(f"{path} can't be read as samples ({reason}). Delete it to draw them afresh.") from None

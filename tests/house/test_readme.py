@@ -1,0 +1,338 @@
+"""What README claims: its code runs, its commands work as written, its table is that of the committed results."""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Iterable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from helpers import ROOT
+from PIL import Image
+
+from dagdiff.benchmarks import readme
+from dagdiff.benchmarks.pages import END, TABLES, command, filled, load, origin, with_table
+from dagdiff.benchmarks.running.executor import Cell
+from dagdiff.benchmarks.suites import images, study, toy2d
+from dagdiff.benchmarks.tables import by_world, contrasts, findings, glance
+from dagdiff.checks import Refusal
+from dagdiff.cli import main
+from dagdiff.metrics.classifier import kept_classifier
+from dagdiff.report.results import IDENTITY, Record, Results, Row, write_summary
+from dagdiff.report.verdict import change, outcome
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted({made.page for made in TABLES.values()})
+SMALL = "--policy fresh --policy.width 16 --updates 20 --rounds 2 --chains 16 --samples 100"
+IMAGES = "--expert unet --updates 2 --rounds 1 --chains 4 --batch_size 4 --samples 20 --heldout 0 --substeps 1"
+IMAGES += " --expert.channels=[8,16] --expert.updates=2"
+BENCH = """--updates 4 --seeds 1 --settings '{"expert": {"class": "learned", "width": 8, "updates": 5}, "samples": 100,
+  "policy": {"class": "fresh", "width": 8}, "rounds": 2, "chains": 8, "batch_size": 16}'"""
+MINE = """
+import torch
+from dagdiff.objectives import Loss, Objective
+
+class MyExpert:
+    def __init__(self, task, strength: float = 1.0):
+        self.strength = strength
+
+    def __call__(self, x_t, t, condition=None):
+        return x_t / (1 + self.strength)
+
+class MyObjective(Objective):
+    def annotate(self, expert, states):
+        return states.set("target", expert(states["x_t"], states["t"]))
+
+    def loss(self, student, batch):
+        loss = (student(batch["x_t"], batch["t"]) - batch["target"]).square().mean()
+        return Loss(loss, {})
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dagdiff ")]
+
+
+@cache
+def kept(name: str) -> Results:
+    return Results.load(ROOT / readme.KEPT / name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_tables_are_those_of_the_committed_results(page: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert filled(text, page, ROOT / readme.KEPT) == text, "run: python -m dagdiff.benchmarks.readme NAME=FOLDER"
+    assert text.count("<!-- table: ") == sum(made.page == page for made in TABLES.values())
+
+
+@pytest.mark.parametrize("name", sorted({name for made in TABLES.values() for name in made.results}))
+def test_the_committed_results_are_small_and_summed_up(name: str, tmp_path: Path) -> None:
+    place = ROOT / readme.KEPT / name
+    assert sum(file.stat().st_size for file in place.iterdir()) < 3e6
+    write_summary(Results.load(place), tmp_path / "summary.csv")
+    assert (tmp_path / "summary.csv").read_text() == (place / "summary.csv").read_text()
+
+
+def test_the_study_s_figure_is_made_from_the_committed_results() -> None:
+    with Image.open(ROOT / readme.STUDY_FIGURE) as image:
+        assert image.info["Source"] == readme.source(ROOT / readme.KEPT / "study")
+
+
+def test_dmd2_s_mixture_is_compared_seed_by_seed() -> None:
+    energy, coverage = (
+        {
+            variant: {r.seed: r.metrics[name] for r in kept("study").records if wanted(r, variant)}
+            for variant in ("base", "ddil")
+        }
+        for name in ("energy", "coverage")
+    )
+    (line,) = (line for line in by_world(kept("study").rows).splitlines() if line.startswith("| moons |"))
+    for values in (energy, coverage):
+        assert len(values["base"]) == len(values["ddil"]) == kept("study").settings["seeds"]
+        change = sum(values["ddil"][seed] - values["base"][seed] for seed in values["base"]) / len(values["base"])
+        assert (f"| {1000 * change:.1f} [" if values is energy else f"| {change:+.3f} [") in line
+    wins = [a < b for a in energy["ddil"].values() for b in energy["base"].values()]
+    assert line.endswith(f"| {sum(wins) / len(wins):.2f} | better |")
+
+
+def wanted(record: Record, variant: str) -> bool:
+    told = record.task, record.objective, record.variant, record.steps, record.about
+    return told == ("moons-biased", "distribution", variant, 4, "")
+
+
+def small_study(folder: Path) -> Path:
+    """The committed results of another suite, as if they were a study's."""
+    content = json.loads((ROOT / readme.KEPT / "toy2d-quick" / "results.json").read_text())
+    (folder / "runs").mkdir()
+    (folder / "runs" / "results.json").write_text(json.dumps({**content, "suite": "study"}))
+    return folder / "runs"
+
+
+def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
+    start = "<!-- table: study -->"
+    (own_folder / "docs").mkdir()
+    (own_folder / "README.md").write_text(TEXT)
+    (own_folder / "docs/study.md").write_text((ROOT / "docs/study.md").read_text(encoding="utf-8"))
+    findings_too = f"<!-- table: findings -->\n{END}\n"
+    (own_folder / "docs/results.md").write_text(f"before\n{start}\n{END}\nafter\n{findings_too}")
+    readme.main([f"study={small_study(own_folder)}"])
+    text = (own_folder / "docs/results.md").read_text()
+    found = load(own_folder / readme.KEPT / "study")
+    made = f"{contrasts(found.rows)}\n\n{origin({'study': found})}"
+    assert text == f"before\n{start}\n{made}\n{END}\nafter\n{findings_too}"
+    forward, ddil = (
+        next(row.metrics["energy"].mean for row in found.rows if wanted == (row.task, row.objective, row.variant))
+        for wanted in (("gaussians8-biased", "consistency", variant) for variant in ("forward", "ddil"))
+    )
+    assert f"| gaussians8, biased | LCM | {1000 * forward:.1f} | = forward | {1000 * ddil:.1f} |" in text
+    with Image.open(own_folder / readme.STUDY_FIGURE) as image:
+        assert image.info["Source"] == readme.source(own_folder / readme.KEPT / "study")
+
+
+def test_a_table_names_what_made_its_results() -> None:
+    found = load(ROOT / readme.KEPT / "toy2d-quick")
+    present, old = (dataclasses.replace(found, identity=identity) for identity in (IDENTITY, IDENTITY - 1))
+    made = "dagdiff 0.1.0 on Linux, x86_64, AVX512 (torch 2.13.0), 3 seeds."
+    assert origin({"demo": present}) == f"Made with {made}"
+    assert origin({"demo": old}) == (
+        f"Made with {made} Results of an older version: keys and defaults have changed since; they are made again "
+        "with `dagdiff bench toy2d --quick --out runs/demo`."
+    )
+    both = origin({"a": present, "b": old})
+    assert both.startswith(f"`a`: made with {made} `b`: made with {made} Results of an older version")
+
+
+def test_the_command_of_results_gives_their_settings() -> None:
+    settings = {"tasks": ["moons-biased", "moons-matched"], "seeds": 2, "settings": {"samples": 10}}
+    found = dataclasses.replace(kept("toy2d-quick"), settings={**dataclasses.asdict(toy2d.Suite()), **settings})
+    words = shlex.split(command(found, "mine"))
+    assert words == ["dagdiff", "bench", "toy2d", "--tasks", "moons-biased,moons-matched", "--seeds", "2", "--settings",
+                     '{"samples": 10}', "--out", "runs/mine"]  # fmt: skip
+
+
+def test_readme_s_table_holds_one_number_a_cell_and_its_words_follow() -> None:
+    """At most six columns and rows; what is said of DMD2 is the result of the comparison that stands beside it."""
+    study_rows, image_rows = kept("study").rows, kept("images").rows
+    text = glance(study_rows, image_rows)
+    head, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert len(head) <= 6 and len(rows) <= 6
+    cells = [cell for row in rows for cell in row[1:]]
+    assert all(re.fullmatch(r"= forward|-?[\d,]+\.\d+", cell) for cell in cells) and "-0.0" not in cells
+    for task, where, rows_of in (("gaussians8-biased", "ring", study_rows), ("digits-biased", "digits", image_rows)):
+        (row,) = (row for row in rows_of if _names(row) == (task, "distribution", "ddil", 4, ""))
+        difference = row.minus("base")
+        assert difference is not None
+        told = f"difference {change(difference.interval, row.judged_by)}: {outcome(row, 'base')}."
+        (line,) = (line for line in text.splitlines() if line.startswith("DMD2"))
+        assert told.rstrip(".") in line[line.index(where) :]
+
+
+def _names(row: Row) -> tuple[str, str, str, int, str]:
+    return row.task, row.objective, row.variant, row.steps, row.records[0].about
+
+
+def test_findings_count_every_comparison() -> None:
+    rows = kept("study").rows
+    text = findings(rows, kept("images").rows)
+    for name, objective in (("PD", "progressive"), ("LCM", "consistency"), ("DMD2", "distribution")):
+        mine = [row for row in rows if row.task.endswith("-biased") and row.records[0].about == ""]
+        mine = [row for row in mine if (row.objective, row.variant, row.steps) == (objective, "ddil", 4)]
+        (line,) = (
+            line
+            for line in text.splitlines()
+            if line.startswith(f"- **{name}, half of the data, 2-D**, mixture against f")
+        )
+        for way in ("better", "worse", "no gap", "inconclusive"):
+            number = sum(outcome(row, "forward") == way for row in mine)
+            assert (f"{way} in {number}" in line) == (number > 0)
+
+
+def test_what_is_kept_is_rounded() -> None:
+    kept = readme.rounded({"a": [0.123456789, 12345678.9, 3, None, "x"], "b": {"c": 1e-9 / 3}})
+    assert kept == {"a": [0.123457, 12345700.0, 3, None, "x"], "b": {"c": 3.33333e-10}}
+
+
+def test_a_readme_without_a_place_is_refused() -> None:
+    with pytest.raises(Refusal, match="no place for the table 'other'"):
+        with_table(TEXT, "other", "")
+
+
+def options_on(page: str, name: str) -> dict[str, str]:
+    """The options of the suite's command on a page that fills that folder."""
+    lines = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    words = shlex.split(next(line for line in lines if line.endswith(f"--out runs/{name}")))
+    return {option[2:]: value for option, value in zip(words[3::2], words[4::2], strict=True)}
+
+
+def of_this_version(cells: Iterable[Cell], name: str) -> bool:
+    """Whether the results hold just those runs; results of an older version, which pages mark, as many of them."""
+    made, results = {cell.entry for cell in cells}, kept(name)
+    if results.identity < IDENTITY:
+        return len(made) == len(results.records)
+    return made == {(record.config, record.variant, record.setup) for record in results.records}
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("docs/results.md", "study"), *(("docs/study.md", name) for name in ("study", "equal-nfe", "schedules"))],
+)
+def test_the_studies_commands_are_those_of_their_results(page: str, name: str) -> None:
+    told = options_on(page, name)
+    numbers = {option: int(told[option]) for option in ("seeds", "few_seeds") if option in told}
+    asked = study.Suite(told["blocks"].split(","), **numbers)
+    assert dataclasses.asdict(asked) == kept(name).settings
+    assert of_this_version(study.cells(asked), name)
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("docs/images.md", name) for name in ("images", "fashion", "lcm-long", "pd-long")],
+)
+def test_the_image_suites_commands_are_those_of_their_results(page: str, name: str) -> None:
+    told = options_on(page, name)
+    lists = {option: told[option].split(",") for option in ("tasks", "objectives", "variants") if option in told}
+    numbers = {option: int(told[option]) for option in ("seeds", "updates") if option in told}
+    steps = {"steps": [int(count) for count in told["steps"].split(",")]} if "steps" in told else {}
+    asked = images.Suite(**lists, **numbers, **steps, settings=json.loads(told.get("settings", "{}")))
+    wanted = kept(name).settings
+    if kept(name).identity < IDENTITY:  # then a student had its teacher's options once more
+        wanted = {**wanted, "settings": {part: own for part, own in wanted["settings"].items() if part != "policy"}}
+    assert dataclasses.asdict(asked) == wanted
+    assert of_this_version(images.cells(asked), name)
+
+
+def test_the_figure_is_there() -> None:
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
+        assert (ROOT / name).stat().st_size > 10_000
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+def run(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def test_the_first_code_runs(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In reduced size: a small teacher, few updates and samples."""
+    code = blocks("python")[0]
+    small = '"policy": {"class": "fresh", "width": 8}, "updates": 20, "samples": 100, "chains": 16, "batch_size": 16, '
+    assert 'settings = {"task"' in code and "sample(2000" in code
+    names = run(code.replace('settings = {"task"', f'settings = {{{small}"task"').replace("sample(2000", "sample(200"))
+    *rounds, energy = capsys.readouterr().out.splitlines()
+    assert len(rounds) == names["run"].settings.rounds and float(energy) == names["metrics"]["energy"]
+    assert names["samples"].shape == (200, 2)
+
+
+def test_the_demo_tells_how_to_go_on() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ndemo:")[2].partition("\n\n")[0]
+    assert "bench toy2d --quick" in recipe and recipe.rstrip().endswith('@echo "source $(BIN)/activate"')
+    assert blocks("sh")[0].splitlines()[1].split("#")[0].strip() == "source .venv/bin/activate"
+    assert "BIN := $(VENV)/bin" in makefile and "VENV ?= .venv" in makefile
+
+
+def test_extras_that_readme_installs_are_there() -> None:
+    known = set(re.findall(r"(?m)^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    extras = set(re.findall(r"'\.?(?:dagdiff)?\[(\w+)\]'", TEXT))
+    assert extras and extras <= known
+
+
+def test_the_loop_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (block for block in blocks("python") if "DAgger(" in block)
+    assert run(code.replace("rounds=20", "rounds=2"))["points"].shape == (2000, 2)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_environment_runs() -> None:
+    (code,) = (block for block in blocks("python") if "gymnasium" in block)
+    assert set(run(code)["observation"]) == {"x_t", "t", "s", "step"}
+
+
+def test_a_teacher_from_diffusers_runs(tmp_path: Path) -> None:
+    """On a small pipeline of the same kind, in a folder instead of on the hub."""
+    (code,) = (block for block in blocks("python") if "DiffusersExpert" in block)
+    small = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    DDPMPipeline(small, DDPMScheduler()).save_pretrained(tmp_path)
+    names = run(code.replace("google/ddpm-cifar10-32", str(tmp_path)))
+    x_t, t = torch.randn(2, 3, 8, 8), torch.full((2,), 0.5)
+    assert names["expert"](x_t, t).abs().max() <= 1.0
+    torch.testing.assert_close(names["student"](x_t, t), names["teacher"](x_t, t))
+
+
+def test_the_commands_work_as_written(
+    own_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_folder / "mine.py").write_text(MINE)
+    found = commands()
+    names = ["distill", "sample", "shift", "bench", "list", "distill", "export", "distill"]
+    assert [words[0] for words in found] == names
+    monkeypatch.setattr("dagdiff.tasks.images.kept_classifier", partial(kept_classifier, updates=20))
+    for words in found:
+        small = IMAGES if "digits-biased" in words else {"distill": SMALL, "bench": BENCH}.get(words[0], "")
+        assert main([*words, *shlex.split(small)]) == 0, capsys.readouterr().err
+    assert DiffusionPipeline.from_pretrained("students/digits").unet.config.sample_size == [8, 8]
+    assert (own_folder / "samples.npz").exists() and (own_folder / "samples.png").exists()
+    assert (own_folder / "runs/grid/shift.csv").exists() and (own_folder / "runs/moons/report.html").exists()
+    assert (own_folder / "runs/mine/student.safetensors").exists()

@@ -1,0 +1,408 @@
+"""The report: words that follow from the numbers, numbers that are numpy's, and a page that needs nothing beside it."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dagdiff.checks import Refusal
+from dagdiff.metrics.statistics import Interval
+from dagdiff.report.glossary import METRICS
+from dagdiff.report.page import write_report
+from dagdiff.report.results import Results, distinct, write_summary
+from dagdiff.report.verdict import caveat, change, counts, judge, level, number, spell, table, verdicts
+
+TASK = "gaussians8-biased"
+IMAGES = ("fd", "kd", "class_tv", "missing", "agreement", "diversity", "pixel_gap", "feature_gap")
+PLANE = [metric for metric in METRICS if metric not in IMAGES]
+Energies = Mapping[str, Sequence[float | None]]
+
+
+def entry(variant: str, seed: int, energy: float | None, **changes: Any) -> dict[str, Any]:
+    metrics = dict.fromkeys(PLANE, 0.5) | {"energy": energy, "w2": 0.1 + seed / 100, "coverage": 0.9 - seed / 100}
+    metrics |= {"loss_forward": 0.2, "loss_own": 0.8 if variant == "forward" else 0.22}
+    config = f"{changes.get('objective', 'consistency')}-{variant}-{seed}-{changes.get('steps', 4)}"
+    return {
+        "task": TASK,
+        "world": "gaussians8",
+        "data": "biased",
+        "objective": "consistency",
+        "variant": variant,
+        "shares": [0.25, 0.5, 0.25],
+        "seed": seed,
+        "steps": 4,
+        "updates": 600,
+        "nfe_student": 1000 + seed,
+        "nfe_expert": 4000,
+        "seconds": 2.0 + seed,
+        "config": config,
+        "samples": "samples/run.npz",
+        "metrics": metrics,
+        "by_step": {
+            "t": [1.0, 0.75, 0.5, 0.25],
+            "loss_forward": [0.1, 0.2, 0.2, None],
+            "loss_own": [0.1, 0.4, 0.8, 2.0],
+        },
+        **changes,
+    }
+
+
+def content(energies: Energies, **changes: Any) -> dict[str, Any]:
+    """Records of one task and objective: variant -> energy distances of seeds 0, 1, ..."""
+    runs = [entry(name, seed, value, **changes) for name, of in energies.items() for seed, value in enumerate(of)]
+    yardstick = dict.fromkeys(PLANE, 0.9) | {"energy": 0.0005, "mode_kl": None}
+    reference = {
+        "floor": yardstick | {"energy": 0.0001},
+        "expert": yardstick,
+        "expert_by_nfe": {str(steps): yardstick | {"energy": 0.5 / steps} for steps in (1, 2, 4, 8)},
+        "samples": f"samples/{TASK}.npz",
+    }
+    settings = {"seeds": 3, "out": "/home/somebody/secret/runs", "tasks": [TASK]}
+    versioned = {"suite": "toy2d", "dagdiff": "0.0.9", "settings": settings}
+    return {**versioned, "records": runs, "references": {TASK: reference}}
+
+
+def folder(path: Path, found: dict[str, Any]) -> Path:
+    """Write a folder of results with samples of known clouds."""
+    rng = np.random.default_rng(0)
+    (path / "samples").mkdir(parents=True, exist_ok=True)
+    clouds = {name: rng.normal(size=(200, 2)) for name in ("data", "truth", "x")}
+    np.savez(path / "samples" / f"{TASK}.npz", **clouds, chains=rng.normal(size=(64, 5, 2)))
+    np.savez(path / "samples" / "run.npz", x=rng.normal(size=(200, 2)), chains=rng.normal(size=(64, 5, 2)))
+    (path / "results.json").write_text(json.dumps(found))
+    return path
+
+
+def loaded(path: Path, energies: Energies, **changes: Any) -> Results:
+    return Results.load(folder(path, content(energies, **changes)))
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {**parts[0], "records": [record for part in parts for record in part["records"]]}
+
+
+GAIN = {"forward": [0.0071, 0.0069, 0.0070], "ddil": [0.0021, 0.0026, 0.0022]}
+
+
+def test_a_clear_gain_is_claimed_with_its_size_and_levels(tmp_path: Path) -> None:
+    (words,) = verdicts(loaded(tmp_path, GAIN))
+    assert words.startswith(f"{TASK}, LCM: the mixture lowers the energy distance x 1000 by 4.7 [4.3, 5.0] against")
+    assert "forward (2.3 for 7.0, 3 seeds); the interval excludes 0" in words
+    assert words.endswith("over that on forward states: 4.0 after forward training, 1.1 after the mixture.")
+
+
+def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {"forward": GAIN["ddil"], "ddil": GAIN["forward"]})
+    (words,) = verdicts(results)
+    assert "the mixture raises the energy distance x 1000 by 4.7 [4.3, 5.0] against forward" in words
+    assert "the interval excludes 0" in words and "lowers" not in words
+    assert counts(results.rows) == ["Mixture against forward: worse in 1 of 1."]
+
+
+def test_nothing_is_claimed_where_the_interval_includes_zero(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {"forward": [0.001, 0.003, 0.002], "ddil": [0.002, 0.001, 0.002]})
+    (words,) = verdicts(results)
+    assert "inconclusive against forward" in words and "the interval includes 0" in words
+    assert "lowers" not in words and "raises" not in words
+    assert counts(results.rows) == ["Mixture against forward: inconclusive in 1 of 1."]
+
+
+MATCHES = [0.0006, 0.0004, 0.0005]  # the expert scores 0.0005
+
+
+def test_a_row_without_a_gap_is_never_counted_as_better(tmp_path: Path) -> None:
+    """Its mean is lower and its interval excludes 0; but forward matches the expert already."""
+    results = loaded(tmp_path, {"forward": MATCHES, "ddil": [0.0003, 0.0001, 0.0002]})
+    row = results.rows[1]
+    assert row.against["forward"]["energy"].interval.high < 0
+    (found,) = judge(results.rows)
+    assert found.way == "no gap" and "no gap: forward matches the expert already" in found.text
+    assert "lowers" not in found.text
+    assert counts(results.rows) == ["Mixture against forward: no gap in 1 of 1."]
+
+
+def test_without_a_gap_a_loss_is_still_a_loss(tmp_path: Path) -> None:
+    (found,) = judge(loaded(tmp_path, {"forward": MATCHES, "ddil": GAIN["ddil"]}).rows)
+    assert found.way == "worse" and "Forward itself matches the expert." in found.text
+
+
+def test_comparisons_are_counted_once_by_baseline(tmp_path: Path) -> None:
+    """Six rows: better, worse, no gap, inconclusive, and DMD2 twice, whose published method is another."""
+    plans: dict[str, Energies] = {
+        "progressive": {"forward": GAIN["forward"], "ddil": GAIN["ddil"]},
+        "consistency": {"forward": GAIN["ddil"], "ddil": GAIN["forward"]},
+        "gaussian-kl": {"forward": MATCHES, "ddil": [0.0003, 0.0001, 0.0002]},
+        "mine": {"forward": [0.001, 0.003, 0.002], "ddil": [0.002, 0.001, 0.002]},
+        "distribution": {"forward": [0.7, 0.8, 0.75], "base": [0.004, 0.003, 0.0035], "ddil": [0.003, 0.0036, 0.004]},
+    }
+    parts = [content(energies, objective=name) for name, energies in plans.items()]
+    parts.append(content({"forward": [0.7], "base": [0.004], "ddil": [0.003]}, objective="distribution", steps=2))
+    results = Results.load(folder(tmp_path, merged(*parts)))
+    assert counts(results.rows) == [
+        "Mixture against forward: better in 2 of 6, worse in 1, no gap in 1, inconclusive in 2.",
+        "Mixture against published (DMD2 only): inconclusive in 2 of 2.",
+    ]
+    page, text = write_report(tmp_path).read_text(), " ".join(table(results).split())
+    assert all(told in page and told in text for told in counts(results.rows))
+
+
+def test_one_seed_gives_no_interval_and_no_claim(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {"forward": [0.007], "ddil": [0.002]})
+    (words,) = verdicts(results)
+    assert "inconclusive" in words and "no interval exists" in words and "lowers" not in words
+    assert counts(results.rows) == ["Mixture against forward: inconclusive in 1 of 1."]
+    assert "[" not in words and "one seed" in caveat(results.rows)
+
+
+def test_the_caveat_counts_the_coin_and_goes_away_with_seeds(tmp_path: Path) -> None:
+    assert "once in 4 comparisons" in caveat(loaded(tmp_path, GAIN).rows)
+    many = {name: np.random.default_rng(0).normal(size=6).tolist() for name in GAIN}
+    assert caveat(loaded(tmp_path, many).rows) == ""
+
+
+def test_base_is_spoken_of_only_where_it_is_another_run(tmp_path: Path) -> None:
+    found = content({"forward": GAIN["forward"], "base": [0.004, 0.004, 0.0041], "ddil": GAIN["ddil"]})
+    first, second = verdicts(Results.load(folder(tmp_path, found)))
+    assert "against forward" in first and "against published" in second
+    for record in found["records"]:
+        record["config"] = record["config"].replace("base", "forward")
+    results = Results.load(folder(tmp_path, found))
+    assert len(verdicts(results)) == 1
+    assert [label for label, _ in distinct(results.rows)] == ["forward = published", "mixture"]
+    assert "base" not in results.rows[0].against
+
+
+def test_several_numbers_of_steps_are_told_apart(tmp_path: Path) -> None:
+    found = merged(content(GAIN, steps=2), content({**GAIN, "ddil": GAIN["forward"]}, steps=4))
+    two, four = verdicts(Results.load(folder(tmp_path, found)))
+    assert "LCM, 2 steps: the mixture lowers" in two and "LCM, 4 steps: inconclusive" in four
+    page = write_report(tmp_path).read_text()
+    assert "mixture, 2 steps" in page and "mixture, 4 steps" in page
+
+
+def test_without_a_common_seed_nothing_is_compared(tmp_path: Path) -> None:
+    for energies in ({"ddil": [0.1, 0.2]}, {"forward": [0.1, None], "ddil": [None, 0.1]}):
+        (words,) = verdicts(loaded(tmp_path, energies))
+        assert "nothing can be compared" in words
+
+
+def test_pairs_are_common_seeds_only(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {"forward": [0.5, 0.1, 0.2], "ddil": [None, 0.05, 0.1, 9.0]})
+    found = next(row for row in results.rows if row.variant == "ddil").against["forward"]["energy"]
+    assert found.seeds == 2 and found.interval.mean == pytest.approx(-0.075)
+    assert (found.ours, found.theirs) == pytest.approx((0.075, 0.15))
+    assert found.improvement == 0.875  # of (0.05, 0.1) x (0.1, 0.2) three pairs are won, one is tied
+
+
+def test_larger_coverage_is_an_improvement(tmp_path: Path) -> None:
+    found = content(GAIN)
+    for record in found["records"]:
+        record["metrics"]["coverage"] = 0.9 if record["variant"] == "ddil" else 0.8
+    row = Results.load(folder(tmp_path, found)).rows[1]
+    assert row.against["forward"]["coverage"].improvement == 1.0
+    assert row.against["forward"]["energy"].improvement == 1.0
+
+
+def test_summary_holds_numpys_numbers(tmp_path: Path) -> None:
+    results = loaded(tmp_path, GAIN)
+    write_summary(results, tmp_path / "summary.csv")
+    forward, ddil = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
+    a, b = np.array(GAIN["ddil"]), np.array(GAIN["forward"])
+    assert float(ddil["energy_mean"]) == pytest.approx(a.mean()) and float(forward["energy_mean"]) == pytest.approx(
+        b.mean()
+    )
+    assert float(ddil["energy_low"]) == pytest.approx(a.min()) and float(ddil["energy_high"]) == pytest.approx(a.max())
+    assert float(ddil["energy_minus_forward_mean"]) == pytest.approx((a - b).mean())
+    assert float(ddil["energy_minus_forward_low"]) == pytest.approx((a - b).min())
+    assert float(ddil["excess_energy"]) == pytest.approx(a.mean() - 0.0005)
+    assert float(ddil["w2_mean"]) == pytest.approx(0.11) and float(ddil["seconds"]) == 3.0
+    assert ddil["energy_beats_forward"] == "1.0" and ddil["energy_pairs_forward"] == "3" and ddil["seeds"] == "3"
+    assert forward["energy_minus_forward_mean"] == ""
+
+
+def test_numbers_are_spelled_for_readers() -> None:
+    values = {
+        0.0070001: "0.00700",
+        12.0: "12.0",
+        123.4: "123",
+        1234567.0: "1,234,567",
+        -4e-5: "-0.0000400",
+        4e-9: "4e-09",
+    }
+    assert {value: number(value) for value in values} == values
+    assert number(float("nan")) == spell(None) == "–" and number(0.0) == "0.00"
+
+
+def test_intervals_have_equal_decimals_and_show_which_side_of_zero() -> None:
+    assert spell(Interval(0.00014, -0.000024, 0.000338), 2) == "0.00014 [-0.00002, 0.00034]"
+    assert spell(Interval(0.0015, 0.00001, 0.0025), 2) == "0.00150 [0.00001, 0.00250]"
+    assert spell(Interval(0.0078, 0.0056, 0.0109), 2) == "0.0078 [0.0056, 0.0109]"
+    assert spell(Interval(0.5, 0.0, 1.0), 2) == "0.50 [0.00, 1.00]"
+    assert spell(Interval(0.5, 0.5, 0.5), 2) == "0.50"
+
+
+def test_table_names_every_run_once_with_its_yardsticks(tmp_path: Path) -> None:
+    results = loaded(tmp_path, GAIN)
+    text = table(results)
+    head, rule, task, floor, expert, forward, ddil, *_ = text.splitlines()
+    assert set(rule) == {"-"} and head.split()[:3] == ["objective", "trained", "on"] and task == TASK
+    assert "(floor)" in floor and " 0.1 " in floor and "(expert)" in expert and " 0.5 " in expert
+    assert "2.3 [2.1, 2.6]" in ddil and "-4.7 [-5.0, -4.3]" in ddil and " better " in ddil
+    assert forward.index("7.0 [") == ddil.index("2.3 [") == head.index("energy distance x 1000")
+    assert all(words in " ".join(text.split()) for words in verdicts(results))
+
+
+def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
+    found = content({**GAIN, "student": GAIN["ddil"]})
+    found["records"] += content({"forward": [None], "ddil": [None]}, objective="progressive")["records"]
+    path = write_report(folder(tmp_path, found))
+    page = path.read_text()
+    results = Results.load(tmp_path)
+    assert path == tmp_path / "report.html" and len(page) < 3e6
+    assert not re.search(r"https?://|src=\"(?!data:)|href=\"(?!#)|@import|url\(", page)
+    assert not re.search(r"/home/|/tmp/", page) and str(tmp_path) not in page
+    assert all(words in unescape(re.sub(r"</?b>", "", page)) for words in verdicts(results))
+    assert "Mixture against forward (LCM only): better in 1 of 1." in page  # PD was run, and never measured
+    assert page.count("<table") == 4 and page.count("<img") == 6  # yardsticks, 2 objectives, chains, losses, quality
+    assert all(f"<b>{metric}</b>" in page for metric in PLANE)
+    for row in results.rows:
+        assert level(row.metrics["energy"], "energy") in page
+    assert "dagdiff 0.0.9" in page and not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_excess_is_over_the_expert_on_the_student_s_own_grid(tmp_path: Path) -> None:
+    """With 2 steps of 2 sub-steps it is the expert's score at 4; a record that does not say takes the plain one."""
+    found = content(GAIN, steps=2)
+    plain = Results.load(folder(tmp_path, found)).rows[1]
+    for record in found["records"]:
+        record["substeps"] = 2
+    own = Results.load(folder(tmp_path, found)).rows[1]
+    mean = np.mean(GAIN["ddil"])
+    assert plain.excess["energy"] == pytest.approx(mean - 0.0005)
+    assert own.excess["energy"] == pytest.approx(mean - 0.125)
+    assert plain.excess["w2"] == pytest.approx(0.11 - 0.9)
+
+
+def test_what_is_left_of_the_excess_is_told_everywhere(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {**GAIN, "base": [0.0006, 0.0005, 0.0005]})
+    forward, ddil, base = results.rows
+    assert forward.left is None and ddil.left is not None and ddil.left.ratio is not None
+    assert ddil.left.ratio.mean == pytest.approx((0.0023 - 0.0005) / (0.0070 - 0.0005))
+    assert base.left is not None and base.left.words == "matches the expert"
+    assert "Of forward's gap to the expert 0.28 [0.24, 0.33] remains." in verdicts(results)[0]
+    assert "0.28 [0.24, 0.33]" in table(results) and "matches the expert" in table(results)
+    page = write_report(tmp_path).read_text()
+    assert "0.28 [0.24, 0.33]" in page and "matches the expert" in page
+    write_summary(results, tmp_path / "summary.csv")
+    _, line, other = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
+    assert float(line["excess_over_forward_mean"]) == pytest.approx(ddil.left.ratio.mean)
+    assert other["excess_over_forward_mean"] == "" and other["excess_told"] == "matches the expert"
+
+
+@pytest.mark.parametrize(("told", "identity"), [({}, 1), ({"identity": 2}, 2)])
+def test_results_say_under_which_identity_they_were_made(tmp_path: Path, told: dict[str, int], identity: int) -> None:
+    found = content(GAIN) | {"versions": {"torch": "2.13.0+cpu", "system": "Linux, x86_64, AVX2"}} | told
+    results = Results.load(folder(tmp_path, found))
+    assert results.identity == identity
+    assert results.made_with == "dagdiff 0.0.9 on Linux, x86_64, AVX2 (torch 2.13.0), 3 seeds"
+
+
+def test_distances_are_shown_with_their_scale_and_without_a_negative_zero() -> None:
+    assert level(Interval(0.0173, 0.0102, 0.025), "energy") == "17.3 [10.2, 25.0]"
+    assert level(-0.00002, "energy") == "0.0" and level(float("nan"), "energy") == level(None, "energy") == "–"
+    assert level(1.7631, "fd") == "1.76"
+    assert change(Interval(-0.00022, -0.0005, -0.000005), "energy") == "-0.220 [-0.500, -0.005]"
+    assert change(Interval(0.0, -0.00002, 0.0008), "energy") == "0.0 [0.0, 0.8]"
+
+
+def test_places_stand_apart_with_yardsticks_of_their_own(tmp_path: Path) -> None:
+    """The same runs' task with another expert: another section, another excess, the same words for both."""
+    other = content(GAIN, about="learned expert", place=f"{TASK}, learned expert", setup="x")
+    for record in other["records"]:
+        record["config"] += "-learned"
+    found = merged(content(GAIN), other)
+    yardsticks = found["references"][TASK]
+    found["references"][f"{TASK}, learned expert"] = {**yardsticks, "expert": yardsticks["expert"] | {"energy": 0.002}}
+    results = Results.load(folder(tmp_path, found))
+    plain, learned = (row for row in results.rows if row.variant == "ddil")
+    assert (plain.excess["energy"], learned.excess["energy"]) == pytest.approx((0.0018, 0.0003))
+    first, second = verdicts(results)
+    assert first.startswith(f"{TASK}, LCM:") and second.startswith(f"{TASK}, learned expert, LCM:")
+    page = write_report(tmp_path).read_text()
+    assert f'id="{TASK}, learned expert"' in page and page.count(f'<a href="#{TASK}">') == 2  # overview and navigation
+
+
+def test_a_study_s_figures_are_drawn_where_something_varies(tmp_path: Path) -> None:
+    mixes = {"forward": (1, 0, 0), "student": (0, 1, 0), "expert": (0, 0, 1), "ddil": (0.25, 0.5, 0.25)}
+    mixes |= {"mix 1": (0.5, 0.5, 0), "mix 2": (0, 0.5, 0.5)}
+    parts = [content({name: [0.01, 0.02]}, shares=list(shares)) for name, shares in mixes.items()]
+    operators = {f"{name}-ddil": [0.01, 0.02] for name in ("reflected", "fold")}
+    parts += [content(operators), *(content({"forward": [0.01, 0.02], "ddil": [0.01, 0.02]}, steps=k) for k in (2, 8))]
+    page = write_report(folder(tmp_path, merged(*parts))).read_text()
+    assert all(f"<b>{title}." in page for title in ("The triangle of shares", "Error growth", "Thresholds"))
+    page = write_report(folder(tmp_path, content(GAIN))).read_text()
+    assert not any(f"<b>{title}." in page for title in ("The triangle of shares", "Error growth", "Thresholds"))
+
+
+def test_failed_runs_and_versions_are_told(tmp_path: Path) -> None:
+    found = content(GAIN) | {"failures": {"abc": "progressive seed 7: not finite"}, "versions": {"torch": "9.9"}}
+    page = write_report(folder(tmp_path, found)).read_text()
+    assert "1 run failed" in page and "progressive seed 7: not finite" in page and "torch 9.9" in page
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    page = write_report(folder(tmp_path, content(GAIN, objective="<script>alert(1)</script>"))).read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+
+
+def test_nothing_measured_still_makes_a_page(tmp_path: Path) -> None:
+    found = content({"forward": [None, None], "ddil": [None, None]})
+    for record in found["records"]:
+        record["metrics"] = dict.fromkeys(PLANE)
+        record["by_step"] = {"t": [1.0, 0.5], "loss_forward": [None, None], "loss_own": [None, None]}
+    page = write_report(folder(tmp_path, found)).read_text()
+    assert "nothing can be compared" in page and page.count("<img") == 5
+    write_summary(Results.load(tmp_path), tmp_path / "summary.csv")
+    assert [line["energy_mean"] for line in csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())] == [
+        "",
+        "",
+    ]
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"holds no results.json. Name the --out folder"):
+        Results.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("spoil", ["records", "references", "suite", "settings", "metrics", "by_step", "expert"])
+def test_results_that_lack_a_part_are_refused(tmp_path: Path, spoil: str) -> None:
+    found = content(GAIN)
+    for holder in (found, found["records"][0], found["references"][TASK]):
+        holder.pop(spoil, None)
+    with pytest.raises(Refusal, match=f"does not hold results .*{spoil}.*into a new folder"):
+        Results.load(folder(tmp_path, found))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"records": 3}', "null"])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(Refusal, match="does not hold results"):
+        Results.load(tmp_path)
+
+
+def test_no_run_and_missing_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="no finished run"):
+        Results.load(folder(tmp_path, content({})))
+    folder(tmp_path, content(GAIN))
+    (tmp_path / "samples" / "run.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(Refusal, match=r"run.npz is missing or broken"):
+        write_report(tmp_path)
+    (tmp_path / "samples" / "run.npz").unlink()
+    with pytest.raises(Refusal, match=r"run.npz is missing or broken"):
+        write_report(tmp_path)
