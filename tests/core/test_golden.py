@@ -2,8 +2,8 @@
 
 Recorded with torch 2.13 on an x86 CPU. The generators' streams belong to torch; should a new version draw other
 numbers, run ``python tests/core/test_golden.py`` and look hard at what else changed before recording anew. The
-tolerance leaves room for other CPUs' order of summation (weights moved by 3e-7 of themselves move the numbers by 5e-6), not for
-another formula.
+tolerance leaves room for other CPUs' order of summation (weights moved by 3e-7 of themselves move the numbers by 5e-6),
+not for another formula.
 """
 
 from collections.abc import Callable
