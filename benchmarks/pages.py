@@ -83,7 +83,7 @@ def origin(found: dict[str, Results]) -> str:
 
 def command(results: Results, name: str) -> str:
     """The command that makes results again into ``runs/NAME``: the suite, and what is not its usual setting."""
-    suite = import_module(f"dagdiff.benchmarks.{results.suite}")
+    suite = import_module(f"dagdiff.benchmarks.suites.{results.suite}")
     settings, usual = results.settings, dataclasses.asdict(suite.Suite())
     options = [f"--{option} {_word(value)}" for option, value in settings.items() if value != usual.get(option)]
     chosen = ["--quick"] if settings == dataclasses.asdict(suite.QUICK) else options

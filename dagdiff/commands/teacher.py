@@ -21,7 +21,7 @@ def teacher(words: Sequence[str]) -> None:
     parser.add_argument("--task", required=True, help="a task; its distillation set does not matter")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     named = [word.partition("=")[2] or after for word, after in pairwise([*words, ""]) if word.startswith("--task")]
-    kind = (read_name(named[-1]).kind if named and named[-1] else PLANE).imported().Teacher
+    kind = (read_name(named[-1]).kind if named and named[-1] else PLANE).teacher()
     parser.add_class_arguments(kind, None, skip={"task"})
     options = vars(config.read(parser, words))
     task, device = make_task(options.pop("task"), CosineSchedule()), find_device(options.pop("device"))

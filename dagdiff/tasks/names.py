@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dagdiff.checks import check_in
+from dagdiff.checks import Refusal, check_in
 from dagdiff.envs import images, sets, toy2d
 from dagdiff.schedule import Schedule
 from dagdiff.tasks.base import Task
@@ -38,6 +38,13 @@ class Kind(NamedTuple):
     def imported(self) -> Any:
         """Return the module; only some kinds need diffusers."""
         return import_module(self.module)
+
+    def teacher(self) -> Any:
+        """Return the class of its teachers; refuse a kind that learns none."""
+        found = getattr(self.imported(), "Teacher", None)
+        if found is None:
+            raise Refusal(f"a {self.expert} is its own teacher: there is none to train. Use dagdiff distill.")
+        return found
 
 
 PLANE = Kind("dagdiff.tasks.plane", "plane", expert="learned", policy="teacher")

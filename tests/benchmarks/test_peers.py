@@ -319,7 +319,7 @@ def test_the_peers_loop_trains_student_and_fake_score_alone(fastgen: Any, simula
         ({"tasks": []}, "--tasks is empty"),
         ({"tasks": ["gaussians8-matchd"]}, "Did you mean 'gaussians8-matched'"),
         ({"tasks": ["gaussians8-matched-labelled"]}, "has labels.*Take 'gaussians8-matched'"),
-        ({"tasks": ["digits-biased"]}, "'digits-biased' shows images"),
+        ({"tasks": ["digits-biased"]}, "'digits-biased' is not of the plane"),
         ({"variants": ["modelopt"]}, "unknown variant 'modelopt'"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"steps": 1}, "steps must be at least 2"),

@@ -72,8 +72,10 @@ def breach(room: str, path: str) -> str | None:
     target = rest[0] if rest else ""
     if target in OUTSIDE:
         return f"{path}: nothing imports {target}"
-    if room == "" or target == "__version__":
+    if target == "__version__":
         return None
+    if room == "":
+        return f"dagdiff/__init__.py imports {path}: it names the core alone" if target in WINGS else None
     if target not in ROOMS:
         return f"{path}: import a name from the module that holds it (rooms: {', '.join(ROOMS)})"
     return f"{room} imports {path}, which stands below it" if ROOMS.index(target) > ROOMS.index(room) else None
