@@ -1,5 +1,6 @@
 """Files that are whole or absent: weights in safetensors, records in JSON, each written aside and moved into place."""
 
+import hashlib
 import json
 import math
 import os
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from dagdiff.checks import Refusal
+from dagdiff.checks import Refusal, first_line
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -97,7 +99,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
     try:
         load_model(module, str(path))
     except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise Refusal(
             f"{path} does not hold the weights of this network ({reason}). Delete it, or fix the settings."
         ) from None
@@ -141,9 +143,41 @@ def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except (SafetensorError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise Refusal(f"{path} is not a state to go on from ({reason}). Delete it to begin anew.") from None
     return state
+
+
+def kept_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the named tensors that a file holds; where there is none they are made, and written first.
+
+    Raises:
+        Refusal: if the file can't be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    if not path.exists():
+        made = {name: values.contiguous() for name, values in make().items()}
+        write_atomically(path, lambda partial: save_file(made, str(partial)))
+        return made
+    try:
+        found: dict[str, Tensor] = load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise Refusal(f"{path} can't be read ({first_line(error)}). Delete it to make it afresh.") from None
+    return found
+
+
+def content_hash(*parts: Tensor | str) -> str:
+    """Return the SHA-256 of texts, and of tensors' types, shapes and values, in hexadecimal digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+        else:
+            found.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def cache_folder() -> Path:

@@ -28,6 +28,11 @@ def check_in(name: str, value: str, known: Iterable[str]) -> str:
     raise Refusal(f"unknown {name} {value!r}.{hint} Known: {some}.")
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, at most 300 characters, or its kind if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
 def check_at_least(name: str, value: float, least: float) -> None:
     """Refuse a number below ``least`` (or one that is not a number)."""
     if not value >= least:

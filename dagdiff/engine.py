@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dagdiff.checks import Refusal
+from dagdiff.checks import Refusal, first_line
 
 _PATIENCE = timedelta(days=2)  # the others wait while process 0 trains a teacher or draws its samples
 
@@ -27,9 +27,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise Refusal(
-            f"device {name!r} is not there ({str(error).splitlines()[0]}). Pass --device cpu or auto."
-        ) from None
+        raise Refusal(f"device {name!r} is not there ({first_line(error)}). Pass --device cpu or auto.") from None
     return device
 
 

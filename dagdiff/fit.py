@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from dagdiff.checks import Refusal, check_finite, check_times
+from dagdiff.checks import Refusal, check_finite, check_times, first_line
 from dagdiff.expert import Expert
 from dagdiff.objectives.base import Objective
 from dagdiff.policy import StudentPolicy
@@ -215,7 +215,7 @@ def _asked(name: str, part: Callable[..., Any], x_t: States, t: Times, condition
         raise
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         told = "" if condition is None else " with conditions"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise Refusal(
             f"{name} can't answer states {tuple(x_t.shape)}{told} ({reason}). Give one that answers "
             "(x_t, t, condition) with a guess of x0."

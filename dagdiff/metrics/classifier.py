@@ -6,14 +6,13 @@ comparable for *one* set of weights only: so the seed is fixed, the weights are 
 :attr:`Classifier.fingerprint` stands beside every score.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dagdiff.checkpoint import load_weights, save_weights
+from dagdiff.checkpoint import content_hash, load_weights, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_seed
 
 
@@ -67,7 +66,7 @@ class Classifier(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any weight."""
-        return digest(*(value for _, value in sorted(self.state_dict().items())))[:12]
+        return content_hash(*(value for _, value in sorted(self.state_dict().items())))[:12]
 
 
 def train_classifier(
@@ -111,21 +110,12 @@ def kept_classifier(folder: Path, images: Tensor, labels: Tensor, updates: int =
     The file is named by a hash of images, labels and settings, so other data can't be judged by it unawares.
     """
     settings = torch.tensor([_VERSION, updates, seed])
-    path = Path(folder) / f"classifier-{digest(images, labels, settings)[:16]}.safetensors"
+    path = Path(folder) / f"classifier-{content_hash(images, labels, settings)[:16]}.safetensors"
     if not path.exists():
         save_weights(path, train_classifier(images, labels, updates, min(256, len(images)), seed=seed))
     classifier = Classifier(tuple(images.shape[1:]), int(labels.max()) + 1)
     load_weights(path, classifier)
     return classifier
-
-
-def digest(*tensors: Tensor) -> str:
-    """Return the SHA-256 of the tensors' types, shapes and values, in hexadecimal digits."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.numpy(force=True).tobytes())
-    return found.hexdigest()
 
 
 def _convolution(before: int, after: int, stride: int) -> nn.Sequential:

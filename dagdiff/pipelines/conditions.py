@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dagdiff.checkpoint import write_atomically
-from dagdiff.checks import Refusal, check_finite
+from dagdiff.checks import Refusal, check_finite, first_line
 from dagdiff.shapes import Condition, States
 
 
@@ -143,7 +143,7 @@ class PromptBank(nn.Module):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 prompts = json.loads((file.metadata() or {}).get("prompts", "[]"))
         except (OSError, SafetensorError) as error:
-            raise Refusal(f"{path} can't be read as a prompt bank ({_first_line(error)}). {_BANK}") from None
+            raise Refusal(f"{path} can't be read as a prompt bank ({first_line(error)}). {_BANK}") from None
         if "hidden" not in tensors or not set(tensors) <= set(Text._fields):
             raise Refusal(f"{path} holds {sorted(tensors)}, which is no prompt bank. {_BANK}")
         for name, values in tensors.items():
@@ -156,7 +156,7 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} can't be read ({_first_line(error)}). Give a text file with a prompt a line.") from None
+        raise Refusal(f"{path} can't be read ({first_line(error)}). Give a text file with a prompt a line.") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise Refusal(f"{path} holds no prompt. Write one a line.")
@@ -178,10 +178,6 @@ def _checked(condition: Tensor, rows: int, count: int) -> Tensor:
 def _draw(count: int, n: int, generator: torch.Generator | None) -> Tensor:
     device = generator.device if generator is not None else None
     return torch.randint(count, (n,), generator=generator, device=device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _NO_NULL = "Pass null_class=... if it was trained with a class for none, else keep guidance at 1."

@@ -20,7 +20,7 @@ from diffusers import (
 )
 from torch import nn
 
-from dagdiff.checks import Refusal
+from dagdiff.checks import Refusal, first_line
 from dagdiff.pipelines.families import Flux
 from dagdiff.pipelines.lora import merged
 from dagdiff.pipelines.pretrained import PretrainedNetwork, safetensors_only
@@ -233,7 +233,7 @@ def _whole(base: str, variant: str | None, allow_pickle: bool) -> Any:
         reading = {"variant": variant, "use_safetensors": safetensors_only(allow_pickle)}
         return DiffusionPipeline.from_pretrained(base, **reading, **empty)
     except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)
         raise Refusal(
             f"{base!r} can't be read whole ({reason}), and all beside the network comes from it. Download or save it "
             "again, whole."

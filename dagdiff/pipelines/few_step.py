@@ -16,7 +16,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from dagdiff.checks import Refusal, check_at_least
+from dagdiff.checks import Refusal, check_at_least, first_line
 from dagdiff.pipelines.noise_law import NoiseLaw
 from dagdiff.pipelines.pretrained import PICKLES, DiffusersExpert, safetensors_only
 from dagdiff.schedule import Schedule
@@ -66,7 +66,7 @@ def read_scheduler(path: str, kind: str | None = None) -> Any:
         place = {} if (Path(path) / "scheduler_config.json").exists() else {"subfolder": "scheduler"}
         return getattr(diffusers, name).from_pretrained(path, **place)
     except Exception as error:  # missing and foreign files raise many kinds; all mean that there is no scheduler
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)
         raise Refusal(
             f"the scheduler of {path!r} can't be read ({reason}). Save the pipeline again with one of {_served()}."
         ) from None
@@ -94,7 +94,9 @@ def read_sampler(scheduler: Any, law: NoiseLaw, steps: int) -> Sampler:
     try:
         scheduler.set_timesteps(steps)
     except (ValueError, TypeError) as error:
-        raise Refusal(f"{name} has no grid of {steps} steps ({_line(error)}). Name another number of steps.") from None
+        raise Refusal(
+            f"{name} has no grid of {steps} steps ({first_line(error)}). Name another number of steps."
+        ) from None
     found = Sampler(kind.law(law.schedule), law.times(scheduler.timesteps))
     if len(found.times) != steps + 1:
         raise Refusal(f"{name} takes {len(found.times) - 1} different steps where {steps} are asked. {_other()}")
@@ -124,7 +126,7 @@ def with_adapters(
         found = any("lora_" in name for name, _ in network.named_parameters())
     except Exception as error:  # missing and foreign files and packages raise many kinds
         raise Refusal(
-            f"the adapters {adapters!r} can't be put on {path!r} ({_line(error)}). Give a file or folder that "
+            f"the adapters {adapters!r} can't be put on {path!r} ({first_line(error)}). Give a file or folder that "
             f"load_lora_weights reads, and install peft. {PICKLES}"
         ) from None
     if not found:
@@ -165,10 +167,6 @@ def _served() -> str:
 
 def _other() -> str:
     return f"Name another number of steps, or save the student with another of {_served()}, without extra options."
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 _EXACT = 3e-3

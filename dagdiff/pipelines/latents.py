@@ -5,15 +5,12 @@ runs on z = scale (encode(x) - shift), about unit variance. Data are encoded onc
 natural range: estimate one on them with ``QuantileBox.estimate``.
 """
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dagdiff.checkpoint import write_atomically
 from dagdiff.checks import Refusal, check_in
 from dagdiff.shapes import States
 
@@ -80,32 +77,6 @@ class Autoencoder(nn.Module):
         chunks = (latents.float() / self.scale + self.shift).split(self.batch_size)
         return torch.cat([self.vae.decode(chunk).sample for chunk in chunks])
 
-    def encode_once(self, path: Path, images: Tensor, generator: torch.Generator | None = None) -> States:
-        """Return the latents that ``path`` holds for these images, encoding and writing them if it is not there.
-
-        Raises:
-            Refusal: if the file holds latents of other images or of another autoencoder.
-        """
-        from safetensors import SafetensorError, safe_open
-        from safetensors.torch import save_file
-
-        origin = {"images": _digest([images]), "autoencoder": _digest([*self.vae.parameters(), self.scale, self.shift])}
-        if not path.exists():
-            latents = self.encode(images, generator)
-            tensors = {"latents": latents.contiguous()}
-            write_atomically(path, lambda partial: save_file(tensors, str(partial), origin))
-            return latents
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                found, latents = file.metadata(), file.get_tensor("latents")
-        except (OSError, SafetensorError) as error:
-            raise Refusal(f"{path} can't be read as latents ({str(error).splitlines()[0]}). {_FRESH}") from None
-        stale = [name for name in origin if (found or {}).get(name) != origin[name]]
-        if stale:
-            raise Refusal(f"{path} holds latents of another {' and another '.join(stale)}. {_FRESH}")
-        kept: Tensor = latents.to(self.scale.device)
-        return kept
-
 
 def _draw(posterior: Any, generator: torch.Generator | None) -> Tensor:
     latents: Tensor = posterior.latent_dist.mode() if generator is None else posterior.latent_dist.sample(generator)
@@ -130,13 +101,3 @@ def _checked(images: Tensor, shape: tuple[int, ...]) -> Tensor:
         got = f"{images.dtype} from {images.min():g} to {images.max():g}"
         raise Refusal(f"images must be floats in [-1, 1]; got {got}. Of bytes, pass images / 127.5 - 1.")
     return images
-
-
-def _digest(tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for values in tensors:
-        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-_FRESH = "Delete it to encode afresh, or name another file."

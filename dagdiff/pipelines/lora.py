@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from dagdiff.checks import Refusal, check_at_least
+from dagdiff.checks import Refusal, check_at_least, first_line
 from dagdiff.pipelines.pretrained import DiffusersExpert, PretrainedNetwork
 from dagdiff.policies.adapted import Adapted
 
@@ -43,7 +43,7 @@ def lora_student(
         peft.inject_adapter_in_model(config, network.body)
     except ValueError as error:
         kind = type(network.body).__name__
-        raise Refusal(f"targets {tuple(targets)} name no layer of {kind} ({str(error).splitlines()[0]}).") from None
+        raise Refusal(f"targets {tuple(targets)} name no layer of {kind} ({first_line(error)}).") from None
     for name, weight in network.named_parameters():
         weight.requires_grad_("lora_" in name)
         weight.data = weight.data.float() if "lora_" in name else weight.data

@@ -21,7 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dagdiff.checks import Refusal, check_in
+from dagdiff.checks import Refusal, check_in, first_line
 from dagdiff.pipelines.conditions import PromptBank, read_prompts
 from dagdiff.pipelines.families import FAMILIES, Family, Wanted
 from dagdiff.pipelines.latents import Autoencoder, Pixels
@@ -194,7 +194,7 @@ def _folder(path: str, reading: Mapping[str, Any], unused: Sequence[str]) -> str
     except Exception as error:  # whatever the network, the hub or its client may raise
         raise Refusal(
             f"no pipeline at {path!r}: no folder here has that name, and the hub does not give it "
-            f"({_first_line(error)}). Check the name and the network, or give a folder.{_pickled(error)}"
+            f"({first_line(error)}). Check the name and the network, or give a folder.{_pickled(error)}"
         ) from None
 
 
@@ -204,7 +204,7 @@ def _tried(path: str, load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
         raise Refusal(
-            f"{path!r} can't be loaded as a diffusers pipeline ({_first_line(error)}). {_AGAIN}{_pickled(error)}"
+            f"{path!r} can't be loaded as a diffusers pipeline ({first_line(error)}). {_AGAIN}{_pickled(error)}"
         ) from None
 
 
@@ -240,10 +240,6 @@ def safetensors_only(allow_pickle: bool) -> bool | None:
 def _pickled(error: Exception) -> str:
     """A word on pickles, where an error says that there are no safetensors."""
     return f" {PICKLES}" if "safetensors" in str(error) else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -6,11 +6,11 @@ or the spelling. No number in it comes from a computation: parts that need one, 
 the task when they are built.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from dagdiff.checkpoint import content_hash
 from dagdiff.runs.parts import resolve
 from dagdiff.versions import CODE
 
@@ -34,4 +34,4 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def digest(config: Mapping[str, Any]) -> str:
     """Return the content hash of a configuration's identity: the key under which a run's result is kept."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+    return content_hash(json.dumps(identity(config), sort_keys=True))[:16]

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dagdiff.checkpoint import cache_folder
+from dagdiff.checkpoint import cache_folder, content_hash
 from dagdiff.checks import Refusal, check_in, check_seed
 from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
 from dagdiff.envs.images import SETS, WORLDS, ImageWorld
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
-from dagdiff.metrics.classifier import Classifier, digest, kept_classifier
+from dagdiff.metrics.classifier import Classifier, kept_classifier
 from dagdiff.metrics.images import frechet_distance, paired_gaps, score_images
 from dagdiff.metrics.samples import energy_distance, prdc
 from dagdiff.metrics.standing import Distance, Standing, compare
@@ -192,7 +192,7 @@ class Teacher(teachers.Teacher):
     def content(self) -> dict[str, Any]:
         """The digest of the images, and of their classes."""
         classes = [] if self.data.labels is None else [self.data.labels]
-        return {"data": digest(self.data.points, *classes)}
+        return {"data": content_hash(self.data.points, *classes)}
 
 
 def unet_expert(

@@ -6,7 +6,6 @@ and a student is shown exactly the law that its teacher has. They cost one long 
 first needed, and are kept in the cache, the prompts that they show beside them; a fifth is held out here too.
 """
 
-import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +15,12 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from dagdiff.checkpoint import cache_folder, write_atomically
+from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.envs.image_files import image_arrays, image_folder
 from dagdiff.envs.images import ImageWorld
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
-from dagdiff.metrics.classifier import digest
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.schedule import step_grid
@@ -116,11 +114,12 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
     """
     check_at_least("own_samples", count, 10)
     check_at_least("own_steps", steps, 1)
-    noise = digest(*teacher.schedule(step_grid(steps)))
+    noise = content_hash(*teacher.schedule(step_grid(steps)))
     told = teacher.prediction.name, tuple(teacher.shape), count, guidance, teacher.threshold
     key = f"{fingerprint(teacher.network)} {noise} {told}"
-    path = cache_folder() / "pipelines" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    points, labels = _kept(path, lambda: _drawn(teacher, count, steps, guidance, at_once))
+    path = cache_folder() / "pipelines" / f"{content_hash(key)[:16]}.safetensors"
+    found = kept_tensors(path, lambda: _drawn(teacher, count, steps, guidance, at_once))
+    points, labels = found["points"], found.get("labels")
     cut = count - max(2, round(HELD_OUT * count))
     parts = (slice(None, cut), slice(cut, None))
     shown, held = (Points(points[part], None if labels is None else labels[part]) for part in parts)
@@ -132,12 +131,11 @@ def fingerprint(network: nn.Module) -> str:
 
     A full digest of a large network takes longer than loading it.
     """
-    found = hashlib.sha256()
+    parts: list[Tensor | str] = []
     for name, values in (*network.named_parameters(), *network.named_buffers()):
         flat = values.detach().flatten()
-        some = flat[:: max(1, len(flat) // 256)].float().cpu().numpy()
-        found.update(f"{name} {tuple(values.shape)}".encode() + some.tobytes())
-    return found.hexdigest()
+        parts += [f"{name} {tuple(values.shape)}", flat[:: max(1, len(flat) // 256)]]
+    return content_hash(*parts)
 
 
 def _encoded(teacher: DiffusersExpert, images: Tensor) -> Tensor:
@@ -147,14 +145,13 @@ def _encoded(teacher: DiffusersExpert, images: Tensor) -> Tensor:
     images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images
     if isinstance(autoencoder, Pixels):
         return autoencoder.encode(images)
-    name = f"{digest(images)}-{digest(*autoencoder.vae.parameters())}.safetensors"
-    return autoencoder.encode_once(cache_folder() / "latents" / name, images, Generator().manual_seed(0)).cpu()
+    path = cache_folder() / "latents" / f"{content_hash(images, *autoencoder.vae.state_dict().values())}.safetensors"
+    encoded = kept_tensors(path, lambda: {"latents": autoencoder.encode(images, Generator().manual_seed(0)).cpu()})
+    return encoded["latents"]
 
 
 @torch.no_grad()
-def _drawn(
-    teacher: DiffusersExpert, count: int, steps: int, guidance: float, at_once: int
-) -> tuple[Tensor, Tensor | None]:
+def _drawn(teacher: DiffusersExpert, count: int, steps: int, guidance: float, at_once: int) -> dict[str, Tensor]:
     """The ends of the teacher's chains and their conditions, from noise of the CPU: the same on every device."""
     device = next(teacher.network.parameters()).device
     generator = Generator().manual_seed(0)
@@ -166,22 +163,4 @@ def _drawn(
     for rows in tqdm(torch.arange(count).split(at_once), desc="the teacher's own samples", disable=None):
         asked = None if condition is None else condition[rows].to(device)
         points.append(expert.walk(noise[rows].to(device), times, asked)[-1].cpu())
-    return torch.cat(points), condition
-
-
-def _kept(path: Path, draw: Callable[[], tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """What the file holds; it is written first where there is none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
-    if not path.exists():
-        points, labels = draw()
-        tensors = {"points": points} | ({} if labels is None else {"labels": labels})
-        write_atomically(path, lambda partial: save_file(tensors, str(partial)))
-        return points, labels
-    try:
-        found = load_file(str(path))
-        return found["points"], found.get("labels")
-    except (OSError, SafetensorError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refusal(f"{path} can't be read as samples ({reason}). Delete it to draw them afresh.") from None
+    return {"points": torch.cat(points)} | ({} if condition is None else {"labels": condition})

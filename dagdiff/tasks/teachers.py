@@ -1,7 +1,6 @@
 """Learned teachers: networks trained by denoising score matching on a whole world, once, and kept in the cache."""
 
 import copy
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from dagdiff.average import Average
-from dagdiff.checkpoint import cache_folder, load_state, load_weights, save_state, save_weights
+from dagdiff.checkpoint import cache_folder, content_hash, load_state, load_weights, save_state, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_in, check_seed
 from dagdiff.objectives.base import denoising_loss
 from dagdiff.policies.prediction import PREDICTIONS
@@ -66,7 +65,7 @@ class Teacher(ABC):
         noise = [[f"{value:.4f}" for value in values.tolist()] for values in self.task.schedule(times)]
         options = {**self.content, **self.options, **self.training, "seed": self.seed, "prediction": self.prediction}
         key = {"world": world, "kind": kind, "schedule": noise, "version": CODE["teacher"], **options}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        digest = content_hash(json.dumps(key, sort_keys=True))[:16]
         return cache_folder() / "teachers" / f"{world}-{kind}-{digest}.safetensors"
 
     def train(self, device: torch.device | str = "cpu") -> Iterator[float]:

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from dagdiff.checkpoint import load_weights, save_arrays, save_json, save_text, save_weights, write_atomically
+from dagdiff.checkpoint import (
+    content_hash,
+    kept_tensors,
+    load_weights,
+    save_arrays,
+    save_json,
+    save_text,
+    save_weights,
+    write_atomically,
+)
 from dagdiff.checks import Refusal
 
 
@@ -119,3 +128,24 @@ def test_weights_that_are_missing_broken_or_another_s(tmp_path: Path) -> None:
         with pytest.raises(Refusal, match="does not hold the weights of this network") as refusal:
             load_weights(path, nn.Linear(2, 3))
         assert "\n" not in str(refusal.value)
+
+
+def test_a_content_hash_sees_type_shape_and_every_value() -> None:
+    values = torch.arange(4)
+    others = [values.reshape(2, 2), values.int(), torch.tensor([0, 1, 2, 4])]
+    assert len({content_hash(values), *(content_hash(other) for other in others)}) == 4
+    assert content_hash(values) == content_hash(values.clone())
+
+
+def test_kept_tensors_are_made_once(tmp_path: Path) -> None:
+    file, made = tmp_path / "new" / "points.safetensors", []
+
+    def make() -> dict[str, torch.Tensor]:
+        made.append(1)
+        return {"points": torch.arange(6.0).reshape(2, 3).T}
+
+    first, second = (kept_tensors(file, make)["points"] for _ in range(2))
+    assert torch.equal(first, second) and first.shape == (3, 2) and made == [1]
+    file.write_bytes(b"half")
+    with pytest.raises(Refusal, match=r"points.safetensors can't be read .*Delete it"):
+        kept_tensors(file, make)

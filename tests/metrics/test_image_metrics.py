@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from dagdiff.checks import Refusal
 from dagdiff.envs.images import ImageWorld, biased, digits
 from dagdiff.metrics import images
-from dagdiff.metrics.classifier import Classifier, digest, kept_classifier, train_classifier
+from dagdiff.metrics.classifier import Classifier, kept_classifier, train_classifier
 from dagdiff.metrics.images import (
     class_kl,
     class_shares,
@@ -198,13 +198,6 @@ def test_classifiers_are_kept_by_their_data(tmp_path: Path, world: ImageWorld, m
     file.write_bytes(b"broken")
     with pytest.raises(Refusal, match="does not hold the weights of this network"):
         kept_classifier(tmp_path, points, labels, updates=1)
-
-
-def test_a_digest_sees_type_shape_and_every_value() -> None:
-    values = torch.arange(4)
-    others = [values.reshape(2, 2), values.int(), torch.tensor([0, 1, 2, 4])]
-    assert len({digest(values), *(digest(other) for other in others)}) == 4
-    assert digest(values) == digest(values.clone())
 
 
 def test_training_refuses_too_little(world: ImageWorld) -> None:

@@ -514,21 +514,9 @@ def test_a_vector_quantised_autoencoder(generator: torch.Generator) -> None:
         Autoencoder(pipelines.unet(), (8, 8))
 
 
-def test_images_are_encoded_once(teacher: DiffusersExpert, tmp_path: Path, generator: torch.Generator) -> None:
-    coder, images = teacher.autoencoder, torch.rand(20, 3, 16, 16, generator=generator)
-    file = tmp_path / "latents.safetensors"
-    latents = coder.encode_once(file, images)
+def test_latents_are_thresholded_by_channel(teacher: DiffusersExpert, generator: torch.Generator) -> None:
+    latents = teacher.autoencoder.encode(torch.rand(20, 3, 16, 16, generator=generator))
     assert latents.shape == (20, *teacher.shape)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Autoencoder, "encode", None)
-        assert torch.equal(coder.encode_once(file, images), latents)
-    with pytest.raises(Refusal, match=r"holds latents of another images. Delete it"):
-        coder.encode_once(file, images[:4])
-    with pytest.raises(Refusal, match=r"holds latents of another autoencoder"):
-        Autoencoder(pipelines.vae(), (8, 8)).encode_once(file, images)
-    file.write_bytes(b"half")
-    with pytest.raises(Refusal, match="can't be read as latents"):
-        coder.encode_once(file, images)
     box = QuantileBox.estimate(latents)
     assert box.low.shape == (4,)
     clamped = Expert(teacher, teacher.schedule, threshold=box)(noise_like(teacher), torch.ones(2))
