@@ -1,9 +1,13 @@
 """The aggregate D: the labelled states that the loop may train on, by source, and the batches drawn across them.
 
-On-policy records wait in one TorchRL replay buffer a source. Forward-diffused states cost no roll-in, so they are made
-fresh for every batch, as the base methods do. Old student records leave first: ``rounds_kept=None`` keeps everything
-(DAgger's aggregation, Follow-the-Leader), 1 keeps only the newest round (online gradient descent), n a window of n
-rounds. Records of the expert's chains never age, and are never dropped.
+Every record is labelled once, on entry, and says where it comes from (``source``, an index into
+:data:`dagdiff.mixture.SOURCES`) and when it entered (``round``). Old student records leave first: ``rounds_kept=None``
+keeps everything (DAgger's aggregation, Follow-the-Leader), 1 keeps only the newest round (online gradient descent), n a
+window of n rounds. Records of the expert's chains are never dropped. Forward states have the same law in every round,
+so a round's replace those of the round before.
+
+Roll-ins are drawn at random from all that are kept. Forward states are drawn in passes, each record once a pass, the
+first in the order in which they entered: where they need to serve one batch only, every batch is fresh.
 """
 
 import logging
@@ -11,90 +15,168 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
-from dagdiff.checks import Refusal
+from dagdiff.checks import Refusal, check_in
 from dagdiff.mixture import SOURCES, Shares
 
 if "RL_LOGGING_LEVEL" not in os.environ:
     logging.getLogger("torchrl").setLevel(logging.WARNING)  # at INFO it prints a line for every buffer
 
-ForwardSource = Callable[[int], TensorDict]
-"""``n -> n`` fresh, annotated forward-diffused records."""
-
 
 class Aggregate:
-    """States of three sources, drawn in exact shares.
+    """Records of three sources, drawn in exact shares.
 
     Args:
-        forward: makes forward-diffused records.
-        capacity: how many records the buffers of the student's and of the expert's chains hold; the oldest give way.
-        generator: a CPU generator for the rounding of shares.
+        capacity: how many records each source is expected to hold; more are made room for when they come.
+        student_rounds: how many rounds of student records stay; None keeps all.
+        generator: a CPU generator of the draws and of the rounding of shares.
         folder: keeps the buffers there, memory-mapped, so that they may exceed memory, and removes them at the end;
             None keeps them in memory, on the device of the records.
     """
 
     def __init__(
         self,
-        forward: ForwardSource,
-        capacity: dict[str, int],
+        capacity: Mapping[str, int],
+        student_rounds: int | None = None,
         generator: torch.Generator | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.forward, self.generator, self.folder = forward, generator, _scratch(folder)
+        self.generator, self.folder = generator, _scratch(folder)
         self.device: torch.device | None = None
         if self.folder is not None:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.buffers = {source: ReplayBuffer(storage=self._storage(source, n)) for source, n in capacity.items()}
-        for buffer in self.buffers.values():
-            buffer.set_rng(generator)
+        rounds = {"forward": 1, "student": student_rounds, "expert": None}
+        self.windows = {
+            source: _Window(self._storage, capacity.get(source, 0), rounds[source], source == "forward", generator)
+            for source in SOURCES
+        }
 
     def __len__(self) -> int:
-        return sum(len(buffer) for buffer in self.buffers.values())
+        return sum(len(window) for window in self.windows.values())
 
     def add(self, source: str, records: TensorDict, round_number: int) -> None:
-        """Store annotated records of one round's roll-ins."""
+        """Store annotated records of one round."""
+        window = self.windows[check_in("source", source, SOURCES)]
         self.device = records["x_t"].device
-        records = records.set("round", torch.full(records.batch_size, round_number, device=self.device))
-        self.buffers[source].extend(records if self.folder is None else records.cpu())
+        told = {"source": SOURCES.index(source), "round": round_number}
+        told_rows = {name: torch.full(records.batch_size, value, device=self.device) for name, value in told.items()}
+        records = records.copy().update(told_rows)
+        window.add(records if self.folder is None else records.cpu(), round_number)
+
+    def records(self, source: str) -> TensorDict:
+        """Return all records of a source that are in D, the oldest first."""
+        window = self.windows[check_in("source", source, SOURCES)]
+        if not len(window):
+            raise Refusal(f"the aggregate has no records of the source {source!r}. Gather first.")
+        return window.take(torch.arange(len(window)))
+
+    def clear(self) -> None:
+        """Forget all records."""
+        for window in self.windows.values():
+            window.clear()
 
     def draw(self, rows: int, shares: Shares) -> TensorDict:
-        """Return ``rows`` records, split exactly by ``shares``, with ``source`` (index into ``SOURCES``) and ``round``.
+        """Return ``rows`` records, split exactly by ``shares``.
 
         A source without records drops out; the others share its part.
+
+        Raises:
+            Refusal: if no source of which there is a share has records.
         """
-        parts = []
-        for index, (source, count) in enumerate(
-            zip(SOURCES, self._available(shares).counts(rows, self.generator), strict=True)
-        ):
-            if count:
-                records = self._take(source, count)
-                parts.append(records.set("source", torch.full(records.batch_size, index, device=records.device)))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        counts = self._available(shares).counts(rows, self.generator)
+        parts = [self.windows[source].draw(count) for source, count in zip(SOURCES, counts, strict=True) if count]
+        batch: TensorDict = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return batch if self.folder is None else batch.to(self.device)
 
-    def _take(self, source: str, count: int) -> TensorDict:
-        if source in self.buffers:
-            records: TensorDict = self.buffers[source].sample(count)
-            return records if self.folder is None else records.to(self.device)
-        records = self.forward(count)
-        return records.set("round", torch.full(records.batch_size, -1, device=records.device))
-
-    def _storage(self, source: str, size: int) -> LazyTensorStorage:
+    def _storage(self, size: int) -> LazyTensorStorage:
         if self.folder is None:
             return LazyTensorStorage(size)
-        return LazyMemmapStorage(size, scratch_dir=self.folder / source)
+        return LazyMemmapStorage(size, scratch_dir=tempfile.mkdtemp(dir=self.folder))
 
     def _available(self, shares: Shares) -> Shares:
-        kept = [
-            share if len(self.buffers.get(source, (0,))) else 0.0 for source, share in zip(SOURCES, shares, strict=True)
-        ]
-        return Shares(*(share / sum(kept) for share in kept)) if any(kept) else Shares(1.0, 0.0, 0.0)
+        left = [share if len(self.windows[source]) else 0.0 for source, share in zip(SOURCES, shares, strict=True)]
+        if not any(left):
+            raise Refusal(f"the aggregate has no records to draw by the shares {tuple(shares)}. Gather first.")
+        return Shares(*(share / sum(left) for share in left))
+
+
+class _Window:
+    """The records of one source: those of the newest rounds, in a ring buffer of TorchRL's.
+
+    Args:
+        storage: makes a storage for so many records.
+        capacity: for how many there is room at first.
+        rounds: how many rounds stay; None keeps all.
+        passes: whether to draw each record once before one comes again; then a new round's replace all others.
+        generator: of the draws.
+    """
+
+    def __init__(
+        self,
+        storage: Callable[[int], LazyTensorStorage],
+        capacity: int,
+        rounds: int | None,
+        passes: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.storage, self.rounds, self.passes, self.generator = storage, rounds, passes, generator
+        self.capacity, self.written = capacity, 0
+        self.buffer: ReplayBuffer | None = None
+        self.sizes: dict[int, int] = {}  # records by round
+        self.next = torch.empty(0, dtype=torch.int64)  # what is still to be drawn in this pass
+
+    def __len__(self) -> int:
+        return sum(self.sizes.values())
+
+    def clear(self) -> None:
+        """Forget all records."""
+        self.sizes.clear()
+
+    def add(self, records: TensorDict, number: int) -> None:
+        """Let records of a round enter; rounds that are too old leave."""
+        while self.rounds is not None and len(self.sizes.keys() | {number}) > self.rounds:
+            del self.sizes[next(iter(self.sizes))]
+        before, after = len(self), len(self) + len(records)
+        if self.buffer is None or after > self.capacity:
+            self._make_room(after)
+        self.buffer.extend(records)  # type: ignore[union-attr]
+        self.written += len(records)
+        self.sizes[number] = self.sizes.get(number, 0) + len(records)
+        if self.passes:
+            left = self.next if before else self.next[:0]
+            self.next = torch.cat([left, torch.arange(before, after)])
+
+    def draw(self, count: int) -> TensorDict:
+        """Return so many records, as copies."""
+        if not self.passes:
+            return self.take(torch.randint(len(self), (count,), generator=self.generator))
+        while len(self.next) < count:
+            self.next = torch.cat([self.next, torch.randperm(len(self), generator=self.generator)])
+        chosen, self.next = self.next[:count], self.next[count:]
+        return self.take(chosen)
+
+    def take(self, numbers: Tensor) -> TensorDict:
+        """Return records by their number in the window, the oldest being 0."""
+        assert self.buffer is not None
+        start = self.written - len(self)
+        found: TensorDict = self.buffer[(start + numbers) % self.capacity]
+        return found
+
+    def _make_room(self, records: int) -> None:
+        """Move to a buffer of at least so many records, and of twice the room if there was too little."""
+        old = self.take(torch.arange(len(self))) if len(self) else None
+        self.capacity = max(records, self.capacity if self.buffer is None else 2 * self.capacity)
+        self.buffer, self.written = ReplayBuffer(storage=self.storage(self.capacity)), len(self)
+        if old is not None:
+            self.buffer.extend(old)
 
 
 def rounds_to_keep(updates: Sequence[int], rounds_kept: int | None, max_age: int | None) -> int:

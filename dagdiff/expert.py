@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dagdiff.checks import check_at_least, check_same_shape
+from dagdiff.ledger import Ledger
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, Denoiser, States, Times, column
 from dagdiff.threshold import NoThreshold, Threshold
@@ -48,7 +49,16 @@ class Expert:
         check_at_least("substeps", substeps, 1)
         self.denoiser, self.schedule, self.null = denoiser, schedule, null
         self.substeps, self.guidance, self.threshold = substeps, guidance, threshold or NoThreshold()
-        self.nfe = 0
+        self.ledger = Ledger()
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations so far, in rows, without those that were free (:class:`dagdiff.ledger.Ledger`)."""
+        return self.ledger.nfe
+
+    @nfe.setter
+    def nfe(self, rows: int) -> None:
+        self.ledger.nfe = rows
 
     @torch.no_grad()
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
@@ -89,5 +99,5 @@ class Expert:
         return self.threshold((x_s - ratio * x_t) / (alpha_s - ratio * alpha_t))
 
     def _ask(self, x_t: States, t: Times, condition: Condition) -> States:
-        self.nfe += len(x_t)
+        self.ledger.charge(len(x_t))
         return check_same_shape("the expert", self.denoiser(x_t, t, condition), x_t)

@@ -6,7 +6,6 @@ part says of itself (``schedule``, ``labels``, an objective's ``horizon``) is be
 asked for, so that parts of one's own need declare nothing.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +50,8 @@ def check_fit(
     if objective.own_law_alone:
         _check_law(objective, env)
     _check_device(student, env.device)
-    with torch.random.fork_rng(devices=[env.device] if env.device.type == "cuda" else []), torch.no_grad():
+    devices = [env.device] if env.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), expert.ledger.free():
         objective.check_student(student)
         _check_answers(env, expert, student, data, rows)
 
@@ -153,7 +153,7 @@ def _check_answers(env: Any, expert: Expert, student: nn.Module, data: Data, row
     t = env.times[[0, -2]].repeat(len(chosen) // 2)
     noise = torch.randn((len(chosen), *shape), generator=generator, device=env.device, dtype=x0.dtype)
     x_t = perturb(x0[chosen], noise, t, env.transition.schedule)
-    parts: dict[str, Callable[..., Tensor]] = {"the expert": copy.copy(expert), "the student": StudentPolicy(student)}
+    parts: dict[str, Callable[..., Tensor]] = {"the expert": expert, "the student": StudentPolicy(student)}
     for name, part in parts.items():
         _check_finite(name, _asked(name, part, x_t, t, conditions), t)
 

@@ -5,8 +5,6 @@ its own path from the noise that the student starts from. The same noise and the
 that rounds compare.
 """
 
-import copy
-
 import torch
 from tensordict import TensorDict
 
@@ -44,7 +42,8 @@ class HeldOut:
         """Return ``loss_forward``, ``loss_own`` and ``loss_expert``, the imitation loss at each step, at no charge."""
         generator = self._generator()
         steps = self._chains(policy)
-        led = copy.copy(expert).walk(self.noise, self.times[:-1], self.condition)
+        with expert.ledger.free():
+            led = expert.walk(self.noise, self.times[:-1], self.condition)
         return {
             "loss_forward": [self._loss(policy, expert, self._forward(step, generator), step) for step in steps],
             "loss_own": [self._loss(policy, expert, step.x_t, step) for step in steps],

@@ -18,6 +18,7 @@ from torchrl.envs import EnvBase
 
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
+from dagdiff.mixture import Constant, Ramp
 from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.transition import Transition
@@ -110,10 +111,18 @@ Driver = Callable[[Denoiser, Expert, Transition, bool, torch.Generator | None, b
 
 
 class Rollout:
-    """Chains on demand: B whole chains of the environment a call, as B * K records without gradient."""
+    """Chains on demand: B whole chains of the environment a call, as B * K records without gradient.
 
-    def __init__(self, env: EnvBase, policy: MixturePolicy) -> None:
-        self.env, self.policy = env, policy
+    It alone tells the behaviour policy its beta.
+
+    Args:
+        env: the chains.
+        policy: acts in them.
+        beta: by progress, the part of the steps of the student's chains that the expert drives.
+    """
+
+    def __init__(self, env: EnvBase, policy: MixturePolicy, beta: Ramp = Constant(0.0)) -> None:  # noqa: B008
+        self.env, self.policy, self.beta = env, policy, beta
         frames = env.batch_size.numel() * (len(env.times) - 1)
         self._collector = Collector(
             env,
@@ -125,6 +134,10 @@ class Rollout:
             auto_register_policy_transforms=False,
         )
         self._batches = iter(self._collector)
+
+    def of(self, source: str, progress: float) -> TensorDict:
+        """Roll in for a source: the expert drives all of its own chains, and of the student's a part beta."""
+        return self(1.0 if source == "expert" else self.beta(progress))
 
     def __call__(self, beta: float = 0.0) -> TensorDict:
         """Roll the env's batch of chains with the expert driving a part ``beta``; return the flat records."""

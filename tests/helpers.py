@@ -1,6 +1,18 @@
 """What tests of several rooms share."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+from dagdiff.gathering import Gathering
+from dagdiff.learner import Learning
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
+
+
+def loop_options(**flat: Any) -> dict[str, Any]:
+    """Sort options of a loop into those of its constructor, of ``Gathering`` and of ``Learning``."""
+    gathering = {each.name: flat.pop(each.name) for each in fields(Gathering) if each.name in flat}
+    learning = {each.name: flat.pop(each.name) for each in fields(Learning) if each.name in flat}
+    return {"gathering": Gathering(**gathering), "learning": Learning(**learning), **flat}

@@ -1,21 +1,26 @@
 """What a run will cost, before it is run: its network evaluations, predicted from its configuration.
 
-Let B be chains, K steps, k the expert's sub-steps, beta the part of the roll-in steps that the expert drives, M the
-rows of a batch and f the part of them that is forward-diffused. A round costs
+Let B be chains, K steps, k the expert's sub-steps, beta the part of the roll-in steps that the expert drives, and M the
+rows of a batch. A round costs
 
-* if it rolls in the student: K B evaluations of the student (none where beta = 1) and K B beta k of the expert;
-* if it rolls in the expert: K B k of the expert;
-* for either, the labels of its K B records; and once in a run, as the collector tries its policy, B of the student;
+* for each batch of chains of the student: K B evaluations of the student (none where beta = 1) and K B beta k of the
+  expert;
+* for each batch of the expert's chains: K B k of the expert;
+* the labels of its fresh records, of the three sources; and once in a run, as the collector tries its policy, B of the
+  student;
 
-and an update draws one batch, or for an objective with a critic one more each update of the critic. A batch costs the
-labels of its f M forward states and M evaluations of the student; distribution matching also asks the expert about the
-M answers of the last batch. A label costs k evaluations for progressive distillation, one for consistency, none for
-distribution matching. With guidance on a labelled task the expert is asked twice each time.
+how many fresh records there are, and so how many batches of chains, is told by :mod:`dagdiff.gathering`. An update
+draws one batch, or for an objective with a critic one more each update of the critic. A batch costs M evaluations of
+the student; distribution matching also asks the expert about the M answers of the last batch. A label costs k
+evaluations for progressive distillation, one for consistency, none for distribution matching. With guidance on a
+labelled task the expert is asked twice each time.
 """
 
+from bisect import bisect
 from typing import Any, NamedTuple
 
 from dagdiff.checks import Refusal
+from dagdiff.gathering import fresh_records, rolls
 from dagdiff.mixture import Shares
 from dagdiff.objectives import Consistency, DistributionMatching, Progressive
 from dagdiff.round import updates_by_round
@@ -24,10 +29,11 @@ from dagdiff.runs.parts import resolve
 
 
 class Nfe(NamedTuple):
-    """Network evaluations, in rows."""
+    """Network evaluations, in rows; those of the expert that label forward states are told apart."""
 
     student: float
     expert: float
+    forward_labels: float = 0.0
 
     @property
     def total(self) -> float:
@@ -54,18 +60,21 @@ def predict_nfe(config: Config) -> Nfe:
     records, rows, substeps = config["chains"] * config["steps"], config["batch_size"], config["substeps"]
     mixture = Shares(*config["shares"])
     expert, student = 0.0, 0.0 if mixture.forward == 1.0 else float(config["chains"])
+    labelled, owed = 0.0, [0.0, 0.0]
     for number, updates in enumerate(updates_by_round(config["updates"], config["rounds"])):
         progress = number / config["rounds"]
         driven = round(_ramp(config, "beta", progress) * config["chains"]) * config["steps"]
         shares = mixture.ramped(_ramp(config, "shares_ramp", progress))
-        if shares.student > 0.0:
-            student += records if driven < records else 0
-            expert += driven * substeps + records * rates.label
-        if shares.expert > 0.0:
-            expert += records * (substeps + rates.label)
-        student += updates * rates.batches * rows
-        expert += updates * rows * (rates.batches * shares.forward * rates.label + rates.row)
-    return Nfe(student, expert * twice)
+        drawn = updates * rates.batches * rows
+        forward, *chains = (fresh_records(share, drawn, rows, config["reuse"]) for share in shares)
+        (own, owed[0]), (led, owed[1]) = (rolls(*each, records) for each in zip(chains, owed, strict=True))
+        student += own * records if driven < records else 0
+        expert += own * (driven * substeps + records * rates.label)
+        expert += led * records * (substeps + rates.label)
+        student += drawn
+        expert += updates * rows * rates.row
+        labelled += forward * rates.label
+    return Nfe(student, (expert + labelled) * twice, labelled * twice)
 
 
 def updates_for(config: Config, total: float) -> int:
@@ -75,11 +84,17 @@ def updates_for(config: Config, total: float) -> int:
         Refusal: if its roll-ins alone cost more.
     """
     rounds = config["rounds"]
-    one, two = (predict_nfe({**config, "updates": n * rounds}).total for n in (1, 2))
-    each = round(1 + (total - one) / (two - one))
-    if each < 1:
-        raise Refusal(f"one update a round costs {one:,.0f} evaluations, more than {total:,.0f}. Take fewer rounds.")
-    return each * int(rounds)
+
+    def cost(each: int) -> float:
+        return predict_nfe({**config, "updates": each * rounds}).total
+
+    if cost(1) > total:
+        raise Refusal(
+            f"one update a round costs {cost(1):,.0f} evaluations, more than {total:,.0f}. Take fewer rounds."
+        )
+    most = int(total / (rounds * config["batch_size"])) + 2  # the student's evaluations alone cost more
+    each = bisect(range(most), total, lo=1, key=cost)
+    return min(each - 1, each, key=lambda each: abs(cost(each) - total)) * int(rounds)
 
 
 def _rates(config: Config) -> _Rates:

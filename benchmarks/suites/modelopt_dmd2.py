@@ -30,19 +30,19 @@ def train(it: Experiment, backward_simulation: bool) -> Iterator[tuple[int, int]
     pipeline = load_fastgen().DMDPipeline(*networks, configuration(it, backward_simulation))
 
     def batch() -> tuple[Tensor, Tensor]:
-        x0 = loop.data.sample(loop.batch_size, loop.generator)
+        x0 = loop.data.sample(loop.learner.learning.batch_size, loop.generator)
         return x0, torch.randn(x0.shape, generator=loop.generator)
 
-    with loop.counting():
+    with loop.ledger.counting("the student", loop.student):
         for updates in loop.updates_by_round:
             losses = []
             for _ in range(updates):
                 for _ in range(critic.critic_updates):
-                    _update_critic(critic, pipeline.compute_fake_score_loss(*batch())["total"])
+                    critic.learner.update(pipeline.compute_fake_score_loss(*batch())["total"])
                 losses.append(pipeline.compute_student_loss(*batch())["total"])
-                loop.update(losses[-1])
-            loop.close_updates({"loss": torch.stack(losses).detach()})
-            yield loop.nfe_student, it.expert.nfe
+                loop.learner.update(losses[-1])
+            loop.learner.close({"loss": torch.stack(losses).detach()})
+            yield loop.ledger.nfe, it.expert.nfe
 
 
 def configuration(it: Experiment, backward_simulation: bool) -> Any:
@@ -77,11 +77,3 @@ def load_fastgen() -> Any:
     except ImportError as error:
         raise Refusal(f"the suite peers needs nvidia-modelopt ({error}). Run pip install 'dagdiff[peers]'.") from None
     return fastgen
-
-
-def _update_critic(critic: Any, loss: Tensor) -> None:
-    """One update of the fake score, clipped as our objective clips it."""
-    critic.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(critic.critic.parameters(), 10.0)
-    critic.optimiser.step()

@@ -1,6 +1,5 @@
 """``dagdiff shift``: the covariate shift of a run's student, what its expert's help gains, and what its errors cost."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +70,8 @@ def measure(it: Experiment, num: int, seed: int) -> Found:
     noise, condition, generator = it.start(num, seed)
     acted = measure_interventions(*parts, noise, truth, generator, condition)
     noise, condition, generator = it.start(num, seed)
-    costs = measure_amplification(it.policy, copy.copy(it.expert), *parts[2:], noise, condition, generator)
+    with it.expert.ledger.free():
+        costs = measure_amplification(*parts, noise, condition, generator)
     return Found(shifts, acted, costs)
 
 

@@ -63,7 +63,7 @@ def measure_amplification(
     """Return the amplification at each of the K steps of ``times``, measured on as many chains as ``noise`` has rows.
 
     The expert that is passed is charged, for a run may weigh its training by this: with k sub-steps it costs K^2 k
-    evaluations a row, and K of the student. Pass ``copy.copy(expert)`` to measure at nobody's cost.
+    evaluations a row, and K of the student. Measure ``with expert.ledger.free():`` to charge nobody.
 
     Args:
         policy: the student in its role, or any denoiser.

@@ -12,7 +12,6 @@ amount to up to ``transition.horizon(s)``, as in the roll-ins of DAgger (Ross, G
 https://arxiv.org/abs/1011.0686). Its evaluations are measurement and are not charged.
 """
 
-import copy
 import csv
 import io
 import math
@@ -116,7 +115,7 @@ class Mixed:
 
     Args:
         policy: the student in its role, or any denoiser.
-        expert: the expert; a copy is asked, so ``expert.nfe`` stays as it is.
+        expert: the expert; it is asked for free.
         transition: the law that the chain moves by; it says where a guess must land.
         times: the chain's grid, K + 1 times.
         shares: the expert's part of the rows at each of the K steps.
@@ -139,7 +138,7 @@ class Mixed:
             )
         for share in shares:
             check_share("shares", share)
-        self.policy, self.expert, self.transition = policy, copy.copy(expert), transition
+        self.policy, self.expert, self.transition = policy, expert, transition
         self.times, self.shares, self.order = times, shares, order
 
     @torch.no_grad()
@@ -152,7 +151,8 @@ class Mixed:
             return guess
         end = self.transition.horizon(self.times[step + 1].expand(len(rows)))
         asked = None if condition is None else condition[rows]
-        return guess.index_copy(0, rows, self.expert.target(x_t[rows], t[rows], end, asked))
+        with self.expert.ledger.free():
+            return guess.index_copy(0, rows, self.expert.target(x_t[rows], t[rows], end, asked))
 
 
 def only_at(step: int, count: int) -> list[float]:

@@ -7,7 +7,6 @@ and a classifier that tries to tell them apart, say where the chain has gone; th
 there. Only where it can't is there anything to repair, so :func:`verdict` looks at the gap alone.
 """
 
-import copy
 import csv
 import io
 import math
@@ -124,7 +123,8 @@ def measure_shift(
     noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     with torch.no_grad():
         own = list(chain(policy, transition, times, noise, condition, generator))
-    led = copy.copy(expert).walk(noise, times, condition)
+    with expert.ledger.free():
+        led = expert.walk(noise, times, condition)
     rows = []
     for number, (mine, theirs) in enumerate(zip(own, led, strict=False)):
         fresh = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
@@ -196,8 +196,8 @@ def _errors(
     policy: Denoiser, expert: Expert, transition: Transition, x_t: States, t: Times, s: Times, condition: Condition
 ) -> tuple[States, States]:
     """The policy's guess minus the expert's, and the expert's, both ``(B, *D)``."""
-    target = copy.copy(expert).target(x_t, t, transition.horizon(s), condition)
-    with torch.no_grad():
+    with torch.no_grad(), expert.ledger.free():
+        target = expert.target(x_t, t, transition.horizon(s), condition)
         return policy(x_t, t, condition) - target, target
 
 

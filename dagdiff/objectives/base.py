@@ -1,26 +1,20 @@
 """What every objective has in common: annotate states once, then turn batches of them into a loss."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from dagdiff.expert import Expert
+from dagdiff.learner import Loss
 from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, States, Times, column
 from dagdiff.transition import Ddim
 
 Clean = Callable[[int], tuple[States, Condition]]
 """``n ->`` n clean points of the distillation set and their conditions."""
-
-
-class Loss(NamedTuple):
-    """The scalar that is differentiated, and its parts (detached scalars) for the log."""
-
-    loss: Tensor
-    parts: Mapping[str, Tensor]
 
 
 class Objective:
@@ -67,8 +61,9 @@ class Objective:
         return records
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add the expert's advice to states that enter the aggregate. A label never ages: the expert is frozen.
+        """Add the expert's label to states that enter the aggregate. A label never ages: the expert is frozen.
 
+        Beside it stands its ``end``, ``(B,)``: the time to which the expert walked for it.
         States of a roll-in still hold ``action``, the guess made there; it is dropped afterwards.
         """
         return states

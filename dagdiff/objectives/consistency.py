@@ -86,20 +86,20 @@ class Consistency(Objective):
         )
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add ``t_next`` and ``x_next``: where one expert solver step leads."""
+        """Add ``x_next`` and ``end``, the state and the time to which one expert solver step leads."""
         t = states["t"]
-        t_next = (t - 1.0 / self.solver_steps).clamp(min=0.0)
+        end = (t - 1.0 / self.solver_steps).clamp(min=0.0)
         guess = expert(states["x_t"], t, states.get("condition"))
-        states["x_next"] = ddim(states["x_t"], guess, t, t_next, expert.schedule)
-        return states.set("t_next", t_next)
+        states["x_next"] = ddim(states["x_t"], guess, t, end, expert.schedule)
+        return states.set("end", end)
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the mean pseudo-Huber distance of the student's answer to the target network's, one solver step on."""
         condition = batch.get("condition")
         answer = boundary(batch["x_t"], student(batch["x_t"], batch["t"], condition), batch["t"])
         with torch.no_grad():
-            guess = self.threshold(self.target(batch["x_next"], batch["t_next"], condition))
-            goal = boundary(batch["x_next"], guess, batch["t_next"])
+            guess = self.threshold(self.target(batch["x_next"], batch["end"], condition))
+            goal = boundary(batch["x_next"], guess, batch["end"])
         loss = pseudo_huber(answer, goal, self.huber_width)
         return Loss(loss, {"distance": loss.detach()})
 

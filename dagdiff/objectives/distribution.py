@@ -22,6 +22,7 @@ the pool bends the answers at own states the other way.
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from dagdiff import engine
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
+from dagdiff.learner import Learner, Learning
 from dagdiff.objectives.base import Clean, Loss, Objective, denoising_loss
 from dagdiff.schedule import perturb
 from dagdiff.shapes import Condition, States, Times
@@ -94,10 +95,8 @@ class DistributionMatching(Objective):
         self.fake: Any = _told(student) if self.tell_origin else copy.deepcopy(student)
         self.head = _head(self.fake, generator) if self.gan_weight else None
         self.critic = nn.ModuleList([self.fake, self.head] if self.head else [self.fake])
-        engine.broadcast(self.critic)
-        self.optimiser = torch.optim.AdamW(
-            self.critic.parameters(), lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01
-        )
+        adam = partial(torch.optim.AdamW, lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01)
+        self.learner = Learner(self.critic, Learning(adam, clip=10.0))
 
     def horizon(self, s: Times) -> Times:
         """Time 0: answers are to be clean samples, whatever the step."""
@@ -133,11 +132,7 @@ class DistributionMatching(Objective):
             made, true = self._judge(answer, condition, origin), self._judge(real, label, origin)
             verdict = softplus(made).mean() + softplus(-true).mean()
             loss, parts["head"] = loss + self.gan_critic_weight * verdict, verdict.detach()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        engine.average_gradients(self.critic.parameters())
-        nn.utils.clip_grad_norm_(self.critic.parameters(), 10.0)
-        self.optimiser.step()
+        self.learner.update(loss)
         return parts
 
     def _origin(self, batch: TensorDict) -> tuple[Times, ...]:

@@ -65,7 +65,8 @@ class GaussianKL(Objective):
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
         """Add ``target``: the expert's guess for the step from t to s."""
-        return states.set("target", expert.target(states["x_t"], states["t"], states["s"], states.get("condition")))
+        target = expert.target(states["x_t"], states["t"], states["s"], states.get("condition"))
+        return states.set("target", target).set("end", states["s"].clone())
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the mean divergence a coordinate, in nats."""

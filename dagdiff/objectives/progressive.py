@@ -77,7 +77,7 @@ class Progressive(Objective):
         own = states.get("action", None)
         if self.ease > 0.0 and own is not None:
             target = torch.lerp(target, own, column(self.ease * (states["actor"] == 0), target))
-        return states.set("target", target)
+        return states.set("target", target).set("end", states["s"].clone())
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the weighted squared distance to the target."""

@@ -51,13 +51,15 @@ class Settings:
         updates: of the student, over all rounds (of each stage); the first rounds make one more if need be.
         rounds: of gathering and training.
         batch_size: rows of an update.
-        chains: rolled in a round.
+        chains: rolled in at a time.
         substeps: DDIM sub-steps of the expert within one student step.
         guidance: classifier-free weight of the expert on labelled tasks.
         per_chain: let one driver keep a chain to its end.
         stepwise: give the student a network of its own for each step.
         input_perturbation: noise that forward states hold beside their own, as a part of it; 0 adds none.
         epsilon_scale: what the noise in the student's guesses is divided by when it samples; 1 leaves it.
+        reuse: how many batches a labelled state serves on average, at least 1; a round makes as many new ones as its
+            updates then need, chains in whole batches.
         rounds_kept: rounds of student states that stay in the aggregate; null keeps all, 1 the newest.
         max_age: drop student states older than this many updates.
         lr: learning rate of Adam.
@@ -88,6 +90,7 @@ class Settings:
     stepwise: bool = False
     input_perturbation: float = 0.0
     epsilon_scale: float = 1.0
+    reuse: float = PLANE.settings["reuse"]
     rounds_kept: int | None = None
     max_age: int | None = None
     lr: float = PLANE.settings["lr"]
@@ -201,7 +204,7 @@ def plain(namespace: Namespace, parser: ArgumentParser) -> Config:
 def check_settings(settings: Namespace) -> None:
     """Refuse settings that can't be, each under the name that the user gave it."""
     check_shares(tuple(settings.shares))
-    for name in ("steps", "rounds", "batch_size", "chains", "substeps", "accumulate"):
+    for name in ("steps", "rounds", "batch_size", "chains", "substeps", "accumulate", "reuse"):
         check_at_least(name, getattr(settings, name), 1)
     check_at_least("updates", settings.updates, settings.rounds)
     check_seed("seed", settings.seed)

@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from dagdiff import engine
 from dagdiff.checkpoint import check_writable
-from dagdiff.checks import Refusal, check_seed, check_share
+from dagdiff.checks import Refusal, check_seed
 from dagdiff.dagger import DAgger
 from dagdiff.engine import find_device
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
+from dagdiff.gathering import Gathering
 from dagdiff.heldout import HeldOut
+from dagdiff.learner import Learning
 from dagdiff.metrics.standing import Standing
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
@@ -138,24 +140,39 @@ class Experiment:
             self.env(steps),
             self.task.data,
             shares=Shares(*chosen.shares),
-            shares_ramp=_make("shares_ramp", chosen.shares_ramp),
+            rounds=chosen.rounds,
+            updates_per_round=updates_by_round(chosen.updates, chosen.rounds),
+            gathering=self.gathering(),
+            learning=self.learning(),
+            heldout=chosen.heldout,
+            generator=self.generator(10 * engine.rank()),
+        )
+
+    def gathering(self) -> Gathering:
+        """Return which states are gathered and how long they stay."""
+        chosen = self.settings
+        return Gathering(
             beta=_make("beta", chosen.beta),
             per_chain=chosen.per_chain,
             driver=_maker("driver", chosen.driver),
+            shares_ramp=_make("shares_ramp", chosen.shares_ramp),
             input_perturbation=chosen.input_perturbation,
-            rounds=chosen.rounds,
-            updates_per_round=updates_by_round(chosen.updates, chosen.rounds),
-            batch_size=engine.part("batch_size", chosen.batch_size),
+            reuse=chosen.reuse,
             rounds_kept=chosen.rounds_kept,
             max_age=chosen.max_age,
-            optimiser=lambda weights: torch.optim.Adam(weights, chosen.lr, chosen.betas),
+            folder=Path(chosen.memmap) if chosen.memmap else None,
+        )
+
+    def learning(self) -> Learning:
+        """Return how the student learns; in several processes, in batches of this one's part."""
+        chosen = self.settings
+        return Learning(
+            optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas)),
             lr_ramp=_make("lr_ramp", chosen.lr_ramp),
             clip=chosen.clip,
             ema=chosen.ema,
-            heldout=chosen.heldout,
+            batch_size=engine.part("batch_size", chosen.batch_size),
             accumulate=chosen.accumulate,
-            folder=Path(chosen.memmap) if chosen.memmap else None,
-            generator=self.generator(10 * engine.rank()),
         )
 
     def env(self, steps: int) -> DenoisingEnv:
@@ -173,13 +190,10 @@ class Experiment:
     def check(self, steps: int) -> None:
         """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
         chosen = self.settings
-        check_share("ema", chosen.ema)
-        for part in ("shares_ramp", "beta", "lr_ramp"):
-            _make(part, getattr(chosen, part))
-        _maker("driver", chosen.driver)
+        self.gathering()
+        rows = self.learning().batch_size
         if chosen.memmap:
             check_writable("memmap", Path(chosen.memmap))
-        rows = engine.part("batch_size", chosen.batch_size)
         check_fit(self.env(steps), self.expert, self.objective, self.student, self.task.data, rows)
 
     def generator(self, stream: int, seed: int | None = None) -> torch.Generator:

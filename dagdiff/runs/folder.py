@@ -64,8 +64,8 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
         raise
     if loop.best is not None:
         save_weights(out / "best.safetensors", _with_state(experiment.student, loop.best[2]))
-    if loop.averaged is not None:
-        experiment.student.load_state_dict(loop.averaged.module.state_dict())
+    if loop.learner.averaged is not None:
+        experiment.student.load_state_dict(loop.learner.averaged.module.state_dict())
     save_student(experiment, out)
     save_rounds(rounds, out)
     samples = experiment.sample(experiment.settings.samples, seed=0)

@@ -41,6 +41,7 @@ PLANE = Recipe(
         "rounds": 20,
         "batch_size": 256,
         "chains": 256,
+        "reuse": 4.0,
         "substeps": 8,
         "heldout": 256,
         "samples": 2000,

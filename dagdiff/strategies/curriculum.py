@@ -59,7 +59,7 @@ class ForwardTraining:
         networks, each = _networks(loop, steps), loop.rounds // steps
         weights = [[each for each in network.parameters() if each.requires_grad] for network in networks]
         ends = list(accumulate(sum(loop.updates_by_round[k * each :][:each]) for k in range(steps)))
-        loop.lr_ramp = ByStage(loop.lr_ramp, ends)
+        loop.learner.lr_ramp = ByStage(loop.learner.lr_ramp, ends)
         rounds = iter(loop)
         try:
             for step in range(steps):
@@ -207,8 +207,8 @@ class AdaptiveShares:
         loop.shares = most.ramped(self.least)
         for done in loop:
             yield done
-            loop.nfe_student += 3 * measured  # the chains, and the guesses on both laws
-            loop.expert.nfe += 2 * measured * loop.expert.substeps * twice
+            loop.ledger.charge(3 * measured)  # the chains, and the guesses on both laws
+            loop.expert.ledger.charge(2 * measured * loop.expert.substeps * twice)
             loop.shares = most.ramped(self.height(sum(done.loss_forward), sum(done.loss_own)))
 
     def height(self, forward: float, own: float) -> float:
@@ -224,10 +224,10 @@ def _networks(loop: DAgger, steps: int) -> nn.ModuleList:
             f"forward training needs a student with a network for each of {steps} steps; got a "
             f"{type(loop.student).__name__}. Pass stepwise=true, or wrap it: Stepwise(student, times)."
         )
-    if len(loop.grid) != len(loop.env.times):
+    if len(loop.sources.grid) != len(loop.env.times):
         raise Refusal(
             f"forward training needs an objective that trains at the student's own {steps} times; "
-            f"{type(loop.objective).__name__} takes {len(loop.grid) - 1} others. Use Progressive."
+            f"{type(loop.objective).__name__} takes {len(loop.sources.grid) - 1} others. Use Progressive."
         )
     if loop.rounds % steps:
         raise Refusal(

@@ -9,7 +9,6 @@ over parts of the held-out split's size: a Frechet distance depends on the numbe
 limit the number of samples. Below stand the parts that need such a task, as in :mod:`dagdiff.tasks.plane`.
 """
 
-import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -100,7 +99,8 @@ class ImageTask(Task):
 
     def pair(self, expert: Expert, noise: Tensor, times: Times, condition: Condition) -> Tensor:
         """What the expert makes of the same noise on the student's grid; its evaluations are not charged."""
-        return copy.copy(expert).walk(noise, times, condition)[-1]
+        with expert.ledger.free():
+            return expert.walk(noise, times, condition)[-1]
 
     def probes(self, samples: int) -> int:
         """A U-Net is too slow to measure the losses on thousands of chains."""

@@ -2,17 +2,20 @@
 
 import copy
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dagdiff.average import Average
 from dagdiff.checkpoint import cache_folder, content_hash, load_state, load_weights, save_state, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_in, check_seed
+from dagdiff.learner import Learner, Learning
+from dagdiff.mixture import CosineRamp
 from dagdiff.objectives.base import denoising_loss
 from dagdiff.policies.prediction import PREDICTIONS
 from dagdiff.policies.student import Student
@@ -127,10 +130,9 @@ def train_teacher(
     """
     device = next(network.parameters()).device
     generator = generator or torch.Generator(device).manual_seed(0)
-    optimiser = torch.optim.Adam(network.parameters(), lr=lr)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
-    averaged = Average(network, ema)
-    parts: dict[str, Any] = {"network": network, "averaged": averaged, "optimiser": optimiser, "falling": falling}
+    adam = partial(torch.optim.Adam, lr=lr)
+    learner = Learner(network, Learning(adam, CosineRamp(1.0, 0.0, until=1.0), clip=math.inf, ema=ema), updates)
+    parts = learner.parts()
     done = _resume(keep, parts, generator) if keep and keep.exists() else 0
     for update in range(done + 1, updates + 1):
         x0, condition = draw(data, batch_size, generator, conditional)
@@ -140,17 +142,14 @@ def train_teacher(
             dropped = torch.rand(batch_size, generator=generator, device=device) < unlabelled
             condition = torch.where(dropped, -1, condition)
         loss = denoising_loss(network, x0, noise, t, schedule, condition)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        falling.step()
-        averaged.update_parameters(network)
+        learner.update(loss)
         if update % 100 == 0 or update == updates:
             if keep:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 save_state(keep, {**states, "generator": generator.get_state(), "update": update})
             yield float(loss.detach())
-    network.load_state_dict(copy.deepcopy(averaged.module.state_dict()))
+    if learner.averaged is not None:
+        network.load_state_dict(copy.deepcopy(learner.averaged.module.state_dict()))
 
 
 def _resume(keep: Path, parts: dict[str, Any], generator: torch.Generator) -> int:

@@ -5,6 +5,7 @@ import torch
 from tensordict import TensorDict
 
 from dagdiff.aggregate import Aggregate, rounds_to_keep
+from dagdiff.checks import Refusal
 from dagdiff.mixture import SOURCES, Shares
 
 PER_ROUND = 12
@@ -14,15 +15,15 @@ def records(value: float, n: int = PER_ROUND) -> TensorDict:
     return TensorDict({"x_t": torch.full((n, 2), value), "t": torch.rand(n), "s": torch.zeros(n)}, [n])
 
 
-def aggregate(student: int = 100, expert: int = 100, seed: int = 0) -> Aggregate:
-    capacity = {"student": student, "expert": expert}
-    return Aggregate(lambda n: records(-1.0, n), capacity, torch.Generator().manual_seed(seed))
+def aggregate(rounds: int | None = None, seed: int = 0, capacity: int = 0) -> Aggregate:
+    sizes = dict.fromkeys(SOURCES, capacity)
+    return Aggregate(sizes, rounds, torch.Generator().manual_seed(seed))
 
 
-def filled(**capacity: int) -> Aggregate:
-    it = aggregate(**capacity)
-    it.add("student", records(1.0), 1)
-    it.add("expert", records(2.0), 1)
+def filled() -> Aggregate:
+    it = aggregate()
+    for value, source in ((-1.0, "forward"), (1.0, "student"), (2.0, "expert")):
+        it.add(source, records(value), 1)
     return it
 
 
@@ -44,8 +45,7 @@ def test_each_batch_has_exact_counts_and_says_where_each_row_comes_from(shares, 
         assert torch.bincount(batch["source"], minlength=3).tolist() == counts
         value_of_source = torch.tensor([-1.0, 1.0, 2.0])[batch["source"]]
         assert torch.equal(batch["x_t"], value_of_source[:, None].expand(-1, 2)), "the column tells the truth"
-        assert (batch["round"][batch["source"] == 0] == -1).all()
-        assert (batch["round"][batch["source"] != 0] == 1).all()
+        assert (batch["round"] == 1).all()
 
 
 def test_odd_batches_are_split_to_the_row() -> None:
@@ -58,21 +58,60 @@ def test_odd_batches_are_split_to_the_row() -> None:
 
 def test_an_empty_source_drops_out_and_the_others_share_its_part() -> None:
     it = aggregate()
+    it.add("forward", records(-1.0), 1)
     assert torch.bincount(it.draw(8, Shares(0.25, 0.5, 0.25))["source"], minlength=3).tolist() == [8, 0, 0]
     it.add("expert", records(2.0), 1)
     assert torch.bincount(it.draw(8, Shares(0.25, 0.5, 0.25))["source"], minlength=3).tolist() == [4, 0, 4]
 
 
-def test_with_every_wanted_source_empty_forward_states_stand_in() -> None:
-    assert (aggregate().draw(8, Shares(0, 1, 0))["source"] == 0).all()
+def test_with_every_wanted_source_empty_nothing_can_be_drawn() -> None:
+    it = aggregate()
+    it.add("forward", records(-1.0), 1)
+    with pytest.raises(Refusal, match=r"no records to draw by the shares \(0, 1, 0\)\. Gather first"):
+        it.draw(8, Shares(0, 1, 0))
+    it.clear()
+    assert len(it) == 0
+    with pytest.raises(Refusal, match="Gather first"):
+        it.draw(8, Shares(1, 0, 0))
 
 
-def test_forward_states_are_fresh_for_every_batch() -> None:
-    made = []
-    it = Aggregate(lambda n: made.append(n) or records(float(len(made)), n), {"student": 4, "expert": 4})
-    first, second = it.draw(6, Shares(1, 0, 0)), it.draw(5, Shares(1, 0, 0))
-    assert made == [6, 5]
-    assert (float(first["x_t"].unique()), float(second["x_t"].unique())) == (1.0, 2.0)
+def numbered(first: int, n: int) -> TensorDict:
+    return records(0.0, n).set("t", torch.arange(float(first), float(first + n)))
+
+
+FORWARD = Shares(1, 0, 0)
+
+
+def test_forward_states_enter_in_order_and_each_serves_as_often_as_every_other() -> None:
+    it = aggregate()
+    it.add("forward", numbered(0, 7), 1)
+    it.add("forward", numbered(7, 5), 1)
+    drawn = torch.cat([it.draw(4, FORWARD)["t"] for _ in range(9)])
+    assert drawn[:12].tolist() == list(range(12)), "the first pass is as they entered, so batches can be all fresh"
+    assert sorted(drawn[12:24].tolist()) == sorted(drawn[24:].tolist()) == list(range(12))
+    assert drawn[12:24].tolist() != list(range(12)) and drawn[24:].tolist() != drawn[12:24].tolist()
+
+
+@pytest.mark.parametrize("sizes", [(12, 12), (12, 5), (5, 12)])
+def test_forward_states_of_a_round_replace_those_of_the_last(sizes: tuple[int, int]) -> None:
+    it = aggregate(capacity=12)
+    for number, size in enumerate(sizes, 1):
+        for first in range(0, size, 4):
+            it.add("forward", numbered(100 * number + first, min(4, size - first)), number)
+        it.draw(3, FORWARD)
+    assert len(it) == sizes[1]
+    assert it.records("forward")["t"].tolist() == [200.0 + place for place in range(sizes[1])]
+    assert it.draw(sizes[1] - 3, FORWARD)["t"].tolist() == [203.0 + place for place in range(sizes[1] - 3)]
+
+
+def test_rounds_may_bring_different_numbers_of_records() -> None:
+    """The window is of rounds, not of records; where more come than there is room for, room is made."""
+    it = aggregate(rounds=2, capacity=10)
+    for number, size in enumerate((4, 6, 3, 3, 30, 1), 1):
+        it.add("student", numbered(100 * number, size), number)
+    rows = it.records("student")
+    assert rows["t"].tolist() == [*range(500, 530), 600]
+    assert rows["round"].tolist() == [5] * 30 + [6]
 
 
 def kept_rounds(it: Aggregate, source: str, shares: Shares) -> set[int]:
@@ -84,7 +123,7 @@ def kept_rounds(it: Aggregate, source: str, shares: Shares) -> set[int]:
 )
 def test_the_window_of_student_rounds(rounds_kept: int | None, expected: set[int]) -> None:
     window = rounds_to_keep([30] * 5, rounds_kept, None)
-    it = aggregate(student=window * PER_ROUND, expert=5 * PER_ROUND)
+    it = aggregate(window, capacity=PER_ROUND)
     for number in range(1, 6):
         it.add("student", records(1.0), number)
         it.add("expert", records(2.0), number)
@@ -134,7 +173,8 @@ def test_an_age_in_uneven_rounds(updates: list[int], max_age: int, expected: int
 def test_the_same_generator_draws_the_same_batches() -> None:
     def batches(seed: int) -> torch.Tensor:
         it = aggregate(seed=seed)
-        it.add("student", records(1.0).set("t", torch.arange(float(PER_ROUND))), 1)
+        it.add("forward", records(-1.0), 1)
+        it.add("student", numbered(0, PER_ROUND), 1)
         return torch.cat([it.draw(5, Shares(0.3, 0.7, 0.0))["t"][-2:] for _ in range(6)])
 
     assert torch.equal(batches(0), batches(0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import loop_options
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -16,8 +17,8 @@ from dagdiff.dagger import DAgger
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.envs.toy2d import world
 from dagdiff.expert import Expert
+from dagdiff.learner import Learning, Loss
 from dagdiff.mixture import Constant, ExponentialRamp, Indicator, LinearRamp, Shares
-from dagdiff.objectives.base import Loss
 from dagdiff.objectives.consistency import Consistency
 from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.objectives.progressive import Progressive
@@ -71,7 +72,7 @@ def loop(objective: Any = None, learner: nn.Module | None = None, seed: int = 0,
     expert = more.pop("expert", None) or Expert(CountingTeacher(), SCHEDULE, 2, guidance)
     arguments = {"rounds": 3, "updates_per_round": 4, "batch_size": 24, **more}
     generator = torch.Generator().manual_seed(seed)
-    return DAgger(learner, expert, objective, env, DATA, generator=generator, **arguments)
+    return DAgger(learner, expert, objective, env, DATA, generator=generator, **loop_options(**arguments))
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -113,15 +114,14 @@ def test_the_ledger_is_the_counted_calls(make: Callable, more: dict, heldout: in
 
 
 def test_the_price_of_a_round_of_pd() -> None:
-    """16 chains of 4 steps, 2 sub-steps, 4 updates of 24 rows: roll-in, labels of D, labels of fresh forward states.
+    """16 chains of 4 steps, 2 sub-steps, 4 updates of 24 rows: roll-in, labels of its states and of forward states.
 
     The collector tries its policy once when it is built: one more batch of 16, honestly charged to the student.
     """
-    run = loop(shares=(0.5, 0.5, 0.0))
-    rounds = list(run)
-    for done in rounds:
-        assert done.nfe_student == 16 + done.number * (16 * 4 + 4 * 24)
-        assert done.nfe_expert == done.number * (16 * 4 * 2 + 4 * 12 * 2)
+    for reuse, forward in {1: 48, 2: 24, 3.5: 14, 8: 12}.items():  # the last: what one batch draws
+        for done in loop(shares=(0.5, 0.5, 0.0), reuse=reuse):
+            assert done.nfe_student == 16 + done.number * (16 * 4 + 4 * 24)
+            assert done.nfe_expert == done.number * (16 * 4 * 2 + forward * 2)
 
 
 def test_the_ledger_counts_since_training_began() -> None:
@@ -139,7 +139,8 @@ def test_held_out_measurement_changes_neither_training_nor_ledger(make: Callable
         run = loop(make(), heldout=heldout, ema=0.9, **MIXED)
         rounds = list(run)
         ledger = [(done.nfe_student, done.nfe_expert, done.losses) for done in rounds]
-        ends.append((weights(run.student), weights(run.averaged), ledger, run.generator.get_state()))
+        assert run.learner.averaged is not None
+        ends.append((weights(run.student), weights(run.learner.averaged), ledger, run.generator.get_state()))
         laws = ("loss_forward", "loss_own", "loss_expert")
         assert all(len(getattr(done, law)) == (4 if heldout else 0) for done in rounds for law in laws)
         assert all(math.isnan(done.heldout) == (heldout == 0) for done in rounds)
@@ -174,9 +175,11 @@ def test_without_a_generator_the_loop_is_seeded_with_zero() -> None:
         learner, expert = student(), Expert(CountingTeacher(), SCHEDULE, 2)
         law = Progressive.sampler(SCHEDULE)
         env = DenoisingEnv((2,), law, step_grid(4), 16, generator=torch.Generator().manual_seed(3))
+        learning = Learning(batch_size=8)
         run = DAgger(
-            learner, expert, Progressive(), env, DATA, rounds=2, updates_per_round=3, batch_size=8, generator=generator
-        )
+            learner, expert, Progressive(), env, DATA, rounds=2, updates_per_round=3, learning=learning,
+            generator=generator,
+        )  # fmt: skip
         for _ in run:
             pass
         ends.append(weights(learner))
@@ -195,7 +198,7 @@ def test_a_round_says_what_it_did() -> None:
     assert first.shares == Shares(1, 0, 0)
     assert second.shares == pytest.approx((0.7, 0.2, 0.1))
     assert third.shares == pytest.approx((0.4, 0.4, 0.2))
-    assert [done.size for done in (first, second, third)] == [0, 128, 256]
+    assert [done.size for done in (first, second, third)] == [24, 128 + 17, 256 + 10], "forward states are replaced"
     assert 0 < first.seconds < second.seconds < third.seconds
     assert set(first.losses) == {"distance", "loss", "gradient_norm"}
 
@@ -205,7 +208,7 @@ def test_a_round_says_what_it_did() -> None:
 )
 def test_the_window_of_the_aggregate(more: dict, sizes: list[int]) -> None:
     run = loop(shares=(0.5, 0.5, 0.0), **more)
-    assert [done.size for done in run] == sizes
+    assert [done.size - 12 for done in run] == sizes
     kept = run.aggregate.draw(500, Shares(0, 1, 0))["round"].unique().tolist()
     assert kept == list(range(4 - sizes[-1] // 64, 4))
 
@@ -213,8 +216,8 @@ def test_the_window_of_the_aggregate(more: dict, sizes: list[int]) -> None:
 def test_rounds_may_have_updates_of_their_own() -> None:
     run = loop(updates_per_round=[4, 3, 3], lr_ramp=LinearRamp(1, 0, 1), heldout=16, **MIXED)
     rates: list[float] = []
-    group = run.optimiser.param_groups[0]
-    run.optimiser.register_step_pre_hook(lambda *_: rates.append(group["lr"] / group["initial_lr"]))
+    group = run.learner.optimiser.param_groups[0]
+    run.learner.optimiser.register_step_pre_hook(lambda *_: rates.append(group["lr"] / group["initial_lr"]))
     assert [done.updates for done in run] == [4, 7, 10]
     assert rates == pytest.approx([1 - update / 10 for update in range(10)])
 
@@ -304,7 +307,7 @@ def test_training_brings_the_student_to_the_expert() -> None:
 def test_the_expert_states_are_those_of_its_own_chain(make: Callable) -> None:
     """By hand: the expert walks from the held-out noise, and on its way the student is asked what the expert is."""
     run = loop(make(), heldout=32)
-    (*_, last), times, asked = run, run.env.times, copy.copy(run.expert)
+    (*_, last), times, asked = run, run.env.times, run.expert
     assert run.heldout is not None
     x_t, expected = run.heldout.noise, []
     for t, s in itertools.pairwise(times.expand(32, -1).T):
@@ -346,7 +349,7 @@ def test_the_learning_rate_follows_its_ramp() -> None:
 
     class Rates(Progressive):
         def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
-            rates.append(run.optimiser.param_groups[0]["lr"])
+            rates.append(run.learner.optimiser.param_groups[0]["lr"])
             return super().loss(student, batch)
 
     run = loop(Rates(), optimiser=lambda p: torch.optim.Adam(p, 0.01), lr_ramp=LinearRamp(1, 0, 1))
@@ -361,16 +364,16 @@ def test_the_averaged_student_is_the_closed_formula(decay: float) -> None:
     run = loop(objective, ema=decay, optimiser=lambda p: torch.optim.Adam(p, 0.05), **MIXED)
     for _ in run:
         pass
-    assert run.averaged is not None
+    assert run.learner.averaged is not None
     first, *later = objective.after
-    for key, value in run.averaged.module.state_dict().items():
+    for key, value in run.learner.averaged.module.state_dict().items():
         expected = first[key]
         for updates, one in enumerate(later, 1):
             warm = min(decay, (1 + updates) / (10 + updates))
             expected = warm * expected + (1 - warm) * one[key]
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
-    assert not same(run.averaged.module.state_dict(), weights(run.student))
-    assert loop().averaged is None
+    assert not same(run.learner.averaged.module.state_dict(), weights(run.student))
+    assert loop().learner.averaged is None
 
 
 @pytest.mark.parametrize("clip", [1e-3, 0.05])
@@ -443,10 +446,10 @@ def test_the_generator_can_be_stopped_early() -> None:
     rounds.close()
     assert same(weights(run.student), kept[0])
     assert not run.student._forward_hooks, "the counter is taken off"
-    assert run.nfe_student > 0
-    before = run.nfe_student
+    before = run.ledger.nfe
+    assert before > 0
     run.student(torch.randn(5, 2), torch.rand(5))
-    assert run.nfe_student == before
+    assert run.ledger.nfe == before
 
 
 def test_a_loop_of_ones_own_may_use_its_pieces() -> None:
@@ -454,17 +457,18 @@ def test_a_loop_of_ones_own_may_use_its_pieces() -> None:
     whole, own = (loop(shares=(1, 0, 0)) for _ in range(2))
     for done in whole:
         losses = []
-        with own.counting():
+        with own.ledger.counting("the student", own.student):
+            own.gather(done.number, own.shares)
             for _ in range(own.updates_by_round[done.number - 1]):
-                batch = own.aggregate.draw(own.batch_size, own.shares)
+                batch = own.aggregate.draw(24, own.shares)
                 losses.append(own.objective.loss(own.student, batch).loss)
-                own.update(losses[-1])
-        assert own.close_updates({"loss": torch.stack(losses).detach()})["loss"] == done.losses["loss"]
-        assert own.nfe_student == done.nfe_student
+                own.learner.update(losses[-1])
+        assert own.learner.close({"loss": torch.stack(losses).detach()})["loss"] == done.losses["loss"]
+        assert own.ledger.nfe == done.nfe_student
         own.student(torch.randn(5, 2), torch.rand(5))  # nobody counts now
     assert same(weights(own.student), weights(whole.student))
     with pytest.raises(NonFiniteLoss, match="is not finite at update 14; the student is back at update 12"):
-        own.close_updates({"loss": torch.tensor([0.0, math.nan, 0.0, 0.0])})
+        own.learner.close({"loss": torch.tensor([0.0, math.nan, 0.0, 0.0])})
 
 
 def test_the_loop_is_lazy() -> None:
@@ -474,7 +478,7 @@ def test_the_loop_is_lazy() -> None:
     next(rounds)
     moved = weights(run.student)
     assert not same(start, moved)
-    assert run._updates == 4, "no round is run ahead of being asked for"
+    assert run.learner.updates == 4, "no round is run ahead of being asked for"
 
 
 def test_a_list_of_updates_that_is_no_list_of_rounds_is_refused() -> None:
@@ -530,4 +534,4 @@ def test_a_labelled_run_needs_labelled_data() -> None:
     )
     expert = Expert(CountingTeacher(), SCHEDULE)
     with pytest.raises(Refusal, match="sample_labelled"):
-        DAgger(student(labels=8), expert, Progressive(), env, Bare(), rounds=1, updates_per_round=1, batch_size=4)
+        DAgger(student(labels=8), expert, Progressive(), env, Bare(), rounds=1, updates_per_round=1)

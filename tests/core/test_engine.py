@@ -42,7 +42,7 @@ class Looking:
         for done in loop:
             one, other = everywhere(weights(loop.student, loop.objective.critic))
             assert torch.equal(one, other), "the same weights everywhere"
-            one, other = everywhere(loop.aggregate.buffers["student"][:]["x_t"])
+            one, other = everywhere(loop.aggregate.records("student")["x_t"])
             assert not (one == other).any(), "chains of its own in each"
             yield done
 
@@ -50,7 +50,7 @@ def halves(settings, batch, out):
     it = Experiment.build(configure(settings))
     loop, rows = it.loop(it.expert, it.settings.steps), torch.load(batch, weights_only=False)
     mine = rows.chunk(engine.world_size())[engine.rank()]
-    loop.update(loop.objective.loss(loop.student, mine).loss)
+    loop.learner.update(loop.objective.loss(loop.student, mine).loss)
     torch.save(loop.student.state_dict(), f"{out}{engine.rank()}.pt")
 
 def sums():
@@ -109,11 +109,12 @@ def test_two_halves_of_a_batch_make_the_update_of_the_whole(own_folder: Path) ->
     Path("laws.py").write_text(LAWS)
     it = Experiment.build(configure(SMALL))
     loop = it.loop(it.expert, it.settings.steps)
+    loop.gather(1, loop.shares)
     batch = loop.aggregate.draw(32, loop.shares)
     torch.save(batch, "batch.pt")
     done = together("laws.py", repr(SMALL), "batch.pt", "student")
     assert done.returncode == 0, done.stderr
-    loop.update(loop.objective.loss(loop.student, batch).loss)
+    loop.learner.update(loop.objective.loss(loop.student, batch).loss)
     one, other = (torch.load(f"student{place}.pt") for place in (0, 1))
     for name, value in loop.student.state_dict().items():
         assert torch.equal(one[name], other[name])

@@ -15,6 +15,8 @@ from dagdiff.envs.sets import Points
 from dagdiff.envs.toy2d import world
 from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
+from dagdiff.gathering import Gathering
+from dagdiff.learner import Learning
 from dagdiff.objectives import Consistency, DistributionMatching, GaussianKL, Loss, Objective, Progressive
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
@@ -215,7 +217,8 @@ def test_an_objective_that_declares_nothing_trains_under_every_law(driver: Any) 
         told = parts(objective=Own(), law=law)
         loop = DAgger(
             told["student"], told["expert"], told["objective"], told["env"], told["data"],
-            rounds=1, updates_per_round=1, batch_size=8, shares=(0.0, 0.5, 0.5), driver=driver,
+            rounds=1, updates_per_round=1, shares=(0.0, 0.5, 0.5),
+            gathering=Gathering(driver=driver), learning=Learning(batch_size=8),
         )  # fmt: skip
         assert len(list(loop)) == 1
 

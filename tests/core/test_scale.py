@@ -102,16 +102,16 @@ def records(n: int) -> TensorDict:
 def test_batches_from_disk_are_those_from_memory_and_the_folder_is_left_empty(tmp_path: Path) -> None:
     drawn = []
     for folder in (None, tmp_path / "big"):
-        it = Aggregate(records, {"student": 20, "expert": 20}, torch.Generator().manual_seed(0), folder)
+        it = Aggregate({"student": 20, "expert": 20}, None, torch.Generator().manual_seed(0), folder)
         torch.manual_seed(0)
         for number in (1, 2, 3):
             it.add("student", records(12), number)
             it.add("expert", records(8), number)
-        drawn.append([it.draw(16, Shares(0.0, 0.5, 0.5)) for _ in range(3)])
+            it.add("forward", records(4), number)
+        drawn.append([it.draw(16, Shares(0.5, 0.25, 0.25)) for _ in range(3)])
         files = list((tmp_path / "big").rglob("*.memmap"))
         assert bool(files) == (folder is not None)
-        it.buffers["student"].empty()
-        assert len(it) == 20
+        assert len(it) == 36 + 24 + 4, "room is made where it is needed"
         del it
     for memory, disk in zip(*drawn, strict=True):
         assert set(memory.keys()) == set(disk.keys())
@@ -127,7 +127,7 @@ def test_a_run_from_disk_is_the_run_from_memory(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match=r"memmap .*file can't be written .*Name another folder"):
-        Aggregate(records, {"student": 20}, folder=tmp_path / "file")
+        Aggregate({"student": 20}, folder=tmp_path / "file")
 
 
 # -- parts of a batch -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LCMScheduler
+from helpers import loop_options
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -135,8 +136,8 @@ def test_pd_weighs_the_squared_error(schedule: Any, name: str) -> None:
 def loop(objective: Objective, student: nn.Module, expert: Expert, **more: Any) -> DAgger:
     law = type(objective).sampler(expert.schedule)
     env = DenoisingEnv((2,), law, step_grid(4), 16, generator=seeded(8))
-    arguments = {"rounds": 3, "updates_per_round": 4, "batch_size": 24, "generator": seeded(9), **more}
-    return DAgger(student, expert, objective, env, DATA, **arguments)
+    arguments = {"rounds": 3, "updates_per_round": 4, "batch_size": 24, "generator": seeded(9), "reuse": 1.0, **more}
+    return DAgger(student, expert, objective, env, DATA, **loop_options(**arguments))
 
 
 @every_schedule
@@ -262,9 +263,9 @@ def test_lcm_steps_once_along_the_experts_path() -> None:
     schedule = CosineSchedule()
     expert, objective = Expert(exact(schedule), schedule), Consistency(solver_steps=20)
     batch = objective.annotate(expert, states(grid=step_grid(20)))
-    torch.testing.assert_close(batch["t_next"], batch["t"] - 0.05, atol=1e-6, rtol=0)
-    assert batch["t_next"].min() >= 0
-    landed = ddim(batch["x_t"], exact(schedule)(batch["x_t"], batch["t"]), batch["t"], batch["t_next"], schedule)
+    torch.testing.assert_close(batch["end"], batch["t"] - 0.05, atol=1e-6, rtol=0)
+    assert batch["end"].min() >= 0
+    landed = ddim(batch["x_t"], exact(schedule)(batch["x_t"], batch["t"]), batch["t"], batch["end"], schedule)
     torch.testing.assert_close(batch["x_next"], landed)
     assert expert.nfe == len(batch)
 
@@ -291,7 +292,7 @@ def test_lcm_thresholds_the_target_but_never_the_online_student() -> None:
     expert = Expert(exact(schedule), schedule, threshold=lambda x0: torch.full_like(x0, 0.5))
     objective = begun(Consistency(), student, expert)
     batch = objective.annotate(expert, states())
-    goal = boundary(batch["x_next"], torch.full_like(batch["x_next"], 0.5), batch["t_next"])
+    goal = boundary(batch["x_next"], torch.full_like(batch["x_next"], 0.5), batch["end"])
     answer = boundary(batch["x_t"], student(batch["x_t"], batch["t"]), batch["t"])
     torch.testing.assert_close(objective.loss(student, batch).loss, pseudo_huber(answer, goal, 1e-3))
 
@@ -357,7 +358,7 @@ def test_the_score_difference_in_image_shape() -> None:
 
 
 def critic(objective: DistributionMatching) -> list[nn.Parameter]:
-    return list(objective.optimiser.param_groups[0]["params"])
+    return list(objective.learner.optimiser.param_groups[0]["params"])
 
 
 @pytest.mark.parametrize("gan", [0.0, 0.1])

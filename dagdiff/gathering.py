@@ -1,0 +1,162 @@
+"""What a round gathers: how many fresh states of each source, and where they come from.
+
+A record is labelled once and serves several batches. Where the batches of a round draw R rows, a part q of them from
+one source, the round gathers q R / ``reuse`` fresh records of that source: each serves ``reuse`` batches on average.
+Forward states are made in just that number, roll-ins in whole batches of chains; what is too many is taken off the next
+round's. But a round gathers no fewer records than one of its batches draws, and at least one batch of chains: states of
+the present student are always among them.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+from torchrl.envs import EnvBase
+
+from dagdiff.checks import check_at_least
+from dagdiff.mixture import Constant, Ramp
+from dagdiff.objectives.base import Objective
+from dagdiff.rollout import Data, Driver, MixturePolicy, Rollout, forward_states
+from dagdiff.shapes import Times
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Which states are gathered and how long they stay.
+
+    Args:
+        beta: by progress, the part of the steps of the student's chains that the expert drives.
+        per_chain: let one driver keep a chain to its end.
+        driver: makes the behaviour policy of all roll-ins; :mod:`dagdiff.strategies.drivers` has others.
+        shares_ramp: scales the on-policy shares by progress; forward states take the rest.
+        input_perturbation: how much more noise forward states hold than they should (:func:`forward_states`).
+        reuse: how many batches a record serves on average, at least 1.
+        rounds_kept: how many rounds of student records stay in the aggregate; None keeps all, 1 the newest.
+        max_age: drop student records older than this many updates.
+        folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
+    """
+
+    beta: Ramp = Constant(0.0)  # noqa: RUF009  (frozen)
+    per_chain: bool = False
+    driver: Driver = MixturePolicy
+    shares_ramp: Ramp = Constant(1.0)  # noqa: RUF009
+    input_perturbation: float = 0.0
+    reuse: float = 4.0
+    rounds_kept: int | None = None
+    max_age: int | None = None
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("input_perturbation", self.input_perturbation, 0.0)
+        check_at_least("reuse", self.reuse, 1)
+        for name in ("rounds_kept", "max_age"):
+            limit = getattr(self, name)
+            check_at_least(name, 1 if limit is None else limit, 1)
+
+
+def fresh_records(share: float, drawn: int, batch: int, reuse: float) -> int:
+    """Return how many fresh records of a source a round needs: share x drawn / reuse, and at least a batch's part.
+
+    Args:
+        share: the source's part of a batch.
+        drawn: rows of all batches of the round.
+        batch: rows of one.
+        reuse: how many batches a record serves on average.
+    """
+    return max(_ceil(share * drawn / reuse), _ceil(share * batch))
+
+
+def rolls(records: int, owed: float, size: int) -> tuple[int, float]:
+    """Return how many batches of chains a round rolls in for so many records, and how many records are still owed.
+
+    At least one, where any are wanted. What it makes too many is taken off the next round's, one batch at most.
+
+    Args:
+        records: that the round needs.
+        owed: what the rounds before left, mostly below 0.
+        size: records of a batch of chains.
+    """
+    if records == 0:
+        return 0, owed
+    owed += records
+    batches = max(1, math.ceil(owed / size))
+    return batches, max(owed - batches * size, -size)
+
+
+class Sources:
+    """Fresh states of each source, where the objective trains, and not labelled yet.
+
+    Args:
+        env: chains of the student's own sampler.
+        driver: acts in them.
+        beta: of the student's.
+        data: clean points.
+        objective: says at which times it trains.
+        input_perturbation: of forward states.
+        generator: of all draws.
+        rows: the most forward states that are made, and so labelled, at once.
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        driver: MixturePolicy,
+        beta: Ramp,
+        data: Data,
+        objective: Objective,
+        input_perturbation: float,
+        generator: torch.Generator,
+        rows: int,
+    ) -> None:
+        self.env, self.driver, self.beta, self.data, self.objective = env, driver, beta, data, objective
+        self.input_perturbation, self.generator, self.rows = input_perturbation, generator, rows
+        self.grid: Times = objective.grid(env.times)
+        self.focused: int | None = None
+        self.owed = {"student": 0.0, "expert": 0.0}
+
+    def focus(self, step: int) -> None:
+        """From now on make states of one step alone."""
+        self.focused, self.grid = step, self.env.times[step : step + 2]
+
+    @property
+    def size(self) -> int:
+        """Records of one batch of chains."""
+        return int(self.env.batch_size.numel()) * (len(self.env.times) - 1 if self.focused is None else 1)
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        """The chains at work, built when first needed: that asks the driver about one batch of chains."""
+        return Rollout(self.env, self.driver, self.beta)
+
+    def fresh(self, source: str, records: int, progress: float) -> Iterator[TensorDict]:
+        """Yield so many fresh records of a source; of chains the nearest number of whole batches."""
+        if source == "forward":
+            for start in range(0, records, self.rows):
+                yield self._forward(min(self.rows, records - start))
+            return
+        batches, self.owed[source] = rolls(records, self.owed[source], self.size)
+        for _ in range(batches):
+            visited = self.rollout.of(source, progress)
+            if self.focused is not None:
+                visited = visited.reshape(-1, len(self.env.times) - 1)[:, self.focused]
+            yield self.objective.settle(visited, self.generator)
+
+    def _forward(self, rows: int) -> TensorDict:
+        return forward_states(
+            self.data,
+            self.env.transition.schedule,
+            self.grid,
+            rows,
+            self.generator,
+            self.env.conditions is not None,
+            self.input_perturbation,
+        )
+
+
+def _ceil(records: float) -> int:
+    """The next whole number, where a rounding error makes no more of one."""
+    return math.ceil(records - 1e-6)

@@ -1,0 +1,133 @@
+"""A learner: a network, and everything that an update of it is beside its loss.
+
+The same class trains the student, the critic of DMD2 and a teacher.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from dagdiff import engine
+from dagdiff.average import Average
+from dagdiff.checks import check_above, check_at_least, check_share
+from dagdiff.mixture import Constant, Ramp
+from dagdiff.round import NonFiniteLoss
+
+
+class Loss(NamedTuple):
+    """The scalar that is differentiated, and its parts (detached scalars) for the log."""
+
+    loss: Tensor
+    parts: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a network learns.
+
+    Args:
+        optimiser: makes the optimiser from the network's parameters.
+        lr_ramp: scales the learning rate by progress.
+        clip: the largest gradient norm; infinity clips nothing.
+        ema: decay an update of the averaged network (:class:`dagdiff.average.Average`); 0 averages nothing.
+        batch_size: rows of an update.
+        accumulate: parts of a batch that go through the network one after the other, to save memory.
+    """
+
+    optimiser: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam
+    lr_ramp: Ramp = Constant(1.0)  # noqa: RUF009  (frozen)
+    clip: float = 1.0
+    ema: float = 0.0
+    batch_size: int = 256
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        check_share("ema", self.ema)
+        check_above("clip", self.clip, 0.0)
+        for name in ("batch_size", "accumulate"):
+            check_at_least(name, getattr(self, name), 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a part of a batch."""
+        return -(-self.batch_size // self.accumulate)
+
+
+class Learner:
+    """A network in training. In several processes it starts from the first one's weights; gradients are averaged.
+
+    Args:
+        network: what learns, in place.
+        learning: how.
+        updates: of the whole training, over which the ramp runs.
+    """
+
+    def __init__(self, network: nn.Module, learning: Learning, updates: int = 1) -> None:
+        engine.broadcast(network)
+        self.network, self.learning, self.lr_ramp = network, learning, learning.lr_ramp
+        self.optimiser = learning.optimiser(network.parameters())
+        self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda made: self.lr_ramp(made / updates))
+        self.averaged = Average(network, learning.ema) if learning.ema else None
+        self.updates, self.last_good = 0, dict[str, Tensor]()
+
+    def update(self, loss: Tensor) -> Tensor:
+        """Make one update by a loss; return the gradient's norm before clipping."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        return self._step()
+
+    def learn(self, batch: TensorDict, loss: Callable[[TensorDict], Loss]) -> dict[str, Tensor]:
+        """Make one update by a batch's mean loss, part by part; return it, its parts and ``gradient_norm``."""
+        self.optimiser.zero_grad(set_to_none=True)
+        found: dict[str, Tensor] = {}
+        for part in batch.split(self.learning.rows):
+            share, told = len(part) / len(batch), loss(part)
+            (share * told.loss).backward()
+            for name, value in {**told.parts, "loss": told.loss.detach()}.items():
+                found[name] = share * value + found.get(name, 0.0)
+        return {**found, "gradient_norm": self._step()}
+
+    def parts(self) -> dict[str, Any]:
+        """Return what holds the state of training, by name; each has ``state_dict`` and ``load_state_dict``."""
+        held = {"network": self.network, "optimiser": self.optimiser, "rates": self.rates}
+        return held if self.averaged is None else {**held, "averaged": self.averaged}
+
+    def _step(self) -> Tensor:
+        weights = list(self.network.parameters())
+        engine.average_gradients(weights)
+        norm = nn.utils.clip_grad_norm_(weights, self.learning.clip)
+        self.optimiser.step()
+        self.rates.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+        return norm
+
+    def remember(self) -> None:
+        """The network as it is now is the last good one."""
+        self.last_good = copy.deepcopy(self.network.state_dict())
+
+    def close(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """End n updates, the losses of which are ``(n,)`` each; return their means. The network is the last good one.
+
+        This is the one look at the device in these updates.
+
+        Raises:
+            NonFiniteLoss: if a loss is not finite; the network is back at the last good one.
+        """
+        engine.average(losses.values())
+        finite = torch.stack([values.isfinite() for values in losses.values()]).all(0)
+        if not finite.all():
+            first = self.updates + int((~finite).nonzero()[0]) + 1
+            self.network.load_state_dict(self.last_good)
+            raise NonFiniteLoss(
+                f"the loss or its gradient is not finite at update {first}; the student is back at update "
+                f"{self.updates}. Lower the learning rate, clip harder, or set a threshold."
+            )
+        self.updates += len(finite)
+        self.remember()
+        return {name: float(values.mean()) for name, values in losses.items()}
