@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from dagdiff.expert import Expert
-from dagdiff.learner import Loss
+from dagdiff.learner import Loss as Loss
 from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, States, Times, column
 from dagdiff.transition import Ddim
