@@ -99,6 +99,8 @@ class MixturePolicy(TensorDictModuleBase):
         """
         step = tensordict["step"].squeeze(-1)
         count = round(self.beta * len(step))
+        if count in (0, len(step)):
+            return torch.arange(count, device=step.device)
         draw = torch.rand(step.shape, generator=self.generator, device=step.device)
         held = tensordict.get("actor", None)
         if self.per_chain and held is not None:

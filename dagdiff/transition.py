@@ -43,6 +43,13 @@ class Transition(Protocol):
         ...
 
 
+def fresh_noise(transition: Transition, x_t: States, generator: torch.Generator | None) -> States:
+    """Return a standard normal like ``x_t``, or zeros for a law that says ``stochastic = False``: it looks at none."""
+    if not getattr(transition, "stochastic", True):
+        return torch.zeros_like(x_t)
+    return torch.randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
+
+
 @dataclass(frozen=True)
 class Ddim:
     """DDIM with ``eta`` in [0, 1]: 0 is the deterministic probability-flow step, 1 is ancestral (DDPM) sampling.
@@ -55,6 +62,11 @@ class Ddim:
 
     def __post_init__(self) -> None:
         check_share("eta", self.eta)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step takes fresh noise."""
+        return self.eta > 0.0
 
     def __call__(self, x_t: States, x0: States, t: Times, s: Times, noise: States) -> States:
         """Return x_s: DDIM's mean, a part of whose noise is replaced by ``noise`` when eta > 0."""
@@ -142,6 +154,11 @@ class EpsilonScaling:
         """The noise schedule of the states."""
         return self.transition.schedule
 
+    @property
+    def stochastic(self) -> bool:
+        """As the law."""
+        return getattr(self.transition, "stochastic", True)
+
     def __call__(self, x_t: States, x0: States, t: Times, s: Times, noise: States) -> States:
         """Return x_s: where the law leads with the corrected guess."""
         alpha = column(self.schedule(t)[0], x_t)
@@ -181,8 +198,7 @@ def chain(
     for t, s in zip(times[:-1], check_times(times)[1:], strict=True):
         t, s = t.expand(len(x_t)), s.expand(len(x_t))
         x0 = policy(x_t, t, condition)
-        fresh = torch.randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
-        x_s = transition(x_t, x0, t, s, fresh)
+        x_s = transition(x_t, x0, t, s, fresh_noise(transition, x_t, generator))
         yield Step(x_t, t, s, x0, x_s)
         x_t = x_s
 

@@ -30,7 +30,7 @@ from dagdiff.checks import Refusal, check_at_least, check_same_shape, check_seed
 from dagdiff.expert import Expert
 from dagdiff.schedule import CosineSchedule, step_grid
 from dagdiff.shapes import Condition, States, Times
-from dagdiff.transition import Ddim, Transition
+from dagdiff.transition import Ddim, Transition, fresh_noise
 
 Conditions = Callable[[int, torch.Generator | None], Tensor]
 """``(n, generator) -> condition``: draws what each of n new chains is conditioned on, ``(n,)`` int64."""
@@ -102,7 +102,7 @@ class DenoisingEnv(EnvBase):
         x0 = check_same_shape("the action", tensordict["action"], x_t)
         t, s = tensordict["t"].squeeze(-1), tensordict["s"].squeeze(-1)
         condition = tensordict.get("condition", None)
-        x_s = self.transition(x_t, x0, t, s, self._noise())
+        x_s = self.transition(x_t, x0, t, s, fresh_noise(self.transition, x_t, self.generator))
         reward = _reward(self.expert, x_t, x0, t, condition).unsqueeze(-1)
         done = step + 1 >= len(self.times) - 1
         return self._observe(x_s, step + 1, condition).update(
