@@ -7,9 +7,10 @@ ValueError.
 import difflib
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # words are refused before torch is loaded
+    from torch import Tensor
 
 
 class Refusal(ValueError):
@@ -68,13 +69,13 @@ def check_shares(shares: tuple[float, ...]) -> None:
         raise Refusal(f"shares must sum to 1; got {shares}, which sum to {sum(shares):g}. Pass e.g. 0.5,0.5,0.")
 
 
-def check_times(times: Tensor) -> Tensor:
+def check_times(times: "Tensor") -> "Tensor":
     """Refuse a time grid that does not fall from 1 to 0; return it."""
     if times.ndim != 1 or len(times) < 2:
         raise Refusal(f"times must be a 1-D grid of at least 2 values; got shape {tuple(times.shape)}. {_GRID}")
     if times.is_meta:
         return times
-    if not torch.isfinite(times).all() or times[0] > 1.0 or times[-1] != 0.0:
+    if not times.isfinite().all() or times[0] > 1.0 or times[-1] != 0.0:
         raise Refusal(f"times must fall from at most 1 to exactly 0; got {times.tolist()}. {_GRID}")
     rises = (times[1:] >= times[:-1]).nonzero().flatten().tolist()
     if rises:
@@ -85,9 +86,9 @@ def check_times(times: Tensor) -> Tensor:
     return times
 
 
-def check_finite(name: str, values: Tensor) -> Tensor:
+def check_finite(name: str, values: "Tensor") -> "Tensor":
     """Refuse NaN and infinity in data; return the data."""
-    bad = int((~torch.isfinite(values)).sum())
+    bad = int((~values.isfinite()).sum())
     if bad:
         raise Refusal(
             f"{name} holds {bad} values that are NaN or infinite, of {values.numel()}. Drop or repair those rows first."
@@ -95,8 +96,10 @@ def check_finite(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def check_same_shape(name: str, got: Tensor, expected: Tensor) -> Tensor:
+def check_same_shape(name: str, got: "Tensor", expected: "Tensor") -> "Tensor":
     """Refuse an answer that is no tensor of the shape of the states it was asked about; return it."""
+    from torch import Tensor
+
     shape = tuple(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
     if shape != tuple(expected.shape):
         raise Refusal(

@@ -8,11 +8,12 @@ https://arxiv.org/abs/1011.0686) and the growth of the on-policy shares.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from dagdiff.checks import Refusal, check_share, check_shares
+
+if TYPE_CHECKING:  # ramps are described and checked before torch is loaded
+    import torch
 
 Ramp = Callable[[float], float]
 """``progress -> value``, both in [0, 1]."""
@@ -33,8 +34,10 @@ class Shares(NamedTuple):
         student, expert = self.student * height, self.expert * height
         return Shares(max(0.0, 1.0 - student - expert), student, expert)
 
-    def counts(self, rows: int, generator: torch.Generator | None = None) -> tuple[int, int, int]:
+    def counts(self, rows: int, generator: "torch.Generator | None" = None) -> tuple[int, int, int]:
         """Split ``rows`` exactly: each source gets its part, rounded up or down so that the mean is right."""
+        import torch
+
         check_shares(self)
         ends = torch.tensor(self, dtype=torch.float64).cumsum(0) * rows
         if (ends - ends.round()).abs().max() > 1e-9:  # only then is there something to draw

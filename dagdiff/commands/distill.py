@@ -5,46 +5,44 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dagdiff import engine
-from dagdiff.commands import check_given
+from dagdiff.commands import check_given, manual
 from dagdiff.report.glossary import DISTANCES
-from dagdiff.runs import config, folder
-from dagdiff.runs.experiment import Experiment
-from dagdiff.runs.rehearsal import check_folder, check_logger
+from dagdiff.runs.words import spell
 
 NAMED = {**DISTANCES, "w2": "W2"}
 """What a run's folder is summed up by, as far as it was measured."""
 
 
 def distill(words: Sequence[str]) -> None:
-    """Distil a teacher into a few-step student, and keep the run in a folder.
-
-    A part's own options follow its name: --objective distribution --objective.gan_weight 1e-3.
-    """
-    words = config.spelled(words)
-    parser = config.build_parser(words, "dagdiff distill")
-    parser.description = distill.__doc__
-    parser.add_argument("--out", type=Path | None, default=None, help="the folder to fill; it must be new or empty")
-    parser.add_argument("--logger", default="csv", help="csv, tensorboard, wandb (offline) or mlflow")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; later options win")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
-    if {"-h", "--help"} & set(words):
-        print(config.help_text(parser), end="")
+    """Distil a teacher into a few-step student, and keep the run in a folder."""
+    given = spell(words, flags=("print_config",))
+    if "help" in given:
+        print(manual.text(given, str(distill.__doc__)), end="")
         return
-    given = config.read(parser, [word for word in words if word != "--print_config"])
-    config.check_settings(given)
-    out, logger = given.pop("out"), given.pop("logger")
-    given.pop("config"), given.pop("print_config")
-    chosen = config.plain(given, parser)
-    if "--print_config" in words:
+    import yaml
+
+    from dagdiff.runs.config import complete
+
+    out, logger, shown = (given.pop(name, None) for name in ("out", "logger", "print_config"))
+    chosen = complete(given)
+    if shown:
         print(yaml.safe_dump(chosen, sort_keys=False), end="")
         return
-    check_folder(check_given(out, "--out"))
+    folder = check_given(None if out is None else Path(out), "--out")
+    _run(chosen, folder, logger or "csv")
+
+
+def _run(chosen: dict[str, Any], out: Path, logger: str) -> None:
+    """Train and keep the run, and print what it came to."""
+    from dagdiff import engine
+    from dagdiff.runs.experiment import Experiment
+    from dagdiff.runs.folder import distil
+    from dagdiff.runs.rehearsal import check_folder, check_logger
+
+    check_folder(out)
     check_logger(logger)
     with engine.joined(partial(Experiment.build, chosen)):
-        report = folder.distil(Experiment.build(chosen), out, logger=logger)
+        report = distil(Experiment.build(chosen), out, logger=logger)
     if report:
         _tell(report["metrics"], out)
         if report["teacher"]["behind"]:
@@ -59,7 +57,7 @@ def _tell(found: dict[str, float], out: Path) -> None:
     print(f"the run is kept in {out}")
 
 
-def _behind(found: dict[str, Any], chosen: config.Config) -> str:
+def _behind(found: dict[str, Any], chosen: dict[str, Any]) -> str:
     """Say that the student is behind its teacher, by which number, and what to try."""
     steps = chosen["stages"][-1] if chosen["stages"] else chosen["steps"]
     name = DISTANCES[found["metric"]]

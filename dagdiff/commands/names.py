@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dagdiff.checks import check_in
 from dagdiff.commands import make_parser
 from dagdiff.runs import config
-from dagdiff.runs.parts import PARTS, resolve
+from dagdiff.runs.described import describe_part
+from dagdiff.runs.parts import names
 from dagdiff.tasks.names import task_names
 
 
@@ -20,6 +21,5 @@ def list_names(words: Sequence[str]) -> None:
     if kind == "tasks":
         print("\n".join(task_names()))
     for part in kinds[kind]:
-        for name, path in PARTS[part].items():
-            summary = (resolve(part, name).__doc__ or "").split("\n")[0]
-            print(f"--{part} {name:<13} {summary}  [{path}]")
+        for name, path in names(part).items():
+            print(f"--{part} {name:<13} {describe_part(part, name).summary}  [{path}]")

@@ -31,7 +31,7 @@ from dagdiff.policies.student import Stepwise
 from dagdiff.policy import StudentPolicy
 from dagdiff.rollout import Data, MixturePolicy
 from dagdiff.round import Round, updates_by_round
-from dagdiff.runs.config import Config, flatten, parse
+from dagdiff.runs.config import Config, typed
 from dagdiff.runs.parts import resolve
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
@@ -66,7 +66,7 @@ class Experiment:
         Raises:
             Refusal: for anything in it that can't be; nothing has been written by then.
         """
-        settings = parse(list(flatten(config if training else _without_teacher(config))))
+        settings = typed(config if training else _without_teacher(config))
         device = find_device(settings.device)
         schedule = _make("schedule", settings.schedule) if settings.schedule["class"] else None
         task = make_task(settings.task, schedule, settings)

@@ -26,10 +26,11 @@ from dagdiff.dagger import DAgger
 from dagdiff.report import figures
 from dagdiff.report.images import sample_panels
 from dagdiff.round import NonFiniteLoss, Round
-from dagdiff.runs.config import Config, read_yaml
+from dagdiff.runs.config import Config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.rehearsal import check_run
 from dagdiff.runs.trust import check_registered
+from dagdiff.runs.words import read_yaml
 from dagdiff.transition import law_named
 from dagdiff.versions import versions
 

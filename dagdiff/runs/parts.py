@@ -1,4 +1,8 @@
-"""The parts of a run: classes or functions named by a short name, or by an import path such as ``mypkg.MyExpert``."""
+"""The parts of a run: classes or functions named by a short name, or by an import path such as ``mypkg.MyExpert``.
+
+A part is imported when it is needed, and no sooner: names are listed and described before torch is loaded
+(:mod:`dagdiff.runs.described`).
+"""
 
 import importlib
 import inspect
@@ -8,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dagdiff.checks import Refusal, check_in
-from dagdiff.envs.toy2d import world
-from dagdiff.tasks.names import PIPELINE, PLANE, read_name
+from dagdiff.runs.installed import with_installed
+from dagdiff.tasks.names import MIXTURES, PIPELINE, read_name
 
 _RAMPS = {
     "constant": "dagdiff.mixture.Constant",
@@ -77,20 +79,21 @@ PARTS: dict[str, dict[str, str]] = {
         "adaptive": "dagdiff.strategies.curriculum.AdaptiveShares",
     },
 }
-"""What each part may be, by short name. Anything else is an import path."""
+"""What each part of dagdiff's own may be, by short name. Installed packages add names (:func:`names`); anything else is
+an import path."""
 
 
 HELP = {
     "objective": "what the student is asked to match",
-    "expert": "the teacher (default: unet or pipeline for such tasks, else exact for mixtures, else learned)",
-    "policy": "the student's network (default: expert, where that is a network; else teacher or unet; or pipeline)",
-    "data": "what forward states are made of: anything with sample(n, generator) (default: the task's set)",
-    "threshold": "the reflected operator, on expert, targets and roll-ins (default of pipelines: teacher)",
+    "expert": "the teacher; by default exact for mixtures, else learned; unet or pipeline for such tasks",
+    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline",
+    "data": "what forward states are made of, anything with sample(n, generator); by default the task's set",
+    "threshold": "the reflected operator, on expert, targets and rollouts; by default of pipelines teacher",
     "schedule": "the noise schedule; a pipeline keeps its own",
-    "beta": "share of roll-in steps that the expert drives, by progress",
+    "beta": "share of rollout steps that the expert drives, by progress",
     "shares_ramp": "scales the student and expert shares, by progress",
     "lr_ramp": "scales the learning rate, by progress",
-    "driver": "who acts in the roll-ins",
+    "driver": "who acts in the rollouts",
     "curriculum": "what changes between rounds",
 }
 """What each part is, in a line of help."""
@@ -117,12 +120,24 @@ GIVEN = {
 ``expert``, the teacher that the run has built."""
 
 
+def names(part: str) -> dict[str, str]:
+    """Return short name -> import path of all that a part may be: dagdiff's own, and what is installed beside it."""
+    return with_installed(PARTS)[part]
+
+
+def path_of(part: str, name: str) -> str:
+    """Return the import path of a part's short name, or the import path itself; refuse with the near miss."""
+    registered = names(part)
+    path = registered.get(name, name)
+    if "." not in path.strip("."):
+        check_in(part, name, registered)
+    return path
+
+
 def resolve(part: str, name: str) -> Callable[..., Any]:
     """Return the class or function that a part's short name or import path names; refuse with the near miss."""
-    path = PARTS[part].get(name, name)
-    if "." not in path.strip("."):
-        check_in(part, name, PARTS[part])
-    if path not in PARTS[part].values():
+    path = path_of(part, name)
+    if path == name:
         reach_working_folder()
     found, rest = _longest_module(part, path)
     for attribute in rest:
@@ -137,8 +152,8 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
 
 def canonical(part: str, name: str) -> str:
     """Return the short name of what ``name`` names, where it has one, so that a run is spelled in one way."""
-    last = name.rpartition(".")[2]
-    same = {short: path for short, path in PARTS[part].items() if path.rpartition(".")[2] == last}
+    _, dot, last = name.rpartition(".")
+    same = {short: path for short, path in names(part).items() if dot and path.rpartition(".")[2] == last}
     return next((short for short, path in same.items() if resolve(part, name) == resolve(part, path)), name)
 
 
@@ -154,16 +169,15 @@ def usual_parts(task: str, expert: str | None = None) -> dict[str, str]:
     name = read_name(task)
     if name.kind is PIPELINE:
         return {"expert": expert or PIPELINE.expert, "policy": PIPELINE.policy, "threshold": PIPELINE.threshold}
-    closed = name.kind is PLANE and world(name.world).mixture is not None
-    mine = expert or ("exact" if closed else name.kind.expert)
-    kind = resolve("expert", mine)
-    network = mine == name.kind.expert or (inspect.isclass(kind) and issubclass(kind, nn.Module))
+    mine = expert or ("exact" if name.world in MIXTURES else name.kind.expert)
+    network = mine == name.kind.expert or (mine not in PARTS["expert"] and _is_network(resolve("expert", mine)))
     return {"expert": mine, "policy": "expert" if network else name.kind.policy}
 
 
 def known(part: str) -> str:
     """What may be named, for help and refusals."""
-    return " ".join([", ".join(PARTS[part]), "or" if PARTS[part] else "", "an import path"]).strip()
+    registered = names(part)
+    return " ".join([", ".join(registered), "or" if registered else "", "an import path"]).strip()
 
 
 def reach_working_folder() -> None:
@@ -171,6 +185,12 @@ def reach_working_folder() -> None:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+
+
+def _is_network(kind: Any) -> bool:
+    from torch import nn
+
+    return inspect.isclass(kind) and issubclass(kind, nn.Module)
 
 
 def _public(owner: Any) -> list[str]:

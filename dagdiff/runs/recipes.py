@@ -1,6 +1,6 @@
 """Recipes: every tuned default of a run, by what is trained.
 
-A recipe holds settings of :class:`dagdiff.runs.config.Settings` and options of parts (``"objective.critic_lr"``). It is
+A recipe holds settings of :class:`dagdiff.runs.settings.Settings` and options of parts (``"objective.critic_lr"``). It is
 written out into the configuration before anything runs, so what a run *is* stands in its configuration alone, and
 whoever changes a number here makes other runs. Objectives hold mathematics; from Python take their numbers from here:
 
@@ -11,13 +11,14 @@ whoever changes a number here makes other runs. Objectives hold mathematics; fro
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dagdiff.checks import check_in
-from dagdiff.runs.parts import resolve
+from dagdiff.checks import Refusal, check_in
+from dagdiff.runs.parts import DEFAULTS, PARTS, resolve, usual_parts
+from dagdiff.tasks.names import PIPELINE, read_name
 
 Values = dict[str, Any]
 
@@ -132,11 +133,66 @@ def recipe(trained: str, objective: str) -> Values:
         Refusal: for an unknown recipe or objective.
     """
     chosen = RECIPES[check_in("recipe", trained, RECIPES)]
+    nearest = objective if objective in PARTS["objective"] else _ancestor(objective, chosen.objectives)
+    return {**chosen.settings, **chosen.objectives.get(nearest, {})}
+
+
+def _ancestor(objective: str, known: Iterable[str]) -> str:
+    """Return the short name of the nearest ancestor of a class that is among ``known``, or nothing."""
     kind = resolve("objective", objective)
     ancestors = inspect.getmro(kind) if inspect.isclass(kind) else (kind,)
-    known = {resolve("objective", short): short for short in chosen.objectives}
-    nearest = next((known[each] for each in ancestors if each in known), None)
-    return {**chosen.settings, **chosen.objectives.get(nearest or "", {})}
+    kinds = {resolve("objective", short): short for short in known}
+    return next((kinds[each] for each in ancestors if each in kinds), "")
+
+
+class Usual(NamedTuple):
+    """What a run takes where its user says nothing: its parts by name (None: the task's own), and other values."""
+
+    parts: dict[str, str | None]
+    values: Values
+
+
+def usual(given: Mapping[str, Any], task: str) -> Usual:
+    """Return the parts of a run and its usual values, among them the options of these parts.
+
+    Args:
+        given: what the user says, by names such as ``objective.class``.
+        task: its task.
+
+    Raises:
+        Refusal: for an unknown task or part, or a second teacher.
+    """
+    kind = read_name(str(given.get("task", task))).kind
+    named: dict[str, str] = {part: name for part in PARTS if (name := given.get(f"{part}.class"))}
+    own = usual_parts(str(given.get("task", task)), named.get("expert"))
+    _refuse_second_teacher(given, named, own)
+    parts = {part: named.get(part) or own.get(part) or DEFAULTS.get(part, {}).get("class") for part in PARTS}
+    trained = kind.recipe
+    if kind is PIPELINE:
+        parts["schedule"] = named.get("schedule")
+        trained = pipeline_kind(given.get("pipeline.path"), str(parts["policy"]))
+    values: Values = {}
+    for part, name in parts.items():
+        values[f"{part}.class"] = name
+        if name == DEFAULTS.get(part, {}).get("class"):
+            values |= {f"{part}.{option}": value for option, value in DEFAULTS.get(part, {}).items()}
+    return Usual(parts, values | recipe(trained, str(parts["objective"])))
+
+
+def _refuse_second_teacher(given: Mapping[str, Any], named: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Refuse a second teacher: where the expert is a learned network, a student that starts from one starts from it."""
+    policy = named.get("policy", own["policy"])
+    if own["policy"] == "expert" and policy in ("teacher", "unet"):
+        raise Refusal(
+            f"--policy {policy} describes a second teacher beside the expert {own['expert']!r}, from which the "
+            "student starts. Leave --policy away, or pass fresh or fresh-unet."
+        )
+    options = [name for name in given if name.startswith("policy.") and name != "policy.class"]
+    if policy == "expert" and options:
+        raise Refusal(
+            f"--{options[0]}: the student starts from the expert {own['expert']!r} and has no options of its own. "
+            f"Pass --{options[0].replace('policy', 'expert')}, or name another --policy."
+        )
 
 
 def pipeline_kind(path: str | None, policy: str) -> str:

@@ -1,5 +1,7 @@
 """What a file that came from elsewhere may name: registered parts. Any other name would be imported, which runs code.
 
+Registered are dagdiff's own parts, and those of packages that the user has installed (:mod:`dagdiff.runs.installed`).
+
 A run's ``config.yaml`` and ``student.json``, and the settings in a suite's ``results.json``, are data. Import paths
 come from the user alone: the command line, Python, or a file of settings that the user hands to ``--config``.
 """
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff.checks import Refusal
-from dagdiff.runs.parts import PARTS
+from dagdiff.runs.parts import PARTS, names
 
 _WEIGHTS = "truncated_snr", "snr", "unweighted", "v_space"
 FUNCTIONS = tuple(f"dagdiff.objectives.progressive.{name}" for name in _WEIGHTS)
@@ -35,7 +37,7 @@ def check_registered(config: Mapping[str, Any], file: Path) -> None:
         name = options.pop("class", None)
         if not isinstance(name, str | None):
             raise Refusal(f"{file} holds {_short(name)} where {part} has its name. Make the run again.")
-        if name and "." in name and name not in PARTS[part].values():
+        if name and "." in name and name not in names(part).values():
             raise _untrusted(file, f"{part} {_short(name)}")
         for option, value in options.items():
             if not _is_data(value):
@@ -67,10 +69,15 @@ def check_plain(content: Any, file: Path) -> None:
     raise Refusal(f"{file} is too large or too deep for a file of settings. Write `name: value` lines.")
 
 
-def names_code(words: Iterable[str]) -> bool:
-    """Whether an option of a part, among spelled words, names somebody's function or class by its path."""
-    found = (re.match(r"--(\w+)\.[\w.]+=(?!dagdiff\.)[^\W\d]\w*\.[^\W\d]", word) for word in words)
-    return any(each is not None and each[1] in PARTS for each in found)
+def names_code(given: Mapping[str, Any]) -> bool:
+    """Whether an option of a part, among names and values, names somebody's function or class by its path."""
+    return any(
+        name.partition(".")[0] in PARTS and isinstance(value, str) and _FOREIGN.match(value)
+        for name, value in given.items()
+    )
+
+
+_FOREIGN = re.compile(r"(?!dagdiff\.)[^\W\d]\w*\.[^\W\d]")
 
 
 def _is_data(value: Any) -> bool:

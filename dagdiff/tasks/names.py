@@ -1,19 +1,32 @@
 """The registry of tasks: what a name means, and what kind of task it is.
 
-A name is ``WORLD-SET`` or ``WORLD-SET-labelled``: a world of :data:`dagdiff.envs.toy2d.WORLDS` with a set of
-:data:`dagdiff.envs.sets.SETS`, or images (:data:`dagdiff.envs.images.WORLDS`, or a path of your own pictures) with one
-of :data:`dagdiff.envs.images.SETS`. ``pipeline`` is a diffusers pipeline, which is named beside it. A new kind is a
-module like :mod:`dagdiff.tasks.plane` and an entry here.
+A name is ``WORLD-SET`` or ``WORLD-SET-labelled``: a world with a set of its points that the student is trained on. The
+worlds are those of :data:`dagdiff.envs.toy2d.WORLDS` or :data:`dagdiff.envs.images.WORLDS`, or a path of your own
+pictures. ``pipeline`` is a diffusers pipeline, which is named beside it. A new kind is a module like
+:mod:`dagdiff.tasks.plane` and an entry here. Names stand here as text, so that they are read before torch is loaded.
 """
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dagdiff.checks import Refusal, check_in
-from dagdiff.envs import images, sets, toy2d
-from dagdiff.schedule import Schedule
-from dagdiff.tasks.base import Task
+
+if TYPE_CHECKING:
+    from dagdiff.schedule import Schedule
+    from dagdiff.tasks.base import Task
+
+MIXTURES = ("gaussians8", "grid25", "imbalanced")
+"""Worlds in 2-D that are Gaussian mixtures: they have labels, and an expert in closed form."""
+
+CURVES = ("moons", "rings", "checkerboard", "spirals", "pinwheel")
+"""Worlds in 2-D that have neither."""
+
+PICTURES = ("digits", "fashion14", "fashion28")
+"""Worlds of images, all with labels."""
+
+SETS = ("matched", "scarce", "biased")
+"""The points of a world that a student is trained on: all, few, or a part of the world."""
 
 
 class Kind(NamedTuple):
@@ -70,21 +83,21 @@ def read_name(text: str) -> Name:
         return Name(text, PIPELINE)
     world, _, shown = text.removesuffix("-labelled").rpartition("-")
     labelled = text.endswith("-labelled")
-    if world in images.WORLDS or (world and world not in toy2d.WORLDS and Path(world).exists()):
-        return Name(text, IMAGES, world, check_in("set", shown, images.SETS), labelled)
+    if world in PICTURES or (world and world not in (*MIXTURES, *CURVES) and Path(world).exists()):
+        return Name(text, IMAGES, world, check_in("set", shown, SETS), labelled)
     check_in("task", text, task_names())
     return Name(text, PLANE, world, shown, labelled)
 
 
 def task_names() -> list[str]:
     """Every task's name, apart from those of your own images."""
-    toys = [f"{world}-{shown}" for world in toy2d.WORLDS for shown in sets.SETS]
-    toys += [f"{of}-{shown}-labelled" for of in toy2d.WORLDS if toy2d.world(of).labels for shown in sets.SETS]
-    seen = [f"{world}-{shown}" for world in images.WORLDS for shown in images.SETS]
-    return [*toys, *seen, *(f"{name}-labelled" for name in seen), "pipeline"]
+    plain = [f"{world}-{shown}" for world in (*MIXTURES, *CURVES) for shown in SETS]
+    labelled = [f"{world}-{shown}-labelled" for world in MIXTURES for shown in SETS]
+    seen = [f"{world}-{shown}" for world in PICTURES for shown in SETS]
+    return [*plain, *labelled, *seen, *(f"{name}-labelled" for name in seen), "pipeline"]
 
 
-def make_task(name: str, schedule: Schedule | None = None, settings: Any = None) -> Task:
+def make_task(name: str, schedule: "Schedule | None" = None, settings: Any = None) -> "Task":
     """Return the task of that name.
 
     Args:
@@ -96,5 +109,5 @@ def make_task(name: str, schedule: Schedule | None = None, settings: Any = None)
         Refusal: for an unknown name, or what the kind of task can't be.
     """
     found = read_name(name)
-    task: Task = found.kind.imported().make(found, schedule, settings)
+    task: "Task" = found.kind.imported().make(found, schedule, settings)
     return task

@@ -7,18 +7,20 @@ import pytest
 import yaml
 
 from dagdiff.checks import Refusal
-from dagdiff.runs.config import Settings, build_parser, configure, flatten, parse, plain, spelled
+from dagdiff.runs.config import complete, configure
 from dagdiff.runs.parts import PARTS, resolve
+from dagdiff.runs.settings import NAMES
+from dagdiff.runs.words import spell, spread
 
 
 def config(*words: str) -> dict[str, Any]:
     """The configuration that words on the command line stand for."""
-    return plain(parse(words), build_parser(list(spelled(words)), "dagdiff distill"))
+    return complete(spell(words))
 
 
 def test_the_defaults_hold_every_setting_and_every_part() -> None:
     found = configure({})
-    assert set(found) == {*Settings.__dataclass_fields__, *PARTS}
+    assert set(found) == {*NAMES, *PARTS}
     assert {name for name, value in found.items() if value is None} == {"stages", "rounds_kept", "max_age", "memmap"}
     assert {part: found[part]["class"] for part in PARTS} == {
         "objective": "progressive",
@@ -39,7 +41,7 @@ def test_the_defaults_hold_every_setting_and_every_part() -> None:
 def test_configurations_are_plain_and_come_back_from_yaml() -> None:
     found = configure({"task": "moons-scarce", "stages": [8, 4], "objective": {"class": "consistency", "ema": 0.9}})
     text = yaml.safe_dump(found)
-    assert configure(yaml.safe_load(text)) == found == config(*flatten(found))
+    assert configure(yaml.safe_load(text)) == found == config(*(f"--{name}={value}" for name, value in spread(found).items()))
     assert found["stages"] == [8, 4]
     assert found["objective"] == {
         "class": "consistency",
@@ -220,11 +222,11 @@ def test_class_paths_that_lead_nowhere(name: str, match: str) -> None:
 )
 def test_values_of_the_wrong_type_are_named_in_one_line(words: tuple[str, ...], match: str) -> None:
     with pytest.raises(Refusal, match=match) as refusal:
-        parse(words)
+        config(*words)
     assert "\n" not in str(refusal.value)
     assert "Parser key" not in str(refusal.value) and "<class" not in str(refusal.value)  # the user's words, not ours
 
 
 def test_options_are_not_abbreviated() -> None:
     with pytest.raises(Refusal, match="--upd"):
-        parse(["--upd", "3"])
+        config("--upd", "3")

@@ -1,0 +1,129 @@
+"""The settings of a run: what may be told, its type and its usual value, and what its value may be.
+
+A new setting is a field here, with a line in the docstring; command line, YAML, help and documentation take it from
+there.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+from dagdiff.checks import Refusal, check_above, check_at_least, check_seed, check_share, check_shares
+from dagdiff.runs.recipes import PLANE
+from dagdiff.tasks.names import PIPELINE, read_name
+
+
+@dataclass
+class Settings:
+    """Distil a teacher into a few-step student.
+
+    Args:
+        task: the target distribution and the set of its points that the student is trained on, e.g. grid25-biased;
+            `dagdiff list tasks` names them all; or pipeline, with --pipeline.path.
+        shares: parts of a batch that are forward states, student states and expert states; they sum to 1.
+        steps: number of steps of the student.
+        stages: progressive halving: the steps of each stage, e.g. 16,8,4; the student of one stage is the expert of
+            the next.
+        updates: number of student updates over all rounds; with --stages, of each stage. The first rounds make one
+            more where they do not divide.
+        rounds: number of rounds of sampling and training; with --stages, of each stage.
+        batch_size: number of states of an update.
+        chains: number of chains that are sampled at a time.
+        reuse: number of batches that a labelled state serves on average, at least 1; a round makes as many new ones as
+            its updates then need, chains in whole batches.
+        substeps: number of DDIM steps of the expert within one step of the student.
+        guidance: weight of classifier-free guidance of the expert, on labelled tasks.
+        per_chain: let one driver keep a chain to its end.
+        stepwise: give the student a network of its own for each step.
+        input_perturbation: noise that forward states hold beside their own, as a part of it; 0 adds none.
+        epsilon_scale: divides the noise in the student's predictions when it samples; 1 leaves it.
+        rounds_kept: number of rounds whose student states stay in the aggregate; null keeps all, 1 the newest.
+        max_age: age in updates at which student states are dropped; null keeps them.
+        lr: learning rate of Adam.
+        betas: decay rates of Adam's first and second moment.
+        clip: largest norm of a gradient.
+        ema: decay of the averaged student, which is the one saved, (1 + n) / (10 + n) at most after n updates; 0 saves
+            the last.
+        bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
+        accumulate: number of parts of a batch that go through the student one after the other, to save memory.
+        memmap: folder for the aggregate, memory-mapped; null keeps it in memory.
+        heldout: number of chains of the measurement that closes a round; 0 measures nothing.
+        samples: number of points drawn from the student for its final score.
+        seed: seed of everything random, from 0 to 2^32 - 1.
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+
+    task: str = "gaussians8-biased"
+    shares: tuple[float, float, float] = PLANE.settings["shares"]
+    steps: int = 4
+    stages: list[int] | None = None
+    updates: int = PLANE.settings["updates"]
+    rounds: int = PLANE.settings["rounds"]
+    batch_size: int = PLANE.settings["batch_size"]
+    chains: int = PLANE.settings["chains"]
+    substeps: int = PLANE.settings["substeps"]
+    guidance: float = 1.0
+    per_chain: bool = False
+    stepwise: bool = False
+    input_perturbation: float = 0.0
+    epsilon_scale: float = 1.0
+    reuse: float = PLANE.settings["reuse"]
+    rounds_kept: int | None = None
+    max_age: int | None = None
+    lr: float = PLANE.settings["lr"]
+    betas: tuple[float, float] = PLANE.settings["betas"]
+    clip: float = PLANE.settings["clip"]
+    ema: float = 0.0
+    bf16: bool = False
+    accumulate: int = 1
+    memmap: str | None = None
+    heldout: int = PLANE.settings["heldout"]
+    samples: int = PLANE.settings["samples"]
+    seed: int = 0
+    device: str = "auto"
+
+
+NAMES = tuple(field.name for field in fields(Settings))
+"""Every setting's name."""
+
+
+def lists_of(kind: type) -> tuple[str, ...]:
+    """Return the names of a dataclass's fields that are lists, which words spell with commas."""
+    hints = get_type_hints(kind)
+    return tuple(each.name for each in fields(kind) if str(hints[each.name]).startswith(("list", "tuple")))
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse settings that can't be, each under the name that the user gave it."""
+    check_shares(tuple(settings.shares))
+    for name in ("steps", "rounds", "batch_size", "chains", "substeps", "accumulate", "reuse"):
+        check_at_least(name, getattr(settings, name), 1)
+    check_at_least("updates", settings.updates, settings.rounds)
+    check_seed("seed", settings.seed)
+    check_at_least("samples", settings.samples, 10)
+    if settings.samples > 20_000:
+        raise Refusal(f"samples must be at most 20000, for all pairs are compared; got {settings.samples}.")
+    if read_name(settings.task).kind is PIPELINE and settings.samples > 1000:
+        raise Refusal(
+            f"samples of a pipeline run through it at once, 1000 at most; got {settings.samples}. Pass e.g. 32."
+        )
+    if settings.accumulate > settings.batch_size:
+        raise Refusal(
+            f"accumulate must be at most batch_size, {settings.batch_size}; got {settings.accumulate}. Lower it."
+        )
+    check_at_least("heldout", settings.heldout, 0)
+    check_at_least("input_perturbation", settings.input_perturbation, 0)
+    for name in ("clip", "epsilon_scale", "lr"):
+        check_above(name, getattr(settings, name), 0)
+    for beta in settings.betas:
+        check_share("betas", beta)
+    for name in ("rounds_kept", "max_age"):
+        check_at_least(name, 1 if getattr(settings, name) is None else getattr(settings, name), 1)
+    if settings.stages is not None:
+        from dagdiff.strategies.halving import check_stages  # it loads the loop
+
+        check_stages(settings.stages)
+        if settings.stepwise:
+            raise Refusal("stepwise has a network a step, and stages change the steps. Leave one of them away.")
+    from dagdiff.engine import find_device  # it loads torch
+
+    find_device(settings.device)
