@@ -1,12 +1,11 @@
 """``dagdiff bench``: a suite of runs, its table and its report; or some of its runs made again."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.running.options import spelled
 from dagdiff.benchmarks.running.verify import conclude, verify
 from dagdiff.checks import Refusal, check_in, check_seed
 from dagdiff.commands import add_trust, check_given, make_parser
@@ -15,7 +14,9 @@ from dagdiff.report.page import write_report
 from dagdiff.report.results import Results, write_summary
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs import config
+from dagdiff.runs.settings import lists_of
 from dagdiff.runs.trust import check_plain, check_registered
+from dagdiff.runs.words import listed, split
 
 SUITES = {
     "toy2d": "dagdiff.benchmarks.suites.toy2d",
@@ -33,8 +34,9 @@ def bench(words: Sequence[str]) -> None:
     Runs that results.json already holds with the same configuration are not run again. With --verify nothing is added:
     some runs that the folder holds are made again and compared.
     """
-    suite = _suite(words)
-    parser = make_parser("bench", bench)
+    said = dict(split(words, flags=("quick", "trust_code")))
+    said["suite"] = said.pop("", "")
+    suite, parser = _suite(said), make_parser("bench", bench)
     parser.add_argument("suite", help=", ".join(SUITES))
     parser.add_argument("--quick", action="store_true", help="a few minutes' worth: sets the options below")
     parser.add_argument("--workers", type=int, default=1, help="processes; one a core is best")
@@ -45,9 +47,13 @@ def bench(words: Sequence[str]) -> None:
     parser.add_argument("--verify_seed", type=int, default=0, help="chooses them")
     add_trust(parser)
     parser.add_class_arguments(suite.Suite, None)
-    if "--quick" in words:
+    if said.get("quick"):
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
-    given = vars(config.read(parser, list(spelled(words, suite.Suite))))
+    if "help" in said:
+        print(parser.format_help(), end="")
+        return
+    said |= {name: listed(said[name]) for name in lists_of(suite.Suite) if name in said}
+    given = vars(config.read(parser, said))
     check_seed("verify_seed", given["verify_seed"])
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
     if given["verify"]:
@@ -85,10 +91,9 @@ def _kept_suite(suite: Any, settings: dict[str, Any], file: Path, trust_code: bo
     parser.add_class_arguments(suite.Suite, None)
     check_plain(settings, file)
     try:
-        chosen = vars(parser.parse_object(settings))
-    except Exception as error:  # jsonargparse raises several kinds; all mean that the file is foreign
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise Refusal(f"the settings in {file} are not this suite's ({reason}). Name a folder that it wrote.") from None
+        chosen = vars(config.read(parser, settings))
+    except Refusal as error:
+        raise Refusal(f"the settings in {file} are not this suite's: {error} Name a folder that it wrote.") from None
     if not trust_code:
         check_registered(chosen["settings"], file)
         for option, part in {"objectives": "objective", "students": "policy"}.items():
@@ -97,12 +102,10 @@ def _kept_suite(suite: Any, settings: dict[str, Any], file: Path, trust_code: bo
     return suite.Suite(**chosen)
 
 
-def _suite(words: Sequence[str]) -> Any:
-    """Import the suite that the first word names; with no name but a call for help, the first there is."""
-    name = next(iter(words), "")
-    if name in ("-h", "--help"):
-        name = next(iter(SUITES))
-    if not name or name.startswith("-"):
+def _suite(said: Mapping[str, Any]) -> Any:
+    """Import the suite that was named; with no name but a call for help, the first there is."""
+    name = said["suite"] or ("help" in said and next(iter(SUITES)))
+    if not name:
         raise Refusal(f"the suite comes first: dagdiff bench SUITE [options], with SUITE one of {', '.join(SUITES)}.")
     return import_module(SUITES[check_in("suite", name, SUITES)])
 

@@ -6,8 +6,8 @@ A table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is a
 """
 
 import re
-from argparse import SUPPRESS, Action
-from collections.abc import Iterator, Sequence
+from argparse import SUPPRESS
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,8 +16,10 @@ import torch
 
 from dagdiff import cli
 from dagdiff.benchmarks.command import SUITES
+from dagdiff.commands import manual
 from dagdiff.runs import config
-from dagdiff.runs.parts import HELP, PARTS, resolve
+from dagdiff.runs.described import REQUIRED, Option, describe_part
+from dagdiff.runs.parts import HELP, PARTS
 
 HERE = Path(__file__).resolve().parent
 COMMANDS = tuple(cli.COMMANDS)
@@ -47,11 +49,12 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def commands() -> dict[str, str]:
     """The options of each command, the parts of a run, and the options of each part."""
-    tables = {name: options(_plain(parser(name))) for name in COMMANDS if name != "bench"}
+    others = (name for name in COMMANDS if name not in ("distill", "bench"))
+    tables = {name: options(_told(parser(name))) for name in others}
     for suite in SUITES:
-        tables[f"bench {suite}"] = options(_plain(parser("bench", [suite])))
-    rows = [f"| `--{part}` | {_cell(HELP[part])} | {_default(part)} |" for part in PARTS]
-    tables["parts"] = "| part | what it is | default |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        tables[f"bench {suite}"] = options(_told(parser("bench", [suite])))
+    of_a_run = (group for group in manual.groups({}) if not group.title.startswith("Options of"))
+    tables["distill"] = "\n".join(f"**{group.title}**\n\n{options(group.options)}" for group in of_a_run)
     alike: dict[tuple[str, ...], list[str]] = {}
     for part in PARTS:
         alike.setdefault(tuple(PARTS[part].values()), []).append(part)
@@ -73,14 +76,12 @@ def parser(command: str, words: Sequence[str] = ()) -> Any:
     raise RuntimeError(f"{command} read no words")
 
 
-def options(actions: Sequence[Action]) -> str:
+def options(found: Iterable[Option]) -> str:
     """A table of options."""
-    rows = []
-    for action in actions:
-        names = [name for name in action.option_strings if not name.endswith("+")] or [action.dest.upper()]
-        known = ", ".join(f"`{choice}`" for choice in action.choices or ())
-        told = f"{_cell(action.help or '')}{': ' + known if known else ''}"
-        rows.append(f"| `{names[-1]}` | {_value(action)} | {told} |")
+    rows = [
+        f"| `{'' if option.name.isupper() else '--'}{option.name}` | {_value(option)} | {_cell(option.meaning)} |"
+        for option in found
+    ]
     return "| option | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
@@ -101,16 +102,15 @@ def floors() -> dict[str, str]:
     return {"floors": "| metric | mean | least to most |\n|---|---|---|\n" + "\n".join(rows) + "\n"}
 
 
-def _plain(found: Any) -> list[Action]:
-    """A parser's options but those of parts, which have a table of their own."""
-    return [action for action in _told(found) if action.dest.partition(".")[0] not in PARTS]
-
-
-def _told(found: Any) -> Iterator[Action]:
-    hidden = ("help", "print_config") if found.prog != "dagdiff distill" else ("help",)
+def _told(found: Any) -> Iterator[Option]:
+    """The options of a command's parser, as those of a run are described."""
     for action in found._actions:
-        if action.dest not in hidden and action.help is not SUPPRESS and not action.dest.endswith(".help"):
-            yield action
+        if action.dest in ("help", "print_config") or action.help is SUPPRESS or action.dest.endswith(".help"):
+            continue
+        name = action.option_strings[0].removeprefix("--") if action.option_strings else action.dest.upper()
+        value = action.default if action.option_strings and action.default is not SUPPRESS else None
+        known = ", ".join(f"`{choice}`" for choice in action.choices or ())
+        yield Option(name, value, "", f"{_cell(action.help or '')}{': ' + known if known else ''}")
 
 
 def _of_parts(parts: Sequence[str]) -> str:
@@ -120,10 +120,9 @@ def _of_parts(parts: Sequence[str]) -> str:
     names = "; ".join(f"`--{name}`: {_cell(HELP[name])}" for name in parts)
     lines = ["\n### " + ", ".join(parts) + f"\n\n{names}.{shown}\n"]
     for name in PARTS[part]:
-        summary = (resolve(part, name).__doc__ or "").split("\n\n")[0]
-        lines.append(f"\n**{name}**: {_cell(summary)}.\n")
-        chosen = _told(parser("distill", [f"--{part}", name]))
-        own = [action for action in chosen if action.dest.startswith(f"{part}.") and action.dest != f"{part}.class"]
+        lines.append(f"\n**{name}**: {_cell(describe_part(part, name).summary)}.\n")
+        told = (option for group in manual.groups({f"{part}.class": name}) for option in group.options)
+        own = [option for option in told if option.name.startswith(f"{part}.")]
         if own:
             lines.append("\n" + options(own))
     if not PARTS[part]:
@@ -131,24 +130,8 @@ def _of_parts(parts: Sequence[str]) -> str:
     return "".join(lines)
 
 
-def _default(part: str) -> str:
-    from dagdiff.runs.parts import DEFAULTS
-
-    chosen = dict(DEFAULTS.get(part, {}))
-    name = chosen.pop("class", None)
-    values = ", ".join(f"{key} {value}" for key, value in chosen.items())
-    return f"`{name}`{f' ({values})' if values else ''}" if name else "the task's own"
-
-
-def _value(action: Action) -> str:
-    value = action.default
-    if action.option_strings == [] or value is None or value is SUPPRESS:
-        return ""
-    if callable(value):
-        return f"`{getattr(value, '__name__', value)}`"
-    if isinstance(value, list | tuple):
-        return "`" + ",".join(map(str, value)) + "`"
-    return f"`{value}`"
+def _value(option: Option) -> str:
+    return "" if option.value is None or option.value is REQUIRED else f"`{manual.written(option.value)}`"
 
 
 def _cell(text: str) -> str:

@@ -1,7 +1,6 @@
-"""The options of a suite: how they are spelled on the command line, and what is refused before the first run."""
+"""The options of a suite: what is refused before its first run."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dagdiff.checks import Refusal, check_at_least, check_in
@@ -33,12 +32,3 @@ def check_choices(suite: Any, variants: Iterable[str], own: Mapping[str, str]) -
         read_name(task)
     for variant in suite.variants:
         check_in("variant", variant, variants)
-
-
-def spelled(words: Sequence[str], suite: type) -> Iterator[str]:
-    """Spell ``--tasks a,b`` as the list it means, for every option of the suite that is a list."""
-    lists = {f"--{field.name}" for field in fields(suite) if str(field.type).startswith("list")}
-    rest = iter(words)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        yield f"{option}=[{value if equals else next(rest, '')}]" if option in lists else word

@@ -18,7 +18,7 @@ GROUPS = {
     "What to distil": ("task", "expert", "guidance", "schedule", "data", "out"),
     "What student": ("objective", "steps", "policy", "stages", "stepwise", "threshold", "epsilon_scale"),
     "Which states": (
-        "shares", "shares_ramp", "beta", "driver", "per_chain", "curriculum", "rounds_kept", "max_age",
+        "shares", "shares_ramp", "beta", "driver", "per_chain", "curriculum", "reuse", "rounds_kept", "max_age",
         "input_perturbation",
     ),
     "How long, at what cost": (
@@ -112,7 +112,7 @@ def written(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return str(getattr(value, "__name__", value))
+    return str(value)
 
 
 def _prefixed(owner: str, described: Described, said: Mapping[str, Any]) -> list[Option]:

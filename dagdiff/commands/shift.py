@@ -25,6 +25,7 @@ from dagdiff.rollout import draw
 from dagdiff.runs import config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run
+from dagdiff.runs.words import split
 
 
 def shift(words: Sequence[str]) -> None:
@@ -33,7 +34,7 @@ def shift(words: Sequence[str]) -> None:
     Prints three tables and a verdict; writes shift.csv, intervention.csv and amplification.csv, each with its figure
     (.png), to the folder.
     """
-    if any(word.partition("=")[0] == "--expert" for word in words):
+    if "expert" in dict(split(words, flags=("trust_code",))):
         from dagdiff.commands.shift_pair import shift_pair  # only pipelines need diffusers
 
         return shift_pair(words)

@@ -1,14 +1,11 @@
 """``dagdiff teacher``: the learned teacher of a task, trained once and cached."""
 
 from collections.abc import Sequence
-from itertools import pairwise
-
-from tqdm import tqdm
+from typing import Any
 
 from dagdiff.commands import make_parser
-from dagdiff.engine import find_device
 from dagdiff.runs import config
-from dagdiff.schedule import CosineSchedule
+from dagdiff.runs.words import split
 from dagdiff.tasks.names import PLANE, make_task, read_name
 
 
@@ -17,13 +14,25 @@ def teacher(words: Sequence[str]) -> None:
 
     A training that was stopped is resumed.
     """
+    given = dict(split(words))
     parser = make_parser("teacher", teacher)
     parser.add_argument("--task", required=True, help="a task; its distillation set does not matter")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    named = [word.partition("=")[2] or after for word, after in pairwise([*words, ""]) if word.startswith("--task")]
-    kind = (read_name(named[-1]).kind if named and named[-1] else PLANE).teacher()
+    kind = (read_name(given["task"]).kind if given.get("task") else PLANE).teacher()
     parser.add_class_arguments(kind, None, skip={"task"})
-    options = vars(config.read(parser, words))
+    if "help" in given:
+        print(parser.format_help(), end="")
+        return
+    _train(kind, vars(config.read(parser, given)))
+
+
+def _train(kind: Any, options: dict[str, Any]) -> None:
+    """Train a teacher, unless the cache holds it."""
+    from tqdm import tqdm
+
+    from dagdiff.engine import find_device
+    from dagdiff.schedule import CosineSchedule
+
     task, device = make_task(options.pop("task"), CosineSchedule()), find_device(options.pop("device"))
     learner = kind(task, **options)
     if learner.path.exists():

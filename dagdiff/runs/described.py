@@ -48,7 +48,7 @@ def describe_part(part: str, name: str) -> Described:
 def describe(kind: Callable[..., Any]) -> Described:
     """Describe an imported class or function."""
     found = [
-        (each.name, each.default, inspect.formatannotation(each.annotation) if each.annotation is not REQUIRED else "")
+        (each.name, _path(each.default), _type(each.annotation))
         for each in inspect.signature(kind).parameters.values()
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
@@ -61,14 +61,14 @@ def describe_source(path: str) -> Described:
     owner, node = _find(path)
     texts = [ast.get_docstring(node)]
     if isinstance(node, ast.FunctionDef):
-        found = _of_function(node)
+        found = _of_function(node, owner)
     else:
         made = next((each for each in _methods(node) if each.name == "__init__"), None)
         if made is not None:
             texts.append(ast.get_docstring(made))
-            found = _of_function(made)
+            found = _of_function(made, owner)
         elif any("dataclass" in ast.unparse(each) for each in node.decorator_list):
-            found = _of_fields(node)
+            found = _of_fields(node, owner)
         else:
             bases = [f"{owner}.{base.id}" for base in node.bases if isinstance(base, ast.Name)]
             found = [option[:3] for base in bases[:1] for option in describe_source(base).options]
@@ -82,30 +82,43 @@ def _described(texts: list[str], found: list[tuple[str, Any, str]]) -> Described
     return Described(summary, [Option(*each, meanings.get(each[0], "")) for each in found])
 
 
-def _of_function(node: ast.FunctionDef) -> list[tuple[str, Any, str]]:
+def _path(value: Any) -> Any:
+    """The import path of a function or class, which is how words name it; any other value as it is."""
+    return f"{value.__module__}.{value.__qualname__}" if inspect.isroutine(value) or _is_class(value) else value
+
+
+def _is_class(value: Any) -> bool:
+    return inspect.isclass(value) and value is not REQUIRED
+
+
+def _type(annotation: Any) -> str:
+    return "" if annotation is REQUIRED else inspect.formatannotation(annotation)
+
+
+def _of_function(node: ast.FunctionDef, owner: str) -> list[tuple[str, Any, str]]:
     told = [*node.args.posonlyargs, *node.args.args]
-    defaults = [REQUIRED] * (len(told) - len(node.args.defaults)) + [_value(each) for each in node.args.defaults]
+    defaults = [REQUIRED] * (len(told) - len(node.args.defaults)) + [_value(each, owner) for each in node.args.defaults]
     bound = any(ast.unparse(each) == "classmethod" for each in node.decorator_list) or node.name == "__init__"
-    alone = [REQUIRED if each is None else _value(each) for each in node.args.kw_defaults]
-    pairs = [*zip(told, defaults, strict=True)][bound:] + [*zip(node.args.kwonlyargs, alone, strict=True)]
+    alone = [REQUIRED if each is None else _value(each, owner) for each in node.args.kw_defaults]
+    pairs = [*zip(told[bound:], defaults[bound:], strict=True), *zip(node.args.kwonlyargs, alone, strict=True)]
     return [(each.arg, value, ast.unparse(each.annotation) if each.annotation else "") for each, value in pairs]
 
 
-def _of_fields(node: ast.ClassDef) -> list[tuple[str, Any, str]]:
+def _of_fields(node: ast.ClassDef, owner: str) -> list[tuple[str, Any, str]]:
     return [
-        (each.target.id, REQUIRED if each.value is None else _value(each.value), ast.unparse(each.annotation))
+        (each.target.id, REQUIRED if each.value is None else _value(each.value, owner), ast.unparse(each.annotation))
         for each in node.body
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
         if "ClassVar" not in ast.unparse(each.annotation)
     ]
 
 
-def _value(node: ast.expr) -> Any:
-    """A literal as its value, and anything else, such as a function, as it is written."""
+def _value(node: ast.expr, owner: str) -> Any:
+    """A literal as its value; a function or class of the module ``owner`` by its import path."""
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return ast.unparse(node)
+        return f"{owner}.{node.id}" if isinstance(node, ast.Name) else ast.unparse(node)
 
 
 def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef]:

@@ -1,7 +1,7 @@
 """Recipes: every tuned default of a run, by what is trained.
 
-A recipe holds settings of :class:`dagdiff.runs.settings.Settings` and options of parts (``"objective.critic_lr"``). It is
-written out into the configuration before anything runs, so what a run *is* stands in its configuration alone, and
+A recipe holds settings (:class:`dagdiff.runs.settings.Settings`) and options of parts (``"objective.critic_lr"``). It
+is written out into the configuration before anything runs, so what a run *is* stands in its configuration alone, and
 whoever changes a number here makes other runs. Objectives hold mathematics; from Python take their numbers from here:
 
 >>> chosen = recipe("plane", "distribution")

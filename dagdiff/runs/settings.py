@@ -28,14 +28,14 @@ class Settings:
         rounds: number of rounds of sampling and training; with --stages, of each stage.
         batch_size: number of states of an update.
         chains: number of chains that are sampled at a time.
-        reuse: number of batches that a labelled state serves on average, at least 1; a round makes as many new ones as
-            its updates then need, chains in whole batches.
         substeps: number of DDIM steps of the expert within one step of the student.
         guidance: weight of classifier-free guidance of the expert, on labelled tasks.
         per_chain: let one driver keep a chain to its end.
         stepwise: give the student a network of its own for each step.
         input_perturbation: noise that forward states hold beside their own, as a part of it; 0 adds none.
         epsilon_scale: divides the noise in the student's predictions when it samples; 1 leaves it.
+        reuse: number of batches that a labelled state serves on average, at least 1; a round makes as many new ones as
+            its updates then need, chains in whole batches.
         rounds_kept: number of rounds whose student states stay in the aggregate; null keeps all, 1 the newest.
         max_age: age in updates at which student states are dropped; null keeps them.
         lr: learning rate of Adam.

@@ -39,17 +39,17 @@ def spread(settings: Mapping[str, Any]) -> Given:
     return _merged((0, name, value) for name, value in _flat(settings))
 
 
-def split(arguments: Iterable[str], flags: Collection[str] = ()) -> Iterator[tuple[str, str]]:
-    """Yield the name and the text of each option on a command line; a word that belongs to none has the name ""."""
+def split(arguments: Iterable[str], flags: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the text of each option on a command line, True for a flag; a stray word has the name ""."""
     words = iter(arguments)
     for word in words:
         name, equals, text = word.removeprefix("--").partition("=")
         if word == "-h":
-            yield "help", "true"
+            yield "help", True
         elif not word.startswith("--"):
             yield "", word
         elif name in flags or name == "help":
-            yield name, text or "true"
+            yield name, text != "false"
         else:
             text = text if equals else next(words, "")
             if not equals and (not text or text.startswith("--")):

@@ -109,5 +109,5 @@ def make_task(name: str, schedule: "Schedule | None" = None, settings: Any = Non
         Refusal: for an unknown name, or what the kind of task can't be.
     """
     found = read_name(name)
-    task: "Task" = found.kind.imported().make(found, schedule, settings)
+    task: Task = found.kind.imported().make(found, schedule, settings)
     return task

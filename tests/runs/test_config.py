@@ -41,7 +41,8 @@ def test_the_defaults_hold_every_setting_and_every_part() -> None:
 def test_configurations_are_plain_and_come_back_from_yaml() -> None:
     found = configure({"task": "moons-scarce", "stages": [8, 4], "objective": {"class": "consistency", "ema": 0.9}})
     text = yaml.safe_dump(found)
-    assert configure(yaml.safe_load(text)) == found == config(*(f"--{name}={value}" for name, value in spread(found).items()))
+    words = [f"--{name}={value}" for name, value in spread(found).items()]
+    assert configure(yaml.safe_load(text)) == found == config(*words)
     assert found["stages"] == [8, 4]
     assert found["objective"] == {
         "class": "consistency",
