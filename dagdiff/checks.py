@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # words are refused before torch is loaded
+    from numpy.typing import ArrayLike
     from torch import Tensor
 
 
@@ -69,8 +70,12 @@ def check_shares(shares: tuple[float, ...]) -> None:
         raise Refusal(f"shares must sum to 1; got {shares}, which sum to {sum(shares):g}. Pass e.g. 0.5,0.5,0.")
 
 
-def check_times(times: "Tensor") -> "Tensor":
-    """Refuse a time grid that does not fall from 1 to 0; return it."""
+def check_times(times: "Tensor | ArrayLike") -> "Tensor":
+    """Refuse a time grid that does not fall from 1 to 0; return it, numbers in a list or an array as float32."""
+    from torch import Tensor
+
+    if not isinstance(times, Tensor):
+        times = as_floats("times", times, _GRID)
     if times.ndim != 1 or len(times) < 2:
         raise Refusal(f"times must be a 1-D grid of at least 2 values; got shape {tuple(times.shape)}. {_GRID}")
     if times.is_meta:
@@ -84,6 +89,20 @@ def check_times(times: "Tensor") -> "Tensor":
             f"times must fall from 1 to 0; got times[{i}]={times[i]:g} after times[{i - 1}]={times[i - 1]:g}. {_GRID}"
         )
     return times
+
+
+def as_floats(name: str, values: "Tensor | ArrayLike", cure: str) -> "Tensor":
+    """Return the numbers of a list, an array or a tensor as a new float32 tensor on the CPU; refuse other things."""
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    if isinstance(values, Tensor):
+        return values.detach().to("cpu", torch.float32, copy=True)
+    try:
+        return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
+    except (TypeError, ValueError):
+        raise Refusal(f"{name} must be an array of numbers; got {values!r:.80}. {cure}") from None
 
 
 def check_finite(name: str, values: "Tensor") -> "Tensor":

@@ -8,6 +8,7 @@ al. 2020, https://arxiv.org/abs/2010.02502); :class:`Renoise` draws fresh noise,
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -195,7 +196,7 @@ def chain(
         Refusal: if ``times`` do not fall to 0.
     """
     x_t = noise
-    for t, s in zip(times[:-1], check_times(times)[1:], strict=True):
+    for t, s in pairwise(check_times(times)):
         t, s = t.expand(len(x_t)), s.expand(len(x_t))
         x0 = policy(x_t, t, condition)
         x_s = transition(x_t, x0, t, s, fresh_noise(transition, x_t, generator))

@@ -31,11 +31,38 @@ class Prediction:
         return self.to_x0(x_t, output, alpha, sigma)
 
 
-X0 = Prediction("x0", lambda x, x0, a, s: x0, lambda x, x0, a, s: x0)
-EPSILON = Prediction("epsilon", lambda x, eps, a, s: (x - s * eps) / a, lambda x, x0, a, s: (x - a * x0) / s)
-V = Prediction(
-    "v", lambda x, v, a, s: (a * x - s * v) / (a * a + s * s), lambda x, x0, a, s: (a * x - (a * a + s * s) * x0) / s
-)
-FLOW = Prediction("flow", lambda x, u, a, s: (x - s * u) / (a + s), lambda x, x0, a, s: (x - (a + s) * x0) / s)
+def _same(x: Tensor, value: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    return value
+
+
+def _x0_of_epsilon(x: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    return (x - s * eps) / a
+
+
+def _epsilon_of_x0(x: Tensor, x0: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    return (x - a * x0) / s
+
+
+def _x0_of_v(x: Tensor, v: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    return (a * x - s * v) / (a * a + s * s)
+
+
+def _v_of_x0(x: Tensor, x0: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    return (a * x - (a * a + s * s) * x0) / s
+
+
+def _x0_of_flow(x: Tensor, u: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    return (x - s * u) / (a + s)
+
+
+def _flow_of_x0(x: Tensor, x0: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    return (x - (a + s) * x0) / s
+
+
+# Named functions, not lambdas: a student that goes to another process is pickled with them.
+X0 = Prediction("x0", _same, _same)
+EPSILON = Prediction("epsilon", _x0_of_epsilon, _epsilon_of_x0)
+V = Prediction("v", _x0_of_v, _v_of_x0)
+FLOW = Prediction("flow", _x0_of_flow, _flow_of_x0)
 
 PREDICTIONS = {prediction.name: prediction for prediction in (X0, EPSILON, V, FLOW)}
