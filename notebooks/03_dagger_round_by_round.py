@@ -109,7 +109,7 @@ mixed = make_loop((0.25, 0.5, 0.25))
 mixed_rounds, mixed_quality = run(mixed)
 
 # %% [markdown]
-# A record is a state with the expert's label, which each serves some batches (`Gathering(reuse=...)`). The aggregate
+# A record is a state with the expert's label, which serves some batches (`Gathering(reuse=...)`). The aggregate
 # grows by 256 chains of 4 steps, or more, for each of two sources. Forward states have the same law in every round,
 # so those of a round replace the last round's: off-policy training keeps no more.
 
@@ -155,8 +155,8 @@ print("columns:", sorted(batch.keys()))
 #
 # **beta** is DAgger's other dial: the part of the student chains' steps that the *expert* takes. At 0 the student
 # drives alone. At 1 the expert does, and we are back at behaviour cloning. Whoever acts, the label is the expert's.
-# `sources.rollout` rolls the loop's chains with any beta; here with the off-policy student. Its first three steps are good,
-# so its states at t = 0.25 are much like the expert's: it is the next step that goes wrong.
+# `sources.rollout` rolls the loop's chains with any beta; here with the off-policy student. Its first three steps are
+# good, so its states at t = 0.25 are much like the expert's: it is the next step that goes wrong.
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharex=True, sharey=True)
