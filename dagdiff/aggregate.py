@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -54,8 +55,9 @@ class Aggregate:
         if self.folder is not None:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         rounds = {"forward": 1, "student": student_rounds, "expert": None}
+        storage = partial(_storage, self.folder)
         self.windows = {
-            source: _Window(self._storage, capacity.get(source, 0), rounds[source], source == "forward", generator)
+            source: _Window(storage, capacity.get(source, 0), rounds[source], source == "forward", generator)
             for source in SOURCES
         }
 
@@ -66,9 +68,10 @@ class Aggregate:
         """Store annotated records of one round."""
         window = self.windows[check_in("source", source, SOURCES)]
         self.device = records["x_t"].device
-        told = {"source": SOURCES.index(source), "round": round_number}
-        told_rows = {name: torch.full(records.batch_size, value, device=self.device) for name, value in told.items()}
-        records = records.copy().update(told_rows)
+        columns = {"source": SOURCES.index(source), "round": round_number}
+        records = records.copy()
+        for name, value in columns.items():
+            records[name] = torch.full(records.batch_size, value, device=self.device)
         window.add(records if self.folder is None else records.cpu(), round_number)
 
     def records(self, source: str) -> TensorDict:
@@ -95,11 +98,6 @@ class Aggregate:
         parts = [self.windows[source].draw(count) for source, count in zip(SOURCES, counts, strict=True) if count]
         batch: TensorDict = torch.cat(parts) if len(parts) > 1 else parts[0]
         return batch if self.folder is None else batch.to(self.device)
-
-    def _storage(self, size: int) -> LazyTensorStorage:
-        if self.folder is None:
-            return LazyTensorStorage(size)
-        return LazyMemmapStorage(size, scratch_dir=tempfile.mkdtemp(dir=self.folder))
 
     def _available(self, shares: Shares) -> Shares:
         left = [share if len(self.windows[source]) else 0.0 for source, share in zip(SOURCES, shares, strict=True)]
@@ -191,6 +189,13 @@ def rounds_to_keep(updates: Sequence[int], rounds_kept: int | None, max_age: int
         ends = list(accumulate(updates, initial=0))
         fits = [kept for kept in fits if max(ends[i + kept] - ends[i] for i in range(rounds + 1 - kept)) <= max_age]
     return max(fits, default=1)
+
+
+def _storage(folder: Path | None, size: int) -> LazyTensorStorage:
+    """A storage of TorchRL's for so many records, memory-mapped where there is a folder."""
+    if folder is None:
+        return LazyTensorStorage(size)
+    return LazyMemmapStorage(size, scratch_dir=tempfile.mkdtemp(dir=folder))
 
 
 def _scratch(folder: Path | None) -> Path | None:

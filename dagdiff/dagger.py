@@ -147,8 +147,8 @@ class DAgger:
         self.learner = Learner(student, learning, sum(self.updates_by_round))
         self.learner.remember()
         objective.begin(student, expert, self._clean, self.generator)
-        told = env.transition, gathering.per_chain, self.generator, self.conditional
-        driver = gathering.driver(self.policy, expert, *told)
+        shared = env.transition, gathering.per_chain, self.generator, self.conditional
+        driver = gathering.driver(self.policy, expert, *shared)
         self.sources = Sources(
             env,
             driver,

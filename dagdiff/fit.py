@@ -101,14 +101,14 @@ def _read(schedule: Any, t: Times) -> Tensor | None:
 def _check_label_end(objective: Objective, env: Any) -> None:
     """Refuse an objective whose labels end elsewhere than where the law needs a guess to be right."""
     s = env.times[1:]
-    told, needed = objective.horizon(s), env.transition.horizon(s)
-    if told is None or bool(((told - needed).abs() <= _SAME).all()):
+    taught, needed = objective.horizon(s), env.transition.horizon(s)
+    if taught is None or bool(((taught - needed).abs() <= _SAME).all()):
         return
-    step = int((told - needed).abs().argmax())
+    step = int((taught - needed).abs().argmax())
     name, law = type(objective).__name__, type(env.transition).__name__
     usual = _named(objective.sampler(env.transition.schedule))
     raise Refusal(
-        f"{name} teaches guesses that are right at t={float(told[step]):.2f}, and a {law} step to "
+        f"{name} teaches guesses that are right at t={float(taught[step]):.2f}, and a {law} step to "
         f"t={float(s[step]):.2f} needs them right at t={float(needed[step]):.2f}. Give the environment the transition "
         f"{usual}, or override {name}.horizon(s)."
     )
@@ -146,8 +146,8 @@ def _check_answers(env: Any, expert: Expert, student: nn.Module, data: Data, row
     if condition is not None:
         asked = env.conditions(rows, generator)
         _check_conditions(condition, asked)
-        for name, told in {"the expert": expert.denoiser, "the student": student}.items():
-            _check_labels(name, getattr(told, "labels", None), torch.cat([condition, asked]))
+        for name, part in {"the expert": expert.denoiser, "the student": student}.items():
+            _check_labels(name, getattr(part, "labels", None), torch.cat([condition, asked]))
         chosen = [*_extremes(condition), *_extremes(asked)]
         conditions = torch.cat([condition[chosen[:2]], asked[chosen[2:]]])
     t = env.times[[0, -2]].repeat(len(chosen) // 2)
@@ -214,10 +214,10 @@ def _asked(name: str, part: Callable[..., Any], x_t: States, t: Times, condition
     except (Refusal, torch.OutOfMemoryError):
         raise
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        told = "" if condition is None else " with conditions"
+        beside = "" if condition is None else " with conditions"
         reason = first_line(error)
         raise Refusal(
-            f"{name} can't answer states {tuple(x_t.shape)}{told} ({reason}). Give one that answers "
+            f"{name} can't answer states {tuple(x_t.shape)}{beside} ({reason}). Give one that answers "
             "(x_t, t, condition) with a guess of x0."
         ) from error
     return answer

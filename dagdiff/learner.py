@@ -86,9 +86,9 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         found: dict[str, Tensor] = {}
         for part in batch.split(self.learning.rows):
-            share, told = len(part) / len(batch), loss(part)
-            (share * told.loss).backward()
-            for name, value in {**told.parts, "loss": told.loss.detach()}.items():
+            share, mean = len(part) / len(batch), loss(part)
+            (share * mean.loss).backward()
+            for name, value in {**mean.parts, "loss": mean.loss.detach()}.items():
                 found[name] = share * value + found.get(name, 0.0)
         return {**found, "gradient_norm": self._step()}
 

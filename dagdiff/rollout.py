@@ -180,13 +180,13 @@ def forward_states(
     the student sees, so the label is right and only the law of the states is wider.
     """
     x0, condition = draw(data, n, generator, conditional)
-    place = torch.randint(len(grid) - 1, (n,), generator=generator, device=grid.device)
-    t, s = grid[place], grid[place + 1]
+    step = torch.randint(len(grid) - 1, (n,), generator=generator, device=grid.device)
+    t, s = grid[step], grid[step + 1]
     noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     if input_perturbation > 0.0:
         second = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         noise = noise + input_perturbation * second
     records = TensorDict(
-        {"x_t": perturb(x0, noise, t, schedule), "t": t, "s": s, "actor": torch.full_like(place, -1)}, [n]
+        {"x_t": perturb(x0, noise, t, schedule), "t": t, "s": s, "actor": torch.full_like(step, -1)}, [n]
     )
     return records if condition is None else records.set("condition", condition)

@@ -21,12 +21,14 @@
 # %%
 import copy
 import os
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 
 from dagdiff import Consistency, DAgger, Expert, Progressive, Shares
 from dagdiff.envs.denoising import DenoisingEnv
+from dagdiff.learner import Learning
 from dagdiff.mixture import LinearRamp
 from dagdiff.schedule import step_grid
 from dagdiff.tasks.names import make_task
@@ -80,8 +82,7 @@ def train(objective, start, shares):
         task.data,
         shares=Shares(*shares),
         rounds=2 if FAST else 40,
-        optimiser=lambda weights: torch.optim.Adam(weights, 2e-3),
-        lr_ramp=LinearRamp(1.0, 0.0, until=1.0),
+        learning=Learning(partial(torch.optim.Adam, lr=2e-3), LinearRamp(1.0, 0.0, until=1.0)),
         generator=seeded(0),
     )
     for _ in loop:

@@ -22,12 +22,15 @@
 import copy
 import os
 from collections import Counter
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 
 from dagdiff import DAgger, Expert, Progressive, Shares, sample
 from dagdiff.envs.denoising import DenoisingEnv
+from dagdiff.gathering import Gathering
+from dagdiff.learner import Learning
 from dagdiff.metrics.samples import energy_distance
 from dagdiff.mixture import ExponentialRamp, Indicator, LinearRamp
 from dagdiff.schedule import step_grid
@@ -59,7 +62,7 @@ ROUNDS = 3 if FAST else 40
 def make_loop(shares, **options):
     """A loop that trains a copy of the same start on states in these shares (forward, student, expert)."""
     env = DenoisingEnv(task.shape, objective.sampler(task.schedule), times, generator=seeded(1))
-    options = {"rounds": ROUNDS, "heldout": 256, "lr_ramp": LinearRamp(1.0, 0.0, until=1.0), **options}
+    options = {"rounds": ROUNDS, "heldout": 256, **options}
     return DAgger(
         copy.deepcopy(start),
         expert,
@@ -67,7 +70,7 @@ def make_loop(shares, **options):
         env,
         task.data,
         shares=Shares(*shares),
-        optimiser=lambda weights: torch.optim.Adam(weights, 2e-3),
+        learning=Learning(partial(torch.optim.Adam, lr=2e-3), LinearRamp(1.0, 0.0, until=1.0)),
         generator=seeded(0),
         **options,
     )
@@ -106,8 +109,9 @@ mixed = make_loop((0.25, 0.5, 0.25))
 mixed_rounds, mixed_quality = run(mixed)
 
 # %% [markdown]
-# A record is one state of one chain, with the expert's label. The aggregate grows by 256 chains of 4 steps for each
-# of two sources, and off-policy training has none: forward states are made afresh for every batch.
+# A record is a state with the expert's label, which serves some batches (`Gathering(reuse=...)`). The aggregate
+# grows by 256 chains of 4 steps, or more, for each of two sources. Forward states have the same law in every round,
+# so those of a round replace the last round's: off-policy training keeps no more.
 
 # %%
 figure, (loss, distance) = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
@@ -133,7 +137,7 @@ plt.show()
 # ## Shares: what a batch is made of
 #
 # `shares` splits every batch exactly. `aggregate.draw` shows one: the source of each row and the round it came from
-# (-1: made just now).
+# in which it entered.
 
 # %%
 batch = mixed.aggregate.draw(256, Shares(0.25, 0.5, 0.25))
@@ -144,20 +148,20 @@ print("columns:", sorted(batch.keys()))
 
 # %% [markdown]
 # Records of round 1 were made by a poor student, and are still there: that is the *aggregation* in DAgger. Their
-# labels are as true as on the first day, since the expert is frozen. (`rounds_kept=1` would keep the newest round
-# only.)
+# labels are as true as on the first day, since the expert is frozen. (`Gathering(rounds_kept=1)` would keep
+# the newest round only.)
 #
 # ## Beta: who drives
 #
 # **beta** is DAgger's other dial: the part of the student chains' steps that the *expert* takes. At 0 the student
 # drives alone. At 1 the expert does, and we are back at behaviour cloning. Whoever acts, the label is the expert's.
-# `rollout` rolls the loop's chains with any beta; here with the off-policy student. Its first three steps are good,
-# so its states at t = 0.25 are much like the expert's: it is the next step that goes wrong.
+# `sources.rollout` rolls the loop's chains with any beta; here with the off-policy student. Its first three steps are
+# good, so its states at t = 0.25 are much like the expert's: it is the next step that goes wrong.
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharex=True, sharey=True)
 for panel, beta in zip(panels, (0.0, 0.5, 1.0), strict=True):
-    records = off_policy.rollout(beta)
+    records = off_policy.sources.rollout(beta)
     late = records[records["t"] == 0.25]
     acted = late["actor"] == 1
     panel.scatter(*late["x_t"][~acted].T, s=8, color="#882255", label="student acts")
@@ -183,7 +187,7 @@ ramps = {
 figure, (shape, result) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for name, beta in ramps.items():
     shape.plot(progress, [beta(float(p)) for p in progress], label=name)
-    loop = make_loop((0.25, 0.75, 0.0), beta=beta, rounds=3 if FAST else 20)
+    loop = make_loop((0.25, 0.75, 0.0), gathering=Gathering(beta=beta), rounds=3 if FAST else 20)
     losses = [round.loss_own[-1] for round in loop]
     result.plot(range(1, len(losses) + 1), losses, label=name)
 shape.set(xlabel="progress", title="beta")
@@ -281,6 +285,6 @@ display({"text/html": picture, "image/png": base64.b64encode(still.getvalue()).d
 #
 # 1. Train with shares (0, 1, 0) and with (0, 0, 1). Which is better here, and would you trust the same answer if the
 #    student were very bad in the beginning?
-# 2. Set `rounds_kept=1`. Does forgetting old rounds hurt or help?
+# 2. Pass `gathering=Gathering(rounds_kept=1)`. Does forgetting old rounds hurt or help?
 # 3. `round.nfe_expert` counts the expert's network evaluations. Plot the quality against it instead of against
 #    rounds. Which loop is cheaper now? (A label in the aggregate is paid for once and used often.)

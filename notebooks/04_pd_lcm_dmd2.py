@@ -23,12 +23,14 @@
 # %%
 import copy
 import os
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 
 from dagdiff import Consistency, DAgger, DistributionMatching, Expert, Progressive, Shares, sample
 from dagdiff.envs.denoising import DenoisingEnv
+from dagdiff.learner import Learning
 from dagdiff.mixture import LinearRamp
 from dagdiff.schedule import step_grid
 from dagdiff.tasks.names import make_task
@@ -95,8 +97,7 @@ def train(objective, shares):
         shares=Shares(*shares),
         rounds=1 if FAST else 20,
         updates_per_round=10 if FAST else 40,
-        optimiser=lambda weights: torch.optim.Adam(weights, 2e-3),
-        lr_ramp=LinearRamp(1.0, 0.0, until=1.0),
+        learning=Learning(partial(torch.optim.Adam, lr=2e-3), LinearRamp(1.0, 0.0, until=1.0)),
         generator=seeded(0),
     )
     for round in loop:

@@ -24,6 +24,7 @@
 
 # %%
 import os
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,6 +34,8 @@ from dagdiff import CosineSchedule, DAgger, Expert, Refusal, Renoise, Shares, sa
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.envs.sets import Points
 from dagdiff.envs.toy2d import world
+from dagdiff.gathering import Gathering
+from dagdiff.learner import Learning
 from dagdiff.metrics.samples import energy_distance
 from dagdiff.objectives import Loss, Objective
 from dagdiff.schedule import step_grid
@@ -164,9 +167,8 @@ loop = make_loop(
     expert,
     shares=Shares(0.25, 0.5, 0.25),
     rounds=2 if FAST else 30,
-    beta=lambda progress: max(0.0, 1.0 - 4.0 * progress),
-    lr_ramp=lambda progress: 1.0 - progress,
-    optimiser=lambda weights: torch.optim.Adam(weights, lr=3e-3),
+    gathering=Gathering(beta=lambda progress: max(0.0, 1.0 - 4.0 * progress)),
+    learning=Learning(partial(torch.optim.Adam, lr=3e-3), lr_ramp=lambda progress: 1.0 - progress),
 )
 for round in loop:
     if round.number % 5 == 1:

@@ -20,12 +20,14 @@
 # %%
 import copy
 import os
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 
 from dagdiff import DAgger, Expert, Progressive, Shares, sample
 from dagdiff.envs.denoising import DenoisingEnv
+from dagdiff.learner import Learning
 from dagdiff.metrics.samples import energy_distance
 from dagdiff.metrics.shift import measure_shift
 from dagdiff.mixture import LinearRamp
@@ -71,9 +73,7 @@ def run(task, shares, seed):
         shares=shares,
         rounds=1 if FAST else 8,
         updates_per_round=10 if FAST else 40,
-        batch_size=128,
-        optimiser=lambda weights: torch.optim.Adam(weights, 6e-3),
-        lr_ramp=LinearRamp(1.0, 0.0, until=1.0),
+        learning=Learning(partial(torch.optim.Adam, lr=6e-3), LinearRamp(1.0, 0.0, until=1.0), batch_size=128),
         generator=seeded(seed),
     )
     for round in loop:

@@ -56,7 +56,7 @@ class MLP(nn.Module):
             hidden = silu(layer(hidden))
         return hidden
 
-    def told(self) -> "MLP":
+    def with_origin(self) -> "MLP":
         """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was guessed.
 
         At first it answers as this network does, whatever it is told.

@@ -35,9 +35,9 @@ class Student(nn.Module):
         hidden: Tensor = self.network.features(x_t, t, condition, *told)
         return hidden
 
-    def told(self) -> "Student":
+    def with_origin(self) -> "Student":
         """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was guessed."""
-        return Student(self.network.told(), self.schedule, self.prediction)
+        return Student(self.network.with_origin(), self.schedule, self.prediction)
 
     @property
     def labels(self) -> int | None:
@@ -87,7 +87,7 @@ class Stepwise(nn.Module):
         """The number of classes that the networks know, None if they do not say."""
         return getattr(self.networks[0], "labels", None)
 
-    def told(self) -> nn.Module:
+    def with_origin(self) -> nn.Module:
         """Return a copy of the first network that can also be told an origin: one judge for all steps."""
-        judge: nn.Module = self.networks[0].told()  # type: ignore[operator]
-        return judge
+        critic: nn.Module = self.networks[0].with_origin()  # type: ignore[operator]
+        return critic

@@ -56,10 +56,10 @@ def held(
 
 
 def record_bytes(shape: tuple[int, ...], objective: str = "progressive", conditional: bool = True) -> int:
-    """Return the bytes of one record: x_t, with its label for PD and LCM; t, s; actor, round and condition."""
+    """Return the bytes of one record: x_t, for PD and LCM its label and the label's end; t, s; four integers."""
     state = 4 * torch.Size(shape).numel()
-    labels = {"progressive": state, "consistency": state + 4}.get(objective, 0)
-    return state + labels + 4 + 4 + 8 + 8 + 8 * conditional
+    label = 0 if objective == "distribution" else state + 4
+    return state + label + 4 + 4 + 8 + 8 + 8 + 8 * conditional
 
 
 def adapters(network: nn.Module, rank: int) -> int:

@@ -13,6 +13,8 @@ from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, States, Times, column
 from dagdiff.transition import Ddim
 
+__all__ = ["Clean", "Loss", "Objective", "denoising_loss"]
+
 Clean = Callable[[int], tuple[States, Condition]]
 """``n ->`` n clean points of the distillation set and their conditions."""
 
@@ -87,14 +89,14 @@ def denoising_loss(
     t: Times,
     schedule: Schedule,
     condition: Condition = None,
-    *told: Tensor,
+    *origin: Tensor,
 ) -> Tensor:
     """Return the mean squared error in v, which is ((alpha^2 + sigma^2) / sigma)^2 times that of the guess of x0.
 
     It weighs a guess by how hard it is, stays finite for t > 0, and equals the flow-matching loss on rectified flow up
-    to the schedule's norm. Teachers and fake scores train with it. ``told`` is what the denoiser takes beside the
+    to the schedule's norm. Teachers and fake scores train with it. ``origin`` is what a critic takes beside the
     condition.
     """
     alpha, sigma = (column(values, x0) for values in schedule(t))
-    error = denoiser(perturb(x0, noise, t, schedule), t, condition, *told) - x0
+    error = denoiser(perturb(x0, noise, t, schedule), t, condition, *origin) - x0
     return (((alpha**2 + sigma**2) / sigma) ** 2 * error.square()).mean()

@@ -58,8 +58,8 @@ class DistributionMatching(Objective):
             ``features(x_t, t, condition) -> (B, F)`` and ``feature_size``, and real data.
         gan_critic_weight: weight of the head's own loss beside the fake score's.
         tau: the range of the random time at which the two scores are compared.
-        tell_origin: tell the critic at which time an answer was made. Needs a student network with ``told()``, a copy
-            that takes the origin as one more argument.
+        tell_origin: tell the critic at which time an answer was made. Needs a student network with ``with_origin()``,
+            a copy that takes the origin as one more argument.
     """
 
     sampler = Renoise
@@ -85,14 +85,14 @@ class DistributionMatching(Objective):
 
     def check_student(self, student: nn.Module) -> None:
         """Refuse a student that can't be told an origin, or has no features for the head, where these are needed."""
-        fake = _told(student) if self.tell_origin else student
+        fake = _with_origin(student) if self.tell_origin else student
         if self.gan_weight:
             _feature_size(fake)
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Start the fake score from the student (which starts from the teacher)."""
         self.expert, self.clean, self.generator = expert, clean, generator
-        self.fake: Any = _told(student) if self.tell_origin else copy.deepcopy(student)
+        self.fake: Any = _with_origin(student) if self.tell_origin else copy.deepcopy(student)
         self.head = _head(self.fake, generator) if self.gan_weight else None
         self.critic = nn.ModuleList([self.fake, self.head] if self.head else [self.fake])
         adam = partial(torch.optim.AdamW, lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01)
@@ -114,8 +114,8 @@ class DistributionMatching(Objective):
         matching = 0.5 * (answer - goal).square().mean()
         if self.head is None:
             return Loss(matching, {"matching": matching.detach()})
-        self.critic.requires_grad_(False)  # the student's loss leaves no gradient on its judge
-        gan = softplus(-self._judge(answer, condition, origin)).mean()
+        self.critic.requires_grad_(False)  # the student's loss leaves no gradient on its critic
+        gan = softplus(-self._logit(answer, condition, origin)).mean()
         self.critic.requires_grad_(True)
         return Loss(matching + self.gan_weight * gan, {"matching": matching.detach(), "gan": gan.detach()})
 
@@ -129,9 +129,9 @@ class DistributionMatching(Objective):
         parts = {"fake": loss.detach()}
         if self.head is not None:
             real, label = self.clean(len(answer))
-            made, true = self._judge(answer, condition, origin), self._judge(real, label, origin)
-            verdict = softplus(made).mean() + softplus(-true).mean()
-            loss, parts["head"] = loss + self.gan_critic_weight * verdict, verdict.detach()
+            made, true = self._logit(answer, condition, origin), self._logit(real, label, origin)
+            head = softplus(made).mean() + softplus(-true).mean()
+            loss, parts["head"] = loss + self.gan_critic_weight * head, head.detach()
         self.learner.update(loss)
         return parts
 
@@ -139,7 +139,7 @@ class DistributionMatching(Objective):
         """What the critic is told beside the condition: when an answer to the batch is made, or nothing."""
         return (batch["t"],) if self.tell_origin else ()
 
-    def _judge(self, x0: States, condition: Condition, origin: tuple[Times, ...]) -> Tensor:
+    def _logit(self, x0: States, condition: Condition, origin: tuple[Times, ...]) -> Tensor:
         """The head's logit, ``(B, 1)``, that ``x0`` is real, seen at a random noise level."""
         assert self.head is not None
         x_tau, tau = self._perturb(x0)
@@ -158,15 +158,15 @@ class DistributionMatching(Objective):
         return torch.randn(x0.shape, generator=self.generator, device=x0.device, dtype=x0.dtype)
 
 
-def _told(student: Any) -> nn.Module:
+def _with_origin(student: Any) -> nn.Module:
     """A copy of the student's network that takes an origin too."""
     try:
-        copied: nn.Module = student.told()
+        copied: nn.Module = student.with_origin()
     except AttributeError as error:
-        if error.name != "told":
+        if error.name != "with_origin":
             raise
         raise Refusal(
-            "DMD2 tells its fake score at which time an answer was made, which needs a student with told(); "
+            "DMD2 tells its fake score at which time an answer was made, which needs a student with with_origin(); "
             f"{type(student).__name__} has none. Set tell_origin=False (one fake score for all times) or add it."
         ) from None
     return copied
@@ -184,7 +184,7 @@ def _feature_size(network: nn.Module) -> int:
 
 
 def _head(network: nn.Module, generator: torch.Generator | None) -> nn.Module:
-    """A small judge on the network's features, its weights drawn from ``generator``."""
+    """A small discriminator on the network's features, its weights drawn from ``generator``."""
     size = _feature_size(network)
     device = next(network.parameters()).device
     hidden, last = nn.Linear(size, size, device=device), nn.Linear(size, 1, device=device)

@@ -64,8 +64,8 @@ class ForwardTraining:
         try:
             for step in range(steps):
                 loop.focus(step)
-                for place, learning in enumerate(weights):
-                    _let_learn(learning, place == step)
+                for number, learning in enumerate(weights):
+                    _let_learn(learning, number == step)
                 yield from islice(rounds, each)
             yield from rounds  # none are left; it ends
         finally:
@@ -236,8 +236,8 @@ def _networks(loop: DAgger, steps: int) -> nn.ModuleList:
     return networks
 
 
-def _progressive(loop: DAgger, told: str) -> Progressive:
+def _progressive(loop: DAgger, change: str) -> Progressive:
     if not isinstance(loop.objective, Progressive):
         name = type(loop.objective).__name__
-        raise Refusal(f"{told} the labels of progressive distillation; got the objective {name}. Use Progressive.")
+        raise Refusal(f"{change} the labels of progressive distillation; got the objective {name}. Use Progressive.")
     return loop.objective

@@ -34,14 +34,14 @@ def test_a_run_holds_what_is_counted(objective: str) -> None:
     *_, (loop, _) = it.rounds()
     weights = sum(weight.numel() for weight in it.student.parameters())
     found = held(weights, weights, expert=4, objective=objective, ema=True)
-    assert loop.best is not None and loop.averaged is not None
+    assert loop.best is not None and loop.learner.averaged is not None
     assert bytes_of(it.student.parameters()) == found["student"]
-    assert moments(loop.optimiser) == found["Adam"]
-    copies = (loop._last_good, loop.best[2], loop.averaged.module.state_dict())
+    assert moments(loop.learner.optimiser) == found["Adam"]
+    copies = (loop.learner.last_good, loop.best[2], loop.learner.averaged.module.state_dict())
     assert sum(bytes_of(state.values()) for state in copies) == found["copies"]
     if objective == "consistency":
         assert bytes_of(loop.objective.target.parameters()) == found["target"] > 0  # type: ignore[attr-defined]
-    (records,) = loop.aggregate.buffers["student"][:2].split(2)
+    (records,) = loop.aggregate.records("student")[:2].split(2)
     assert bytes_of(records.values()) == 2 * record_bytes((2,), objective)
 
 

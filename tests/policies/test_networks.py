@@ -133,7 +133,7 @@ def test_the_policy_refuses_an_answer_of_another_shape() -> None:
 
 def test_a_told_network_answers_as_before_until_it_learns() -> None:
     network = MLP(width=16, labels=3)
-    told, x_t, t = network.told(), torch.randn(8, 2), torch.rand(8)
+    told, x_t, t = network.with_origin(), torch.randn(8, 2), torch.rand(8)
     label, origin = torch.arange(8) % 3, torch.full((8,), 0.75)
     assert torch.equal(told(x_t, t, label, origin), network(x_t, t, label))
     assert torch.equal(told(x_t, t, label), network(x_t, t, label))
@@ -145,5 +145,5 @@ def test_a_told_network_answers_as_before_until_it_learns() -> None:
 
 def test_a_stepwise_student_has_one_judge_for_all_steps() -> None:
     network = Student(MLP(width=16), CosineSchedule())
-    judge, x_t, t = Stepwise(network, step_grid(3)).told(), torch.randn(8, 2), torch.rand(8)
+    judge, x_t, t = Stepwise(network, step_grid(3)).with_origin(), torch.randn(8, 2), torch.rand(8)
     assert torch.equal(judge(x_t, t, None, t), network(x_t, t))

@@ -160,7 +160,7 @@ def test_it_answers_as_diffusers_own_way_through_it(labels: int) -> None:
 
 def test_a_told_network_starts_as_the_untold_and_then_hears() -> None:
     network, (x, t), labels = small(labels=3), batch(), torch.tensor([0, 1, 2, -1])
-    twin, origin = network.told(), torch.rand(4, generator=torch.Generator().manual_seed(1))
+    twin, origin = network.with_origin(), torch.rand(4, generator=torch.Generator().manual_seed(1))
     assert torch.equal(twin(x, t, labels, origin), network(x, t, labels))
     assert torch.equal(twin.features(x, t, labels, origin), network.features(x, t, labels))
     assert network.origin is None and twin.origin is not None

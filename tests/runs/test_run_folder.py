@@ -167,7 +167,7 @@ def test_the_seed_fixes_everything(tmp_path: Path) -> None:
 def test_the_averaged_student_is_the_one_that_is_kept(tmp_path: Path) -> None:
     made = experiment(ema=0.9)
     loops = [loop for loop, _ in made.rounds()]
-    averaged = weights(loops[-1].averaged.module)
+    averaged = weights(loops[-1].learner.averaged.module)
     assert not torch.equal(averaged, weights(made.student))
     again, _ = distilled(tmp_path / "out", ema=0.9)
     assert torch.equal(weights(again.student), averaged)

@@ -258,8 +258,8 @@ def test_a_student_with_adapters_shares_the_experts_weights_and_keeps_only_its_o
     assert fingerprint(expert) == before, "the teacher never changes"
     mine, its = ({weight.data_ptr() for weight in net.parameters()} for net in (it.student, expert))
     assert its < mine, "weights of the expert are there once"
-    assert loop.best is not None and loop.averaged is not None
-    for state in (loop._last_good, loop.best[2], loop.averaged.module.state_dict()):
+    assert loop.best is not None and loop.learner.averaged is not None
+    for state in (loop.learner.last_good, loop.best[2], loop.learner.averaged.module.state_dict()):
         assert sum(values.numel() for values in state.values()) == size
     assert not torch.equal(it.policy(noise, t, condition), expert(noise, t, condition))
     save_student(it, tmp_path)
