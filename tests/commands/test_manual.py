@@ -41,7 +41,7 @@ def test_the_manual_holds_what_a_run_takes_with_its_defaults(given: dict[str, An
     told = [option for group in manual.groups(given) for option in group.options]
     assert len({option.name for option in told}) == len(told)
     found = {f"{name}.class" if (name := option.name) in PARTS else name: plain(option.value) for option in told}
-    assert COMMAND <= set(found)
+    assert set(found) >= COMMAND
     assert {name: value for name, value in found.items() if name not in COMMAND} == flat(configure(nested(given)))
 
 

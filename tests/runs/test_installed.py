@@ -110,16 +110,14 @@ def test_what_is_installed_is_trusted(install: Install, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
-        ("objective.progressive = theirs_parts:Slow", "'theirs' registers 'objective.progressive', but objective 'progre"),
+        ("objective.progressive = theirs_parts:Slow", "'theirs' registers 'objective.progressive', but objective 'p"),
         ("objectiv.slow = theirs_parts:Slow", "unknown part 'objectiv'. Did you mean 'objective'"),
         ("slow = theirs_parts:Slow", "Write an entry as objective.mine = package.module:Class"),
         ("objective.slow = theirs_parts", "Write an entry as objective.mine = package.module:Class"),
         ("objective.my.slow = theirs_parts:Slow", "Write an entry as objective.mine = package.module:Class"),
     ],
 )  # fmt: skip
-def test_entries_that_cannot_be(
-    entry: str, match: str, install: Install, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_entries_that_cannot_be(entry: str, match: str, install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     install(entry)
     assert main(["list", "objectives"]) == 2
     told = capsys.readouterr().err
