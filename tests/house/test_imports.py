@@ -203,7 +203,7 @@ def test_checker_lets_good_imports_pass(room: str, source: str) -> None:
 
 
 def loaded_by(*arguments: str, status: int | None = 0) -> set[str]:
-    """Return the packages a fresh interpreter imports when run with ``arguments``; any status if ``status`` is None."""
+    """Return the top-level packages that a fresh interpreter imports; with the status None it may also refuse."""
     command = [sys.executable, "-X", "importtime", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     traced, other = [], []

@@ -110,7 +110,7 @@ def test_what_is_installed_is_trusted(install: Install, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
-        ("objective.progressive = theirs_parts:Slow", "'theirs' registers 'objective.progressive', but objective"),
+        ("objective.progressive = theirs_parts:Slow", "'theirs' registers 'objective.progressive', but objective 'p"),
         ("objectiv.slow = theirs_parts:Slow", "unknown part 'objectiv'. Did you mean 'objective'"),
         ("slow = theirs_parts:Slow", "Write an entry as objective.mine = package.module:Class"),
         ("objective.slow = theirs_parts", "Write an entry as objective.mine = package.module:Class"),

@@ -8,8 +8,10 @@ import torch
 
 from dagdiff.checkpoint import cache_folder
 from dagdiff.checks import Refusal
+from dagdiff.envs import images, sets, toy2d
 from dagdiff.runs.parts import usual_parts
 from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule
+from dagdiff.tasks import names as registry
 from dagdiff.tasks.names import PLANE, make_task, read_name, task_names
 from dagdiff.tasks.plane import (
     Teacher,
@@ -46,6 +48,16 @@ def test_every_world_has_three_sets_and_mixtures_have_labels() -> None:
         "grid25",
         "imbalanced",
     }
+
+
+def test_the_registry_names_the_worlds_and_sets_that_there_are() -> None:
+    """Names stand there as text, to be read before torch is loaded."""
+    worlds = {name: toy2d.world(name) for name in toy2d.WORLDS}
+    assert [*registry.MIXTURES, *registry.CURVES] == list(worlds)
+    assert {name for name, world in worlds.items() if world.mixture is not None} == set(registry.MIXTURES)
+    assert {name for name, world in worlds.items() if world.labels} == set(registry.MIXTURES)
+    assert list(registry.PICTURES) == list(images.WORLDS)
+    assert set(registry.SETS) == set(sets.SETS) == set(images.SETS)
 
 
 @pytest.mark.parametrize("name", TOYS)
