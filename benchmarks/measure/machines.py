@@ -12,7 +12,6 @@ that on, so the students come out different. Each setting trains its own teacher
 """
 
 import csv
-import io
 import os
 import statistics
 import sys
@@ -28,7 +27,7 @@ from dagdiff.benchmarks.pages import with_table
 from dagdiff.benchmarks.running.executor import Cell, run_cells
 from dagdiff.benchmarks.suites import study, toy2d
 from dagdiff.benchmarks.tables import CONTRAST
-from dagdiff.checkpoint import save_text
+from dagdiff.checkpoint import save_csv, save_text
 from dagdiff.checks import check_in
 from dagdiff.metrics.statistics import Interval, paired_difference
 from dagdiff.report.glossary import OBJECTIVES
@@ -188,13 +187,11 @@ def _by_row(results: Results) -> dict[tuple[str, str, str, int], dict[int, Recor
 
 def keep(path: Path, found: Iterable[Line] | Iterable[Pair]) -> None:
     """Write lines or pairs as CSV, to five digits."""
-    text = io.StringIO()
-    rows = [line._asdict() for line in found]
-    table = csv.DictWriter(text, fieldnames=list(rows[0]))
-    table.writeheader()
-    for row in rows:
-        table.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
-    save_text(path, text.getvalue())
+    rows = [
+        {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in line._asdict().items()}
+        for line in found
+    ]
+    save_csv(path, rows)
 
 
 def read(path: Path, kind: type[Kept]) -> list[Kept]:

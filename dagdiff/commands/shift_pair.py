@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import make_parser
 from dagdiff.engine import find_device
 from dagdiff.expert import Expert
-from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict, write_table
+from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict
 from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.report import figures
@@ -39,7 +40,7 @@ def shift_pair(words: Sequence[str]) -> None:
     rows = measure(pair, given, x0, condition)
     print(f"{pair.told}\nforward states: {told}\n\n{format_table(rows)}\n\n{verdict(rows)}")
     if given.out is not None:
-        write_table(rows, given.out / "shift.csv")
+        save_csv(given.out / "shift.csv", [row.as_row() for row in rows])
         figures.save(figures.shift_figure(rows), given.out / "shift.png")
         print(f"\nkept in {given.out}: shift.csv, shift.png")
 

@@ -7,18 +7,14 @@ and a classifier that tries to tell them apart, say where the chain has gone; th
 there. Only where it can't is there anything to repair, so :func:`verdict` looks at the gap alone.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from dagdiff.checkpoint import save_text
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
 from dagdiff.metrics.samples import energy_distance, sliced_wasserstein
@@ -181,15 +177,6 @@ def format_table(rows: Sequence[StepShift]) -> str:
     chance = max(row.accuracy_error for row in rows)
     lines.append(f"classifier: how often own states are told from those; up to {0.5 + 2 * chance:.3f} may be chance")
     return "\n".join(lines)
-
-
-def write_table(rows: list[StepShift], path: Path) -> None:
-    """Write the shift as CSV, one line a step, every field and the gap."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0].as_row()))
-    table.writeheader()
-    table.writerows(row.as_row() for row in rows)
-    save_text(path, text.getvalue())
 
 
 def _errors(

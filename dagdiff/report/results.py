@@ -5,8 +5,6 @@ difference is the mean over common seeds, with a bootstrap interval. Beside ever
 *expert* it imitates, and the *floor*, real points scored as if they were samples.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -18,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from dagdiff.checkpoint import save_text
+from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal
 from dagdiff.metrics.statistics import Interval, bootstrap_mean, paired_difference, probability_of_improvement
 from dagdiff.report.excess import Excess, excess_left
@@ -214,12 +212,7 @@ class Row:
 
 def write_summary(results: Results, path: Path) -> None:
     """Write the summary as CSV, a line a row: costs, then mean, low and high of each metric and paired difference."""
-    lines = [_flat(row) for row in results.rows]
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for line in lines for name in line)), restval="")
-    table.writeheader()
-    table.writerows(lines)
-    save_text(path, text.getvalue())
+    save_csv(path, [_flat(row) for row in results.rows])
 
 
 def distinct(rows: Sequence[Row]) -> list[tuple[str, Row]]:
