@@ -20,6 +20,7 @@ from dagdiff import __version__
 from dagdiff.checkpoint import load_json, save_arrays, save_json
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
+from dagdiff.metrics.base import score
 from dagdiff.report.results import IDENTITY
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs.config import Config
@@ -196,11 +197,12 @@ def refer(cell: Cell, out: Path) -> dict[str, Any]:
     n, task, schedule = it.settings.samples, it.task, it.task.schedule
     noise, condition, _ = it.start(n, seed=0)
 
-    def judged(points: torch.Tensor) -> dict[str, float]:
-        return task.judge(points, it.generator(4), it.generator(5), condition)
+    def scores(points: torch.Tensor) -> dict[str, float]:
+        truth = task.truth(len(points), it.generator(4), it.generator(5), condition)
+        return score((*task.metrics, *it.metrics), points, truth)
 
     plain = Expert(it.expert.denoiser, schedule, 1, it.expert.guidance)
-    by_nfe = {steps: judged(sample(plain, Ddim(schedule), step_grid(steps), noise, condition)) for steps in task.nfes}
+    by_nfe = {steps: scores(sample(plain, Ddim(schedule), step_grid(steps), noise, condition)) for steps in task.nfes}
     walked = it.expert.walk(noise, it.times, condition)[-1]
     start, label, _ = it.start(64, seed=0)
     chains = torch.stack(it.expert.walk(start, it.times, label), dim=1)
@@ -208,8 +210,8 @@ def refer(cell: Cell, out: Path) -> dict[str, Any]:
     data, truth = task.data.sample(n, it.generator(6)), task.world.sample(n, it.generator(7))
     seen = {"data": data, "truth": truth, "x": walked, "chains": chains}
     save_arrays(out / file, **{name: points[: task.kept] for name, points in seen.items()})
-    scores = {"floor": judged(task.real(n, it.generator(8))), "expert": judged(walked), "expert_by_nfe": by_nfe}
-    return {**scores, "samples": file, "yardstick": cell.yardstick}
+    found = {"floor": scores(task.real(n, it.generator(8))), "expert": scores(walked), "expert_by_nfe": by_nfe}
+    return {**found, "samples": file, "yardstick": cell.yardstick}
 
 
 def learn(cell: Cell) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
+from dagdiff.metrics.base import Number
 from dagdiff.metrics.samples import energy_distance, sliced_wasserstein
 from dagdiff.metrics.statistics import Interval, bootstrap_mean
 from dagdiff.metrics.twosample import classifier_accuracy, scaled_mmd
@@ -71,6 +72,21 @@ class StepShift:
         """The fields and the gap, by name."""
         return {**asdict(self), "loss_gap": self.loss_gap}
 
+
+LOSSES = {
+    "loss_forward": Number(
+        "Imitation loss on forward states (noised data): squared difference of the two predictions.", floor="0"
+    ),
+    "loss_own": Number(
+        "Imitation loss on student states: the same, at the states of the student's own chains.", floor="0"
+    ),
+    "loss_gap": Number(
+        "Loss on student states minus on forward states: what training on noised data alone does not see.",
+        floor="0",
+        compared=True,
+    ),
+}
+"""What the held-out imitation losses of a run mean, each a mean over steps."""
 
 NEGLIGIBLE = 1e-6
 """A loss below this part of ``loss_zero`` is none: errors of a thousandth of the guess need no repair."""

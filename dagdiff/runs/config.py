@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ class Settings:
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
         accumulate: parts of a batch that go through the student one after the other, to save memory.
         memmap: a folder for the aggregate, memory-mapped; null keeps it in memory.
+        metric: more metrics of the samples, comma-separated or repeated: names or import paths; `dagdiff list metrics`
+            tells the names.
         heldout: chains of the measurement that closes a round; 0 measures nothing.
         samples: points drawn from the student for its final score.
         seed: of everything random, from 0 to 2^32 - 1.
@@ -100,6 +102,7 @@ class Settings:
     bf16: bool = False
     accumulate: int = 1
     memmap: str | None = None
+    metric: list[str] = field(default_factory=list)
     heldout: int = PLANE.settings["heldout"]
     samples: int = PLANE.settings["samples"]
     seed: int = 0
@@ -263,7 +266,15 @@ def spelled(arguments: Sequence[str]) -> list[str]:
         part = word.removeprefix("--").partition(".")[0]
         return source > 0 and (source, part) in named and named[source, part] != last[part]
 
-    return [word for source, word in told if not stale(source, word)]
+    return _joined([word for source, word in told if not stale(source, word)])
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Spell all metrics that are named, wherever, as one list, each once."""
+    lists = [word.partition("=")[2].strip("[]") for word in words if word.startswith("--metric=")]
+    names = dict.fromkeys(canonical("metric", name) for text in lists for name in re.split(r"[\s\"',]+", text) if name)
+    rest = [word for word in words if not word.startswith("--metric=")]
+    return [*rest, f"--metric=[{','.join(names)}]"] if names else rest
 
 
 def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]]:
@@ -295,7 +306,7 @@ def _told(arguments: Sequence[str], source: int = 0) -> Iterator[tuple[int, str]
             yield source, f"{option}=null"
 
 
-_LISTS = ("shares", "stages", "betas")
+_LISTS = ("shares", "stages", "betas", "metric")
 """Settings that are lists, spelled with commas."""
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from dagdiff.checks import Refusal, check_in
 from dagdiff.envs.toy2d import world
+from dagdiff.metrics.names import metric_paths
 from dagdiff.tasks.names import PIPELINE, PLANE, read_name
 
 _RAMPS = {
@@ -117,12 +118,18 @@ GIVEN = {
 ``expert``, the teacher that the run has built."""
 
 
+def registered(part: str) -> dict[str, str]:
+    """What a part may be, by short name; metrics, of which a run may name several, are found in their room."""
+    return metric_paths() if part == "metric" else PARTS[part]
+
+
 def resolve(part: str, name: str) -> Callable[..., Any]:
     """Return the class or function that a part's short name or import path names; refuse with the near miss."""
-    path = PARTS[part].get(name, name)
+    paths = registered(part)
+    path = paths.get(name, name)
     if "." not in path.strip("."):
-        check_in(part, name, PARTS[part])
-    if path not in PARTS[part].values():
+        check_in(part, name, paths)
+    if path not in paths.values():
         reach_working_folder()
     found, rest = _longest_module(part, path)
     for attribute in rest:
@@ -138,7 +145,7 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
 def canonical(part: str, name: str) -> str:
     """Return the short name of what ``name`` names, where it has one, so that a run is spelled in one way."""
     last = name.rpartition(".")[2]
-    same = {short: path for short, path in PARTS[part].items() if path.rpartition(".")[2] == last}
+    same = {short: path for short, path in registered(part).items() if path.rpartition(".")[2] == last}
     return next((short for short, path in same.items() if resolve(part, name) == resolve(part, path)), name)
 
 

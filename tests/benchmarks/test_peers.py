@@ -21,7 +21,7 @@ from dagdiff.benchmarks.suites import modelopt_dmd2, peers
 from dagdiff.checks import Refusal
 from dagdiff.envs.toy2d import world
 from dagdiff.expert import Expert
-from dagdiff.metrics.samples import score
+from dagdiff.metrics.base import score
 from dagdiff.objectives.base import denoising_loss
 from dagdiff.objectives.distribution import DistributionMatching, score_difference
 from dagdiff.policies.gaussian import GaussianMixtureExpert
@@ -293,8 +293,8 @@ def test_the_race(fastgen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert f"  {name} " in told and f",{name}," in (tmp_path / "out/summary.csv").read_text()
 
     truth, drawn = Experiment.build(next(peers.cells(chosen)).config), results.arrays(results.records[-2].samples)
-    reference = truth.task.world.reference(100, truth.generator(4, 0))
-    again = score(torch.as_tensor(drawn["x"]), reference, truth.task.world.mixture, truth.generator(5, 0))
+    known = truth.task.truth(100, truth.generator(4, 0), truth.generator(5, 0))
+    again = score(truth.task.metrics, torch.as_tensor(drawn["x"]), known)
     assert records["modelopt-student"]["metrics"]["energy"] == pytest.approx(again["energy"])
 
     monkeypatch.setattr(peers, "race", lambda *_: pytest.fail("a run was done twice"))
