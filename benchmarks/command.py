@@ -12,7 +12,8 @@ from dagdiff.checks import Refusal, check_in, check_seed
 from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.report import verdict
 from dagdiff.report.page import write_report
-from dagdiff.report.results import Results, write_summary
+from dagdiff.report.results import Results
+from dagdiff.report.summary import write_summary
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs import config
 from dagdiff.runs.trust import check_plain, check_registered
@@ -44,12 +45,18 @@ def bench(words: Sequence[str]) -> None:
     parser.add_argument("--verify", type=int, default=0, help="make so many runs of the folder again, and compare")
     parser.add_argument("--verify_seed", type=int, default=0, help="chooses them")
     add_trust(parser)
+    parser.add_argument(
+        "--metric", action="append", default=[], help="a further metric: a name or an import path"
+    )
     parser.add_class_arguments(suite.Suite, None)
     if "--quick" in words:
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
     given = vars(config.read(parser, list(spelled(words, suite.Suite))))
     check_seed("verify_seed", given["verify_seed"])
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
+    metrics = [name for text in given.pop("metric") for name in text.split(",")]
+    if metrics:
+        given["settings"] = {**given["settings"], "metric": [*given["settings"].get("metric", []), *metrics]}
     if given["verify"]:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return

@@ -177,7 +177,7 @@ for (name, trained_on), (loop, last) in loops.items():
     clouds[f"{name}, {trained_on}"] = points
 
 # %%
-from dagdiff.report.figures import scatter_panels
+from dagdiff.report.plane import scatter_panels
 
 scatter_panels(
     {name: clouds[name].numpy() for name in sorted(clouds, key=lambda name: "mixture" in name)}, columns=3, half=2.2

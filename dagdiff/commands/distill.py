@@ -9,13 +9,10 @@ import yaml
 
 from dagdiff import engine
 from dagdiff.commands import check_given
-from dagdiff.report.glossary import DISTANCES
+from dagdiff.report.glossary import DISTANCES, METRICS
 from dagdiff.runs import config, folder
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.rehearsal import check_folder, check_logger
-
-NAMED = {**DISTANCES, "w2": "W2"}
-"""What a run's folder is summed up by, as far as it was measured."""
 
 
 def distill(words: Sequence[str]) -> None:
@@ -52,9 +49,10 @@ def distill(words: Sequence[str]) -> None:
 
 
 def _tell(found: dict[str, float], out: Path) -> None:
-    """Print what a run came to."""
-    distances = [f"{name} {found[metric]:.4g}" for metric, name in NAMED.items() if metric in found]
-    print(", ".join(distances))
+    """Print what a run came to: what students are judged by, W2, and what dagdiff's own metrics do not measure."""
+    named = {metric: METRICS[metric].title or metric if metric in METRICS else metric for metric in found}
+    shown = [metric for metric in found if metric in (*DISTANCES, "w2") or metric not in METRICS]
+    print(", ".join(f"{named[metric]} {found[metric]:.4g}" for metric in shown))
     print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
     print(f"the run is kept in {out}")
 

@@ -11,7 +11,7 @@ from dagdiff.metrics.amplification import StepAmplification, format_amplificatio
 from dagdiff.metrics.intervention import Intervention, format_interventions, measure_interventions
 from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict
 from dagdiff.report import figures
-from dagdiff.report.shift import amplification_figure, intervention_figure
+from dagdiff.report.shift import amplification_figure, intervention_figure, shift_figure
 from dagdiff.rollout import draw
 from dagdiff.runs import config
 from dagdiff.runs.experiment import Experiment
@@ -70,7 +70,7 @@ def keep(found: Found, folder: Path) -> None:
     """Write a table and a figure of each."""
     for name, rows in found._asdict().items():
         save_csv(folder / f"{name}.csv", [row.as_row() for row in rows])
-    figures.save(figures.shift_figure(found.shift), folder / "shift.png")
+    figures.save(shift_figure(found.shift), folder / "shift.png")
     figures.save(intervention_figure(found.intervention), folder / "intervention.png")
     figures.save(amplification_figure(found.amplification), folder / "amplification.png")
 

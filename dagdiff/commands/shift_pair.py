@@ -20,6 +20,7 @@ from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdic
 from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.report import figures
+from dagdiff.report.shift import shift_figure
 from dagdiff.runs import config
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.tasks.pipeline_data import encoded_images, own_samples
@@ -41,7 +42,7 @@ def shift_pair(words: Sequence[str]) -> None:
     print(f"{pair.told}\nforward states: {told}\n\n{format_table(rows)}\n\n{verdict(rows)}")
     if given.out is not None:
         save_csv(given.out / "shift.csv", [row.as_row() for row in rows])
-        figures.save(figures.shift_figure(rows), given.out / "shift.png")
+        figures.save(shift_figure(rows), given.out / "shift.png")
         print(f"\nkept in {given.out}: shift.csv, shift.png")
 
 

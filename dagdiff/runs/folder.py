@@ -22,6 +22,7 @@ from dagdiff.checkpoint import load_json, load_weights, save_csv, save_json, sav
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.dagger import DAgger
 from dagdiff.report import figures
+from dagdiff.report.curves import rounds_figure
 from dagdiff.report.images import sample_panels
 from dagdiff.round import NonFiniteLoss, Round
 from dagdiff.runs.config import Config, read_yaml
@@ -153,11 +154,11 @@ def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None
         "student": experiment.sample(n, seed=0),
     }
     clouds = {
-        name: experiment.task.pictures(points[: experiment.task.kept]).numpy(force=True)
+        name: experiment.task.pictures(points[: experiment.task.saved]).numpy(force=True)
         for name, points in panels.items()
     }
     figures.save(sample_panels(clouds), out / "samples.png")
-    figures.save(figures.rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
+    figures.save(rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
 
 
 def _row(done: Round) -> dict[str, Any]:

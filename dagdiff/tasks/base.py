@@ -38,7 +38,7 @@ class Task:
     """What samples are always scored by; :func:`dagdiff.metrics.base.score` does it."""
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64)
     """The numbers of steps at which a suite scores the expert's own chain."""
-    kept: ClassVar[int | None] = None
+    saved: ClassVar[int | None] = None
     """How many of a run's samples a suite keeps on disk; None for all."""
 
     @property

@@ -50,7 +50,7 @@ class ImageTask(Task):
         ClassCounts(), Diversity(), PairedGaps(), Agreement(),
     )  # fmt: skip
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
-    kept: ClassVar[int | None] = 64
+    saved: ClassVar[int | None] = 64
 
     @cached_property
     def missing(self) -> list[int]:

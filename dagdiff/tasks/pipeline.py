@@ -77,7 +77,7 @@ class PipelineTask(Task):
     teacher: DiffusersExpert = field(kw_only=True)
     metrics: ClassVar[tuple[Metric, ...]] = (TeacherSamples(),)
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
-    kept: ClassVar[int | None] = 64
+    saved: ClassVar[int | None] = 64
     pair = ImageTask.pair
 
     @property

@@ -28,7 +28,8 @@ from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.prediction import FLOW, PREDICTIONS, V
 from dagdiff.policies.student import Student
-from dagdiff.report.results import Results, write_summary
+from dagdiff.report.results import Results
+from dagdiff.report.summary import write_summary
 from dagdiff.runs.experiment import Experiment
 from dagdiff.schedule import FlowSchedule, perturb, step_grid
 from dagdiff.shapes import Denoiser, column
@@ -255,7 +256,7 @@ def test_variants_of_the_published_method_differ_in_their_states_alone() -> None
     assert found["modelopt-forward"].config == found["forward"].config
     assert found["modelopt-student"].config == found["student"].config
     assert found["forward"].config["schedule"]["class"] == "flow"
-    published = [found[name].config for name in ("forward", "student", "ddil")]
+    published = [found[name].config for name in ("forward", "student", "mixture-25/50/25")]
     rest = [{key: value for key, value in config.items() if key != "shares"} for config in published]
     assert rest[0] == rest[1] == rest[2] and not rest[0]["objective"]["tell_origin"]
     assert found["default"].config["objective"]["tell_origin"]
