@@ -11,12 +11,13 @@ from dagdiff.checks import Refusal, check_in, check_seed
 from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.report import verdict
 from dagdiff.report.page import write_report
-from dagdiff.report.results import Results, write_summary
+from dagdiff.report.results import Results
+from dagdiff.report.summary import write_summary
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs import config
 from dagdiff.runs.settings import lists_of
 from dagdiff.runs.trust import check_plain, check_registered
-from dagdiff.runs.words import listed, split
+from dagdiff.runs.words import listed, metric_names, split
 
 SUITES = {
     "toy2d": "dagdiff.benchmarks.suites.toy2d",
@@ -46,6 +47,7 @@ def bench(words: Sequence[str]) -> None:
     parser.add_argument("--verify", type=int, default=0, help="make so many runs of the folder again, and compare")
     parser.add_argument("--verify_seed", type=int, default=0, help="chooses them")
     add_trust(parser)
+    parser.add_argument("--metric", type=str | None, default=None, help="more metrics, comma-separated")
     parser.add_class_arguments(suite.Suite, None)
     if said.get("quick"):
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
@@ -56,6 +58,8 @@ def bench(words: Sequence[str]) -> None:
     given = vars(config.read(parser, said))
     check_seed("verify_seed", given["verify_seed"])
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
+    if metrics := given.pop("metric"):
+        given["settings"] = {**given["settings"], "metric": metric_names(metrics)}
     if given["verify"]:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return

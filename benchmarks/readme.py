@@ -20,10 +20,12 @@ from dagdiff.benchmarks.tables import CONTRAST, plain
 from dagdiff.checkpoint import load_json, save_json, save_text
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report import figures
-from dagdiff.report.glossary import OBJECTIVES, SCALES, quantity, variant_name
+from dagdiff.report.glossary import OBJECTIVES, quantity, scale_of, variant_name
 from dagdiff.report.images import image_panels
-from dagdiff.report.results import Results, write_summary
+from dagdiff.report.plane import scatter_panels
+from dagdiff.report.results import Results
 from dagdiff.report.study import overview_figure
+from dagdiff.report.summary import write_summary
 from dagdiff.report.verdict import scaled
 
 KEPT = Path("benchmarks/results")
@@ -69,12 +71,15 @@ def study_figure(results: Results) -> Figure:
     """Draw the headline's energy distances, by objective and task, with the experts'."""
     panels: dict[str, dict[str, dict[str, Interval]]] = {}
     found = plain(results.rows)
-    tasks = list(dict.fromkeys(task for task, _, variant in found if variant == "base"))
+    tasks = list(dict.fromkeys(task for task, _, variant in found if variant == "published"))
     for (task, objective, variant), row in found.items():
-        energy, same = row.metrics["energy"], variant == "base" and found[task, objective, "forward"].runs == row.runs
+        energy, same = (
+            row.metrics["energy"],
+            variant == "published" and found[task, objective, "forward"].runs == row.runs,
+        )
         if task in tasks and variant in CONTRAST and energy and not same:
             panels.setdefault(OBJECTIVES[objective], {}).setdefault(task, {})[variant] = scaled(energy, "energy")
-    expert = {task: SCALES["energy"] * results.references[task]["expert"]["energy"] for task in tasks}
+    expert = {task: (scale_of("energy") or 1.0) * results.references[task]["expert"]["energy"] for task in tasks}
     return overview_figure(panels, expert, quantity("energy"))
 
 
@@ -82,21 +87,21 @@ def figure(results: Results) -> Figure:
     """Draw the data, the expert, and each objective's 4-step student after forward training and after the mixture."""
     reference = results.arrays(results.references[TASK]["samples"])
     panels, colours = {"training data": reference["data"]}, {}
-    for variant in ("forward", "ddil"):
+    for variant in ("forward", "mixture"):
         for objective, name in OBJECTIVES.items():
             wanted = (TASK, objective, variant, 0)
             record = next(r for r in results.records if (r.task, r.objective, r.variant, r.seed) == wanted)
             title = f"{name}: {variant_name(variant)}"
             panels[title], colours[title] = results.arrays(record.samples)["x"], figures.VARIANTS[variant]
         panels.setdefault("expert, 32 steps", reference["x"])
-    return figures.scatter_panels(panels, colours=colours)
+    return scatter_panels(panels, colours=colours)
 
 
 def pictures(results: Results) -> Figure:
     """Draw the teacher's images of digits and each objective's students', equal places from equal noise."""
     panels = {"teacher, 16 steps": results.arrays(results.references[IMAGE_TASK]["samples"])["x"]}
     for objective, name in OBJECTIVES.items():
-        for variant in ("forward", "ddil"):
+        for variant in ("forward", "mixture"):
             wanted = (IMAGE_TASK, objective, variant, 4, 0)
             records = (r for r in results.records if (r.task, r.objective, r.variant, r.steps, r.seed) == wanted)
             panels[f"{name}: {variant_name(variant)}"] = results.arrays(next(records).samples)["x"]

@@ -6,14 +6,15 @@ Which table stands where, and what it is made from, is in :mod:`dagdiff.benchmar
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from dagdiff.benchmarks.running.variants import MIXES
 from dagdiff.benchmarks.suites.peers import milliseconds
-from dagdiff.benchmarks.suites.study import CRITICS, MIXES, NARROW
+from dagdiff.benchmarks.suites.study import CRITICS, NARROW
 from dagdiff.metrics.statistics import Interval, paired_difference
 from dagdiff.report.glossary import OBJECTIVES, quantity, variant_name
-from dagdiff.report.results import Row
-from dagdiff.report.verdict import change, level, number, outcome, tally, told_excess
+from dagdiff.report.rows import Row
+from dagdiff.report.verdict import change, level, number, outcome, remaining_gap, tally
 
-CONTRAST = ("forward", "base", "ddil")
+CONTRAST = ("forward", "published", "mixture")
 
 
 def glance(study: Sequence[Row], images: Sequence[Row]) -> str:
@@ -21,48 +22,48 @@ def glance(study: Sequence[Row], images: Sequence[Row]) -> str:
     ring = [row for row in study if row.task == "gaussians8-biased" and row.steps == 4 and not _about(row)]
     digits = [row for row in images if row.task == "digits-biased" and row.steps == 4]
     lines = _head("4-step student, half of the data", "forward", "published", "mixture", "expert")
-    told = []
+    sentences = []
     for name, rows, objectives in (("ring", ring, OBJECTIVES), ("digits", digits, ("consistency", "distribution"))):
         for objective in objectives:
             peers = {row.variant: row for row in rows if row.objective == objective}
-            forward, base, ddil = (peers[variant] for variant in CONTRAST)
-            published = "= forward" if base.runs == forward.runs else _mean(base)
-            expert = level(ddil.expert, ddil.judged_by)
-            lines += _line(f"{name}, {OBJECTIVES[objective]}", _mean(forward), published, _mean(ddil), expert)
-            if base.runs != forward.runs:
-                told.append(f"{OBJECTIVES[objective]} on the {name}, {_published(base, ddil)}")
+            forward, published, mixture = (peers[variant] for variant in CONTRAST)
+            expert = level(mixture.expert, mixture.judged_by)
+            means = _mean(forward), _unlike(published, forward), _mean(mixture)
+            lines += _line(f"{name}, {OBJECTIVES[objective]}", *means, expert)
+            if published.runs != forward.runs:
+                sentences.append(f"{OBJECTIVES[objective]} on the {name}, {_published(published, mixture)}")
     seeds = [len({record.seed for row in rows for record in row.records}) for rows in (ring, digits)]
     caption = (
         f"Ring: {quantity(ring[0].judged_by)}, {seeds[0]} seeds; chance may bring it just below 0. "
         f"Digits, 8 x 8: {quantity(digits[0].judged_by)}, {seeds[1]} seeds. Means; lower is better."
     )
-    return "\n".join([*lines, "", f"*{caption}*", "", f"{'. '.join(told)}."])
+    return "\n".join([*lines, "", f"*{caption}*", "", f"{'. '.join(sentences)}."])
 
 
 def findings(study: Sequence[Row], images: Sequence[Row]) -> str:
     """What the study and the images show, a line each, made from the intervals."""
-    plane = [row for row in study if row.variant == "ddil" and row.steps == 4 and not _about(row)]
-    digits = [row for row in images if row.variant == "ddil" and row.task == "digits-biased"]
+    plane = [row for row in study if row.variant == "mixture" and row.steps == 4 and not _about(row)]
+    digits = [row for row in images if row.variant == "mixture" and row.task == "digits-biased"]
     half = {
         name: [row for row in plane if row.objective == name and row.task.endswith("-biased")] for name in OBJECTIVES
     }
     whole = [row for row in plane if row.task.endswith("-matched")]
     pictures = [row for row in digits if row.objective == "distribution"]
-    told = [
+    counted = [
         *(
             (f"{name}, half of the data, 2-D", "forward", tally(half[key], "forward"))
             for key, name in OBJECTIVES.items()
         ),
-        ("DMD2, half of the data, 2-D", "published", tally(half["distribution"], "base")),
+        ("DMD2, half of the data, 2-D", "published", tally(half["distribution"], "published")),
         ("All of the data, 2-D", "forward", tally(whole, "forward")),
         *(
             (f"{OBJECTIVES[name]}, half of the classes, digits", "forward", tally(found, "forward"))
             for name in OBJECTIVES
             if (found := [row for row in digits if row.objective == name])
         ),
-        ("DMD2, half of the classes, digits", "published", tally(pictures, "base")),
+        ("DMD2, half of the classes, digits", "published", tally(pictures, "published")),
     ]
-    return "\n".join(f"- **{where}**, mixture against {baseline}: {found}." for where, baseline, found in told)
+    return "\n".join(f"- **{where}**, mixture against {baseline}: {found}." for where, baseline, found in counted)
 
 
 def contrasts(rows: Sequence[Row], about: str = "") -> str:
@@ -70,37 +71,37 @@ def contrasts(rows: Sequence[Row], about: str = "") -> str:
     lines = _head("dataset, trained on", "objective", "forward", "published", "mixture", "expert",
                   "mixture minus forward", "result")  # fmt: skip
     found = plain(rows, about)
-    for task, objective in dict.fromkeys((task, name) for task, name, variant in found if variant == "base"):
+    for task, objective in dict.fromkeys((task, name) for task, name, variant in found if variant == "published"):
         peers = [found.get((task, objective, variant)) for variant in CONTRAST]
         if None not in peers:
-            forward, base, ddil = (row for row in peers if row)
-            published = "= forward" if base.runs == forward.runs else _mean(base)
-            difference = ddil.minus("forward")
-            told = change(difference.interval, ddil.judged_by) if difference else ""
-            cells = _mean(forward), published, _mean(ddil), level(ddil.expert, ddil.judged_by), told
-            lines += _line(task.replace("-", ", "), OBJECTIVES[objective], *cells, outcome(ddil, "forward"))
+            forward, published, mixture = (row for row in peers if row)
+            difference = mixture.minus("forward")
+            shown = change(difference.interval, mixture.judged_by) if difference else ""
+            means = _mean(forward), _unlike(published, forward), _mean(mixture)
+            cells = *means, level(mixture.expert, mixture.judged_by), shown
+            lines += _line(task.replace("-", ", "), OBJECTIVES[objective], *cells, outcome(mixture, "forward"))
     return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}.", "", *lines])
 
 
 def by_steps(rows: Sequence[Row]) -> str:
     """A line an objective and kind of states, a column a number of steps."""
-    mine = [row for row in rows if row.place == NARROW[0] and row.variant in CONTRAST]
+    mine = [row for row in rows if row.case == NARROW[0] and row.variant in CONTRAST]
     mine.sort(key=lambda row: (list(OBJECTIVES).index(row.objective), CONTRAST.index(row.variant), row.steps))
-    told = [row for row in mine if row.objective == "distribution" or row.variant != "base"]
-    return pivot(told, _objective_and_states, lambda row: f"{row.steps} step{'s' * (row.steps > 1)}")
+    distinct = [row for row in mine if row.objective == "distribution" or row.variant != "published"]
+    return pivot(distinct, _objective_and_states, lambda row: f"{row.steps} step{'s' * (row.steps > 1)}")
 
 
 def by_variant(rows: Sequence[Row], variants: Sequence[str], about: str = "") -> str:
     """A line an objective, a column a variant, in the study's narrow world."""
-    place = f"{NARROW[0]}, {about}" if about else NARROW[0]
-    mine = [row for name in variants for row in rows if (row.variant, row.steps, row.place) == (name, 4, place)]
+    case = f"{NARROW[0]}, {about}" if about else NARROW[0]
+    mine = [row for name in variants for row in rows if (row.variant, row.steps, row.case) == (name, 4, case)]
     return pivot(mine, lambda row: OBJECTIVES[row.objective], lambda row: variant_name(row.variant))
 
 
 def by_share(rows: Sequence[Row]) -> str:
     """A line a point of the triangle of shares, a column an objective."""
-    names = ("forward", "student", "expert", "ddil", *MIXES)
-    mine = [row for row in rows if row.place == NARROW[0] and row.steps == 4 and row.variant in names]
+    names = ("forward", "student", "expert", "mixture", *MIXES)
+    mine = [row for row in rows if row.case == NARROW[0] and row.steps == 4 and row.variant in names]
     mine.sort(key=lambda row: (row.records[0].shares, list(OBJECTIVES).index(row.objective)))
     return pivot(mine, _shares, lambda row: OBJECTIVES[row.objective], _mean)
 
@@ -115,14 +116,14 @@ def by_world(rows: Sequence[Row]) -> str:
     )
     found = plain(rows)
     tasks = dict.fromkeys(row.task for row in rows if row.task.endswith("-biased"))
-    pairs = [(found[task, "distribution", "base"], found[task, "distribution", "ddil"]) for task in tasks]
+    pairs = [(found[task, "distribution", "published"], found[task, "distribution", "mixture"]) for task in tasks]
     for published, mixed in pairs:
-        paired = mixed.against["base"]
+        paired = mixed.against["published"]
         changes = change(paired["energy"].interval, "energy"), f"{paired['coverage'].interval:+.3f}"
-        told = _mean(published), _mean(mixed), *changes, f"{paired['energy'].improvement:.2f}"
-        lines += _line(mixed.task.removesuffix("-biased"), *told, outcome(mixed, "base"))
+        cells = _mean(published), _mean(mixed), *changes, f"{paired['energy'].improvement:.2f}"
+        lines += _line(mixed.task.removesuffix("-biased"), *cells, outcome(mixed, "published"))
     energy, coverage = (_pooled(pairs, name) for name in ("energy", "coverage"))
-    wins = statistics.mean(mixed.against["base"]["energy"].improvement for _, mixed in pairs)
+    wins = statistics.mean(mixed.against["published"]["energy"].improvement for _, mixed in pairs)
     pooled = change(energy, "energy"), f"{coverage:+.3f}", f"{wins:.2f}"
     return "\n".join([*lines, *_line("all", "", "", *pooled, "")])
 
@@ -131,9 +132,9 @@ def by_critic(rows: Sequence[Row]) -> str:
     """A line a critic of DMD2 on its own states, then one for other states: distance, width and shares of the modes."""
     worlds = ("grid25-matched", "imbalanced-matched")
     dmd2 = [row for row in rows if row.objective == "distribution" and row.steps == 4 and row.task in worlds]
-    kinds = [("base", about) for about in ("", *CRITICS)] + [("forward", ""), ("ddil", "")]
+    kinds = [("published", about) for about in ("", *CRITICS)] + [("forward", ""), ("mixture", "")]
     mine = [row for kind in kinds for row in dmd2 if (row.variant, _about(row)) == kind]
-    others = {"forward": "forward states", "ddil": "mixture"}
+    others = {"forward": "forward states", "mixture": "mixture"}
     return pivot(
         mine,
         lambda row: others.get(row.variant) or _about(row) or "conditioned on the step",
@@ -150,12 +151,12 @@ def by_schedule(rows: Sequence[Row]) -> str:
     found = {(row.variant, row.objective, row.task): row for row in rows}
     lines = _head(", ".join(task.removesuffix("-biased") for task in tasks), *OBJECTIVES.values())
     for variant in variants:
-        told = []
+        cells = []
         for objective in OBJECTIVES:
             pairs = [(found[variants[0], objective, task], found[variant, objective, task]) for task in tasks]
             difference = f"; {change(_pooled(pairs, 'energy'), 'energy')}" if variant != variants[0] else ""
-            told.append(", ".join(_mean(mine) for _, mine in pairs) + difference)
-        lines += _line(variant_name(variant), *told)
+            cells.append(", ".join(_mean(mine) for _, mine in pairs) + difference)
+        lines += _line(variant_name(variant), *cells)
     return "\n".join(lines)
 
 
@@ -165,36 +166,37 @@ def by_steps_and_task(rows: Sequence[Row]) -> str:
                   "result", "missing classes: forward → mixture")  # fmt: skip
     for task, steps, objective in dict.fromkeys((row.task, row.steps, row.objective) for row in rows):
         group = {row.variant: row for row in rows if (row.task, row.steps, row.objective) == (task, steps, objective)}
-        told = [_mean(row) if (row := group.get(name)) else "–" for name in _SHOWN]
-        if "base" in group and "forward" in group and group["base"].runs == group["forward"].runs:
-            told[1] = "= forward"
-        missing = [group[name].metrics["missing"] for name in ("forward", "ddil") if name in group]
+        cells = [_mean(row) if (row := group.get(name)) else "–" for name in _SHOWN]
+        if "published" in group and "forward" in group:
+            cells[1] = _unlike(group["published"], group["forward"])
+        missing = [group[name].metrics["missing"] for name in ("forward", "mixture") if name in group]
         classes = " → ".join(f"{share.mean:.2f}" for share in missing if share)
-        ddil = group.get("ddil")
-        left = [level(ddil.expert, ddil.judged_by), told_excess(ddil), outcome(ddil, "forward")] if ddil else [""] * 3
-        lines += _line(task.replace("-", ", "), OBJECTIVES[objective], str(steps), *told, *left, classes or "–")
+        mixture = group.get("mixture")
+        cells += [level(mixture.expert, mixture.judged_by)] if mixture else [""]
+        cells += [remaining_gap(mixture), outcome(mixture, "forward")] if mixture else ["", ""]
+        lines += _line(task.replace("-", ", "), OBJECTIVES[objective], str(steps), *cells, classes or "–")
     return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}.", "", *lines])
 
 
 def which_one(rows: Sequence[Row]) -> str:
     """The imitation suite: a line a variant, a column a task: the distance; then what a run cost."""
-    lines = _head("variant", *dict.fromkeys(row.place for row in rows), "NFE student", "NFE expert")
+    lines = _head("variant", *dict.fromkeys(row.case for row in rows), "NFE student", "NFE expert")
     for variant in dict.fromkeys(row.variant for row in rows):
         mine = [row for row in rows if row.variant == variant]
-        told = [level(row.distance, row.judged_by) for row in mine]
+        cells = [level(row.distance, row.judged_by) for row in mine]
         nfe = [f"{getattr(mine[0].records[0], name) / 1e6:.2f} M" for name in ("nfe_student", "nfe_expert")]
-        lines += _line(variant_name(variant), *told, *nfe)
+        lines += _line(variant_name(variant), *cells, *nfe)
     return "\n".join(lines)
 
 
 def by_peer(rows: Sequence[Row]) -> str:
     """The peers suite: a line a variant, a column a task: distance, coverage; then update time to the first's."""
     variants = list(dict.fromkeys(row.variant for row in rows))
-    lines = _head("variant", *dict.fromkeys(row.place for row in rows), "time of an update")
+    lines = _head("variant", *dict.fromkeys(row.case for row in rows), "time of an update")
     times = {name: statistics.mean(milliseconds(row) for row in rows if row.variant == name) for name in variants}
     for name in variants:
-        told = [_covering(row) for row in rows if row.variant == name]
-        lines += _line(variant_name(name), *told, f"{times[name] / times[variants[0]]:.2f}×")
+        cells = [_covering(row) for row in rows if row.variant == name]
+        lines += _line(variant_name(name), *cells, f"{times[name] / times[variants[0]]:.2f}×")
     return "\n".join(lines)
 
 
@@ -219,11 +221,12 @@ def plain(rows: Sequence[Row], about: str = "") -> dict[tuple[str, str, str], Ro
     return {(row.task, row.objective, row.variant): row for row in mine}
 
 
-def _published(base: Row, ddil: Row) -> str:
+def _published(published: Row, mixture: Row) -> str:
     """The published method against the mixture: both means, their difference, and the result for the mixture."""
-    difference = ddil.minus("base")
-    told = change(difference.interval, ddil.judged_by) if difference else "not measured"
-    return f"published against mixture: {_mean(base)} and {_mean(ddil)}, difference {told}: {outcome(ddil, 'base')}"
+    difference = mixture.minus("published")
+    shown = change(difference.interval, mixture.judged_by) if difference else "not measured"
+    result = outcome(mixture, "published")
+    return f"published against mixture: {_mean(published)} and {_mean(mixture)}, difference {shown}: {result}"
 
 
 def _pooled(pairs: Iterable[tuple[Row, Row]], metric: str) -> Interval:
@@ -240,8 +243,8 @@ def _modes(row: Row) -> str:
 
 def _covering(row: Row) -> str:
     coverage = row.metrics["coverage"]
-    told = level(row.distance, row.judged_by)
-    return f"{told}; covers {coverage.mean:.2f}" if coverage else told
+    distance = level(row.distance, row.judged_by)
+    return f"{distance}; covers {coverage.mean:.2f}" if coverage else distance
 
 
 def _objective_and_states(row: Row) -> str:
@@ -253,11 +256,16 @@ def _shares(row: Row) -> str:
 
 
 def _about(row: Row) -> str:
-    return row.place.removeprefix(row.task).removeprefix(", ")
+    return row.case.removeprefix(row.task).removeprefix(", ")
 
 
 def _mean(row: Row) -> str:
     return level(row.distance.mean, row.judged_by) if row.distance else "not measured"
+
+
+def _unlike(row: Row, forward: Row) -> str:
+    """The mean of a row, or that it is the same runs as forward."""
+    return "= forward" if row.runs == forward.runs else _mean(row)
 
 
 def _head(*words: str) -> list[str]:
@@ -268,4 +276,4 @@ def _line(*cells: str) -> list[str]:
     return [f"| {' | '.join(cells)} |"]
 
 
-_SHOWN = ("forward", "base", "ddil", "reflected-ddil")
+_SHOWN = ("forward", "published", "mixture", "mixture-box")

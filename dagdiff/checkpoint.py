@@ -1,11 +1,13 @@
-"""Files that are whole or absent: weights in safetensors, records in JSON, each written aside and moved into place."""
+"""Files that are whole or absent: weights in safetensors, records in JSON, rows in CSV; written aside, then moved."""
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,17 @@ def check_writable(name: str, folder: Path) -> None:
 def save_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically; NaN and infinity, which JSON lacks, become null."""
     save_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, atomically: a column for each name that any row holds; what a row lacks stays empty."""
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = csv.DictWriter(text, fieldnames=list(names), restval="", lineterminator="\n")
+    if rows:
+        table.writeheader()
+        table.writerows(rows)
+    save_text(path, text.getvalue())
 
 
 def save_text(path: Path, text: str) -> None:

@@ -104,9 +104,9 @@ def draw_errors(axes: Axes) -> None:
     """The two bounds of imitation learning, for a mistake of size e a step."""
     k = np.arange(1, 9)
     axes.plot(k, k**2, color=STUDENT, marker="o", ms=4)
-    axes.plot(k, k, color=VARIANTS["ddil"], marker="o", ms=4)
+    axes.plot(k, k, color=VARIANTS["mixture"], marker="o", ms=4)
     axes.annotate("$e\\,K^2$: trained on\nothers' states", (7.15, 51), (2.0, 44), color=STUDENT)
-    axes.annotate("$e\\,K$: trained on\nits own states", (5.0, 6), (4.9, 11.5), color=VARIANTS["ddil"])
+    axes.annotate("$e\\,K$: trained on\nits own states", (5.0, 6), (4.9, 11.5), color=VARIANTS["mixture"])
     axes.set_title("3  How a mistake e adds up", loc="left", fontweight="bold")
     axes.set(
         xlabel="K, steps of the chain", ylabel="worst case at the end, in units of e", xlim=(0.7, 8.3), ylim=(0, 67)

@@ -88,13 +88,15 @@ def options(found: Iterable[Option]) -> str:
 def floors() -> dict[str, str]:
     """Real points scored as if they were samples, over some seeds: what each metric says where nothing is wrong."""
     from dagdiff.envs.toy2d import world
-    from dagdiff.metrics.samples import score
+    from dagdiff.metrics.base import score
+    from dagdiff.metrics.truth import Truth
+    from dagdiff.tasks.base import Task
 
     law, found = world("gaussians8"), []
     for seed in range(FLOOR_SEEDS):
         generator = torch.Generator().manual_seed(seed)
         truth, real = law.reference(FLOOR_POINTS, generator), law.sample(FLOOR_POINTS, generator)
-        found.append(score(real, truth, law.mixture, generator))
+        found.append(score(Task.metrics, real, Truth(truth, law.mixture, generator=generator)))
     rows = []
     for name in found[0]:
         values = [each[name] for each in found]

@@ -183,7 +183,7 @@ def roll(steps, num=chains):
 
 
 # %%
-from dagdiff.report.figures import chain_panels
+from dagdiff.report.plane import chain_panels
 
 truth = ring.reference(chains, torch.Generator().manual_seed(1)).numpy()
 chain_panels({f"K = {steps}": roll(steps)[:120] for steps in (1, 4, 32)}, truth)

@@ -133,7 +133,7 @@ rows = measure_shift(off_policy.policy, expert, off_policy.env.transition, times
 print(format_table(rows))
 
 # %%
-from dagdiff.report.figures import shift_figure
+from dagdiff.report.shift import shift_figure
 
 shift_figure(rows)
 
@@ -207,7 +207,7 @@ print(format_table(rows))
 # %%
 from dagdiff import sample
 from dagdiff.metrics.samples import energy_distance
-from dagdiff.report.figures import scatter_panels
+from dagdiff.report.plane import scatter_panels
 
 truth = task.world.reference(count, seeded(6))
 clouds = {"true law": truth}

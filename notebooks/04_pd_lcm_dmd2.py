@@ -154,7 +154,8 @@ plt.show()
 # own and the expert's states for DMD2.
 
 # %%
-from dagdiff.metrics.samples import score
+from dagdiff.metrics.base import score
+from dagdiff.metrics.truth import Truth
 
 count = 300 if FAST else 2000
 noise = torch.randn(count, 2, generator=seeded(4))
@@ -165,7 +166,7 @@ print(" " * 16 + "".join(f"{name:>10}" for name in columns) + " student NFE  exp
 
 def line(name, points, cost=""):
     """Print the scores of a cloud of points in one line."""
-    found = score(points, truth, task.world.mixture, seeded(7))
+    found = score(task.metrics, points, Truth(truth, task.world.mixture, generator=seeded(7)))
     print(f"{name:16}" + "".join(f"{found[column]:10.3f}" for column in columns) + cost)
 
 
@@ -177,7 +178,7 @@ for (name, trained_on), (loop, last) in loops.items():
     clouds[f"{name}, {trained_on}"] = points
 
 # %%
-from dagdiff.report.figures import scatter_panels
+from dagdiff.report.plane import scatter_panels
 
 scatter_panels(
     {name: clouds[name].numpy() for name in sorted(clouds, key=lambda name: "mixture" in name)}, columns=3, half=2.2

@@ -175,7 +175,7 @@ for round in loop:
         print(f"round {round.number:>2}: beta {round.beta:.2f}, loss {round.losses['loss']:.3f}")
 
 # %%
-from dagdiff.report.figures import scatter_panels
+from dagdiff.report.plane import scatter_panels
 
 noise = torch.randn(300 if FAST else 1500, 2, generator=seeded(3))
 clouds = {

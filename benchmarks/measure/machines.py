@@ -12,7 +12,6 @@ that on, so the students come out different. Each setting trains its own teacher
 """
 
 import csv
-import io
 import os
 import statistics
 import sys
@@ -28,11 +27,12 @@ from dagdiff.benchmarks.pages import with_table
 from dagdiff.benchmarks.running.executor import Cell, run_cells
 from dagdiff.benchmarks.suites import study, toy2d
 from dagdiff.benchmarks.tables import CONTRAST
-from dagdiff.checkpoint import save_text
+from dagdiff.checkpoint import save_csv, save_text
 from dagdiff.checks import check_in
 from dagdiff.metrics.statistics import Interval, paired_difference
 from dagdiff.report.glossary import OBJECTIVES
-from dagdiff.report.results import Record, Results
+from dagdiff.report.records import Record
+from dagdiff.report.results import Results
 
 KEPT, PAGE = Path("benchmarks/results/machines"), Path("docs/machines.md")
 
@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 DMD2 = toy2d.Suite(
     tasks=["gaussians8-biased"],
     objectives=["distribution"],
-    variants=["base", "ddil"],
+    variants=["published", "mixture"],
     seeds=10,
     updates=300,
     settings={"samples": 1000},
@@ -168,9 +168,9 @@ def pairs(measured: Mapping[str, Results]) -> Iterator[Pair]:
     for setting, results in measured.items():
         rows = _by_row(results)
         for (task, objective, variant, steps), ours in rows.items():
-            theirs = rows.get((task, objective, "base", steps), {})
+            theirs = rows.get((task, objective, "published", steps), {})
             common = sorted(ours.keys() & theirs.keys())
-            if variant == "ddil" and len(common) >= 5:
+            if variant == "mixture" and len(common) >= 5:
                 mine, other = ([them[seed].metrics["energy"] for seed in common] for them in (ours, theirs))
                 means = statistics.mean(other), statistics.mean(mine)
                 yield Pair(task, objective, setting, len(common), *means, *paired_difference(mine, other))
@@ -188,13 +188,11 @@ def _by_row(results: Results) -> dict[tuple[str, str, str, int], dict[int, Recor
 
 def keep(path: Path, found: Iterable[Line] | Iterable[Pair]) -> None:
     """Write lines or pairs as CSV, to five digits."""
-    text = io.StringIO()
-    rows = [line._asdict() for line in found]
-    table = csv.DictWriter(text, fieldnames=list(rows[0]))
-    table.writeheader()
-    for row in rows:
-        table.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
-    save_text(path, text.getvalue())
+    rows = [
+        {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in line._asdict().items()}
+        for line in found
+    ]
+    save_csv(path, rows)
 
 
 def read(path: Path, kind: type[Kept]) -> list[Kept]:
@@ -211,7 +209,7 @@ def by_cell(found: Sequence[Line]) -> str:
         cells = []
         for objective in OBJECTIVES:
             group = {line.variant: line for line in mine if (line.task, line.objective) == (task, objective)}
-            told = [f"{_NAMED[name]} {_number(group[name])}" for name in CONTRAST if name in group]
+            told = [f"{name} {_number(group[name])}" for name in CONTRAST if name in group]
             cells.append(", ".join(told) or "–")
         table.append(_line(task.replace("-", ", "), *cells))
     return "\n".join(table)
@@ -261,9 +259,6 @@ def _number(line: Line) -> str:
 
 def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-_NAMED = {"forward": "forward", "base": "published", "ddil": "mixture"}
 
 
 def main(words: Sequence[str]) -> None:

@@ -20,18 +20,20 @@ from dagdiff import __version__
 from dagdiff.checkpoint import load_json, save_arrays, save_json
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
+from dagdiff.metrics.base import score
 from dagdiff.report.results import IDENTITY
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs.config import Config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.identity import digest
+from dagdiff.runs.parts import resolve
 from dagdiff.schedule import step_grid
 from dagdiff.tasks.names import read_name
 from dagdiff.transition import Ddim, sample
 from dagdiff.versions import versions
 
-_TOLD = ("task", "steps", "seed", "shares", "threshold")
-_YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data")
+_LABELS = ("task", "steps", "seed", "shares", "threshold")
+_YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data", "metric")
 
 THREADS = 1
 """Torch threads of every run: another number rounds in another order."""
@@ -55,7 +57,7 @@ class Cell:
     free: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        where = f"{self.place} {self.objective} {self.variant}"
+        where = f"{self.case} {self.objective} {self.variant}"
         return f"{where}, {self.config['steps']} steps, seed {self.config['seed']}"
 
     @cached_property
@@ -69,8 +71,8 @@ class Cell:
         return self.key, self.variant, self.setup
 
     @property
-    def place(self) -> str:
-        """The task and what sets the comparison apart: where its yardsticks are kept."""
+    def case(self) -> str:
+        """The task and what sets the comparison apart: the name of its yardsticks."""
         return ", ".join(filter(None, (self.config["task"], self.about)))
 
     @property
@@ -86,16 +88,16 @@ class Cell:
             "objective": self.objective,
             "variant": self.variant,
             "about": self.about,
-            "place": self.place,
+            "case": self.case,
             "setup": self.setup,
             **copied,
         }
 
     @cached_property
     def setup(self) -> str:
-        """Hash of what the labels do not tell: the configuration but for task, steps, seed, shares and threshold."""
-        told = {name: value for name, value in self.config.items() if name not in (*_TOLD, *self.free)}
-        return digest({**told, "about": self.about} if self.free else told)
+        """Hash of what the labels leave out: the configuration but for task, steps, seed, shares and threshold."""
+        rest = {name: value for name, value in self.config.items() if name not in (*_LABELS, *self.free)}
+        return digest({**rest, "about": self.about} if self.free else rest)
 
     @property
     def yardstick(self) -> str:
@@ -119,7 +121,7 @@ def run_cells(
     found = {record["config"]: record for record in results["records"]}
     asked = {cell.entry for cell in cells}
     others = [record for record in results["records"] if _entry(record) not in asked]
-    results |= {"settings": dict(settings), "failures": {}}
+    results |= {"settings": dict(settings), "failures": {}, "numbers": own_numbers(cells)}
     save_json(out / "results.json", results)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         _prepare(pool, cells, results, out)
@@ -133,6 +135,13 @@ def run_cells(
     return results
 
 
+def own_numbers(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """What metrics that a run names say of their numbers, so that a report can say it without them."""
+    names = dict.fromkeys(name for cell in cells for name in cell.config["metric"])
+    numbers = {id_: number for name in names for id_, number in getattr(resolve("metric", name), "numbers", {}).items()}
+    return {id_: number._asdict() for id_, number in numbers.items()}
+
+
 def _entry(record: Mapping[str, Any]) -> tuple[str, str, str]:
     return record["config"], record["variant"], record.get("setup", "")
 
@@ -141,13 +150,13 @@ def _prepare(pool: ProcessPoolExecutor, cells: Sequence[Cell], results: dict[str
     """Train the teachers before two runs can train the same one, and score the yardsticks that are not known yet."""
     firsts: dict[str, Cell] = {}
     for cell in cells:
-        firsts.setdefault(cell.place, cell)
+        firsts.setdefault(cell.case, cell)
     worlds = {(cell.labels["world"], "labelled" in cell.config["task"]): (cell,) for cell in firsts.values()}
     list(_each(pool, "teachers", learn, worlds))
     known = {reference["yardstick"]: reference for reference in results["references"].values()}
     missing = {cell.yardstick: (cell, out) for cell in firsts.values() if cell.yardstick not in known}
     known.update(_each(pool, "references", refer, missing))
-    results["references"].update({place: known[cell.yardstick] for place, cell in firsts.items()})
+    results["references"].update({case: known[cell.yardstick] for case, cell in firsts.items()})
 
 
 def open_results(out: Path, suite: str) -> dict[str, Any]:
@@ -174,42 +183,44 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
 def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     """Train and score one student; return its record, and keep its samples and chains beside the results."""
     torch.set_num_threads(THREADS)
-    it = Experiment.build(cell.config)
-    *_, (_, last) = it.rounds()
+    experiment = Experiment.build(cell.config)
+    *_, (_, last) = experiment.rounds()
     cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
-    return {**cell.labels, **cost, **scored(it, cell.key, out)}
+    return {**cell.labels, **cost, **scored(experiment, cell.key, out)}
 
 
-def scored(it: Experiment, key: str, out: Path) -> dict[str, Any]:
+def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:
     """Score a trained student and keep its samples and chains; return that part of its record."""
-    seed, file = it.settings.seed, f"samples/{key}.npz"
-    points = it.sample(it.settings.samples, seed)
-    metrics, by_step = it.measure(points, seed)
-    save_arrays(out / file, x=points[: it.task.kept], chains=it.chains(64, seed))
+    seed, file = experiment.settings.seed, f"samples/{key}.npz"
+    points = experiment.sample(experiment.settings.samples, seed)
+    metrics, by_step = experiment.measure(points, seed)
+    save_arrays(out / file, x=points[: experiment.task.saved], chains=experiment.chains(64, seed))
     return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step}
 
 
 def refer(cell: Cell, out: Path) -> dict[str, Any]:
     """Score real data (the floor) and the expert as students are; keep their samples, and chains from one noise."""
     torch.set_num_threads(THREADS)
-    it = Experiment.build({**cell.config, "seed": 0, "threshold": {"class": "none"}})
-    n, task, schedule = it.settings.samples, it.task, it.task.schedule
-    noise, condition, _ = it.start(n, seed=0)
+    experiment = Experiment.build({**cell.config, "seed": 0, "threshold": {"class": "none"}})
+    n, task = experiment.settings.samples, experiment.task
+    schedule, expert = task.schedule, experiment.expert
+    noise, condition, _ = experiment.start(n, seed=0)
 
-    def judged(points: torch.Tensor) -> dict[str, float]:
-        return task.judge(points, it.generator(4), it.generator(5), condition)
+    def scores(points: torch.Tensor) -> dict[str, float]:
+        truth = task.truth(len(points), experiment.generator(4), experiment.generator(5), condition)
+        return score((*task.metrics, *experiment.metrics), points, truth)
 
-    plain = Expert(it.expert.denoiser, schedule, 1, it.expert.guidance)
-    by_nfe = {steps: judged(sample(plain, Ddim(schedule), step_grid(steps), noise, condition)) for steps in task.nfes}
-    walked = it.expert.walk(noise, it.times, condition)[-1]
-    start, label, _ = it.start(64, seed=0)
-    chains = torch.stack(it.expert.walk(start, it.times, label), dim=1)
+    plain = Expert(expert.denoiser, schedule, 1, expert.guidance)
+    by_nfe = {steps: scores(sample(plain, Ddim(schedule), step_grid(steps), noise, condition)) for steps in task.nfes}
+    walked = expert.walk(noise, experiment.times, condition)[-1]
+    start, label, _ = experiment.start(64, seed=0)
+    chains = torch.stack(expert.walk(start, experiment.times, label), dim=1)
     file = f"samples/{task.name.replace('/', '_')}-{cell.yardstick[:6]}.npz"
-    data, truth = task.data.sample(n, it.generator(6)), task.world.sample(n, it.generator(7))
+    data, truth = task.data.sample(n, experiment.generator(6)), task.world.sample(n, experiment.generator(7))
     seen = {"data": data, "truth": truth, "x": walked, "chains": chains}
-    save_arrays(out / file, **{name: points[: task.kept] for name, points in seen.items()})
-    scores = {"floor": judged(task.real(n, it.generator(8))), "expert": judged(walked), "expert_by_nfe": by_nfe}
-    return {**scores, "samples": file, "yardstick": cell.yardstick}
+    save_arrays(out / file, **{name: points[: task.saved] for name, points in seen.items()})
+    found = {"floor": scores(task.real(n, experiment.generator(8))), "expert": scores(walked), "expert_by_nfe": by_nfe}
+    return {**found, "samples": file, "yardstick": cell.yardstick}
 
 
 def learn(cell: Cell) -> None:
@@ -233,15 +244,15 @@ def _each(
     try:
         for future in tqdm(as_completed(futures), total=len(futures), desc=title, disable=None):
             key = futures[future]
-            told = f"{jobs[key][0]}"
+            name = f"{jobs[key][0]}"
             try:
                 result = future.result()
             except Refusal as error:
-                raise Refusal(f"{title}, {told}: {error}") from None
+                raise Refusal(f"{title}, {name}: {error}") from None
             except NonFiniteLoss as error:
                 if failures is None:
-                    raise Refusal(f"{title}, {told}: {error}") from None
-                failures[key] = f"{told}: {error}"
+                    raise Refusal(f"{title}, {name}: {error}") from None
+                failures[key] = f"{name}: {error}"
             else:
                 yield key, result
     finally:

@@ -22,7 +22,8 @@ import numpy as np
 from dagdiff.benchmarks.running.executor import Cell, run_cell
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.metrics.statistics import chance_of_draw, holm
-from dagdiff.report.results import IDENTITY, Record, Results
+from dagdiff.report.records import Record
+from dagdiff.report.results import IDENTITY, Results
 
 EQUAL = 1e-5  # committed results are rounded to six digits
 FLOOR = 1e-3  # of the mean: the least standard deviation, for metrics that are counts and hardly vary

@@ -1,18 +1,12 @@
 """The image suite: the same comparison as in the plane, on pictures, where experts are learned and classes go missing.
 
-=================  ===========================================================================================
-variant            trained on
-=================  ===========================================================================================
-forward            forward-diffused images only, the usual off-policy training
-base               what the published method trains on: forward states for PD and LCM, its own states for DMD2
-ddil               what suits the objective: all three; for DMD2 its own and the expert's
-reflected-ddil     as ddil, with guesses clamped to the range of pixels
-=================  ===========================================================================================
+Its variants are forward, published and mixture, and ``mixture-box``, in which predictions are clamped to the range of
+pixels; :mod:`dagdiff.benchmarks.running.variants` says what each is.
 
 On ``biased`` the student is shown the lower half of the classes; the teacher, whose U-Net it starts from, knows all.
 Before the runs we expect: on ``matched`` no difference; on ``biased`` forward-only training to lose classes that the
-teacher has, most of all where the student's own answers are its targets (LCM) or a critic learns them (DMD2), little
-for PD, whose targets at any state are the teacher's; and ddil to bring them back.
+teacher has, most of all where the student's own outputs are its targets (LCM) or a critic learns them (DMD2), little
+for PD, whose targets at any state are the teacher's; and the mixture to bring them back.
 """
 
 import dataclasses
@@ -24,11 +18,11 @@ from typing import Any
 
 from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
 from dagdiff.benchmarks.running.options import check_choices
-from dagdiff.benchmarks.suites.toy2d import OWN, shares_of
+from dagdiff.benchmarks.running.variants import shares_of, threshold_of
+from dagdiff.benchmarks.suites.toy2d import OWN
 from dagdiff.runs.config import configure
-from dagdiff.runs.recipes import recipe
 
-VARIANTS = ("forward", "base", "ddil", "reflected-ddil")
+VARIANTS = ("forward", "published", "mixture", "mixture-box")
 
 _OWN = {**OWN, "device": "Use --device."}
 
@@ -40,7 +34,7 @@ class Suite:
     Args:
         tasks: comma-separated; `dagdiff list tasks` names them, and your own images may be named by their path.
         objectives: comma-separated; names or import paths.
-        variants: comma-separated, of forward, base, ddil, reflected-ddil.
+        variants: comma-separated, of forward, published, mixture, mixture-box.
         steps: comma-separated numbers of student steps.
         seeds: how many seeds, 0 to seeds - 1.
         updates: of the student in each run.
@@ -58,7 +52,7 @@ class Suite:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-QUICK = Suite(tasks=["digits-biased"], variants=["forward", "ddil"], steps=[4], seeds=1, updates=100)
+QUICK = Suite(tasks=["digits-biased"], variants=["forward", "mixture"], steps=[4], seeds=1, updates=100)
 """The main contrast in a few minutes: ``--quick``."""
 
 
@@ -78,15 +72,6 @@ def cells(suite: Suite) -> Iterator[Cell]:
 
 
 def _cell(suite: Suite, task: str, steps: int, objective: str, variant: str) -> Cell:
-    threshold = "box" if variant.startswith("reflected") else "none"
     common = {"samples": 1796, "updates": suite.updates, "heldout": 0, "device": suite.device, **suite.settings}
-    own = {"task": task, "steps": steps, "objective": objective, "threshold": threshold}
-    return Cell(objective, variant, configure({**common, **own, "shares": _shares(variant, objective)}))
-
-
-def _shares(variant: str, objective: str) -> list[float]:
-    """Those of the suite in the plane, but ddil's are what a run of images takes where that is a mixture."""
-    suited = recipe("images", objective)["shares"]
-    if variant.endswith("ddil") and max(suited) < 1.0:
-        return list(suited)
-    return shares_of(variant, objective)
+    own = {"task": task, "steps": steps, "objective": objective, "threshold": threshold_of(variant)}
+    return Cell(objective, variant, configure({**common, **own, "shares": shares_of(variant, objective, "images")}))

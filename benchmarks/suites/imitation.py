@@ -4,16 +4,16 @@
 variant             trained on
 ==================  ==================================================================================================
 forward             forward-diffused states only
-ddil                all three sources, the method of this package
-forward-training    its own states, one step after the other, with a network a step (Ross and Bagnell 2010)
+mixture             all three sources, the method of this package
+forward-training    student states, one step after the other, with a network a step (Ross and Bagnell 2010)
 dart                forward states, and expert chains with noise like the student's errors (Laskey et al. 2017)
-gate                as ddil, but the expert steps in where the student goes astray (Zhang and Cho 2017)
-coaching            as ddil, with labels that are easy first (He et al. 2012)
-cost-to-go          as ddil, steps weighed by what their errors cost (AggreVaTe, Ross and Bagnell 2014)
-gaussian-kl         as ddil, the KL divergence of ancestral steps as the loss, sampled so (on-policy distillation)
+gate                as mixture, but the expert steps in where the student goes astray (Zhang and Cho 2017)
+coaching            as mixture, with labels that are easy first (He et al. 2012)
+cost-to-go          as mixture, steps weighed by what their errors cost (AggreVaTe, Ross and Bagnell 2014)
+gaussian-kl         as mixture, the KL divergence of ancestral steps as the loss, sampled so (on-policy distillation)
 input-perturbation  forward states with more noise than their time says (Ning et al. 2023)
 epsilon-scaling     forward states; the noise in its guesses is scaled when it samples (Ning et al. 2024)
-adaptive            as ddil, with on-policy shares that follow the measured loss gap
+adaptive            as mixture, with on-policy shares that follow the measured loss gap
 ==================  ==================================================================================================
 
 Variants have equal updates, chains and rounds, not equal cost: look at the columns of network evaluations too. Students
@@ -30,24 +30,23 @@ from typing import Any
 
 from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
 from dagdiff.benchmarks.running.options import check_choices
+from dagdiff.benchmarks.running.variants import shares_of
 from dagdiff.runs.config import Config, configure
 
-FORWARD, MIXED = [1.0, 0.0, 0.0], [0.25, 0.5, 0.25]
-
 VARIANTS: dict[str, dict[str, Any]] = {
-    "forward": {"shares": FORWARD},
-    "ddil": {"shares": MIXED},
-    "forward-training": {"shares": [0.0, 1.0, 0.0], "stepwise": True, "curriculum": "forward-training"},
+    "forward": {"shares": "forward"},
+    "mixture": {"shares": "mixture"},
+    "forward-training": {"shares": "student", "stepwise": True, "curriculum": "forward-training"},
     "dart": {"shares": [0.25, 0.0, 0.75], "driver": "dart"},
-    "gate": {"shares": MIXED, "driver": "gate"},
-    "coaching": {"shares": MIXED, "curriculum": "coaching", "rounds_kept": 5},
-    "cost-to-go": {"shares": MIXED, "curriculum": "cost-to-go"},
-    "gaussian-kl": {"shares": MIXED, "objective": "gaussian-kl"},
-    "input-perturbation": {"shares": FORWARD, "input_perturbation": 0.1},
-    "epsilon-scaling": {"shares": FORWARD, "epsilon_scale": 1.005},
-    "adaptive": {"shares": MIXED, "curriculum": "adaptive", "heldout": 128},
+    "gate": {"shares": "mixture", "driver": "gate"},
+    "coaching": {"shares": "mixture", "curriculum": "coaching", "rounds_kept": 5},
+    "cost-to-go": {"shares": "mixture", "curriculum": "cost-to-go"},
+    "gaussian-kl": {"shares": "mixture", "objective": "gaussian-kl"},
+    "input-perturbation": {"shares": "forward", "input_perturbation": 0.1},
+    "epsilon-scaling": {"shares": "forward", "epsilon_scale": 1.005},
+    "adaptive": {"shares": "mixture", "curriculum": "adaptive", "heldout": 128},
 }
-"""What sets each variant apart, as settings."""
+"""What sets each variant apart, as settings; shares may be those of a variant."""
 
 PROGRESSIVE_ONLY = ("forward-training", "coaching", "cost-to-go", "gaussian-kl", "epsilon-scaling")
 """Variants that need the labels or the sampler of progressive distillation."""
@@ -74,7 +73,7 @@ class Suite:
         tasks: comma-separated; `dagdiff list tasks` names them.
         students: comma-separated; what the student starts as: teacher, fresh.
         objectives: comma-separated; names or import paths.
-        variants: comma-separated, of forward, ddil, forward-training, dart, gate, coaching, cost-to-go, gaussian-kl,
+        variants: comma-separated, of forward, mixture, forward-training, dart, gate, coaching, cost-to-go, gaussian-kl,
             input-perturbation, epsilon-scaling, adaptive.
         steps: comma-separated numbers of student steps.
         seeds: how many seeds, 0 to seeds - 1.
@@ -122,4 +121,6 @@ def _applying(variants: list[str], objective: str) -> list[str]:
 
 def _config(suite: Suite, variant: str, chosen: dict[str, Any]) -> Config:
     common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings}
-    return configure({**chosen, **common, "threshold": "none", **VARIANTS[variant]})
+    own = VARIANTS[variant]
+    shares = own["shares"] if isinstance(own["shares"], list) else shares_of(own["shares"], chosen["objective"])
+    return configure({**chosen, **common, "threshold": "none", **own, "shares": shares})

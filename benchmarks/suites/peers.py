@@ -4,11 +4,11 @@
 variant           losses    states that the student and the critic are trained on
 ================  ========  ==================================================================================
 forward           dagdiff   forward-diffused
-student           dagdiff   the student's own: what DMD2 calls backward simulation
-ddil              dagdiff   both, and the expert's
+student           dagdiff   student states: what DMD2 calls backward simulation
+mixture-25/50/25  dagdiff   both, and the expert's
 modelopt-forward  ModelOpt  forward-diffused (``backward_simulation=False``)
-modelopt-student  ModelOpt  the student's own (``backward_simulation=True``)
-default           dagdiff   our objective as it comes: a critic that is told where an answer was made, fewer
+modelopt-student  ModelOpt  student states (``backward_simulation=True``)
+default           dagdiff   our objective as it comes: a critic conditioned on the step of an output, fewer
                             updates of it, larger learning rates, and the objective's own shares
 ================  ========  ==================================================================================
 
@@ -46,13 +46,16 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dagdiff.benchmarks.running.executor import Cell, open_results, refer
+from dagdiff.benchmarks.running.executor import Cell, open_results, own_numbers, refer
 from dagdiff.benchmarks.running.options import check_settings
 from dagdiff.benchmarks.running.race import Racer, Training, race
+from dagdiff.benchmarks.running.variants import MIXES
 from dagdiff.benchmarks.suites import modelopt_dmd2
 from dagdiff.checkpoint import save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
-from dagdiff.report.results import Results, Row, write_summary
+from dagdiff.report.results import Results
+from dagdiff.report.rows import Row
+from dagdiff.report.summary import write_summary
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.recipes import recipe
@@ -90,7 +93,7 @@ class Column(NamedTuple):
 VARIANTS = {
     "forward": Column((1.0, 0.0, 0.0)),
     "student": Column((0.0, 1.0, 0.0)),
-    "ddil": Column((0.25, 0.5, 0.25)),
+    "mixture-25/50/25": Column(MIXES["mixture-25/50/25"]),
     "modelopt-forward": Column((1.0, 0.0, 0.0), partial(modelopt_dmd2.train, backward_simulation=False), peer=True),
     "modelopt-student": Column((0.0, 1.0, 0.0), partial(modelopt_dmd2.train, backward_simulation=True), peer=True),
     "default": Column(recipe("plane", "distribution")["shares"], settings={"objective": "distribution"}),
@@ -103,8 +106,8 @@ class Suite:
 
     Args:
         tasks: comma-separated, unlabelled; `dagdiff list tasks` names them.
-        variants: comma-separated, of forward, student, ddil, modelopt-forward, modelopt-student, default; times are
-            told as ratios to the first.
+        variants: comma-separated, of forward, student, mixture-25/50/25, modelopt-forward, modelopt-student,
+            default; times are told as ratios to the first.
         steps: of the student, at least 2.
         seeds: how many seeds, 0 to seeds - 1.
         updates: of the student in each run.
@@ -166,7 +169,7 @@ def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
     results, wanted = open_results(out, "peers"), list(cells(suite))
     if any(VARIANTS[name].peer for name in suite.variants):
         modelopt_dmd2.load_fastgen()
-    results |= {"settings": asdict(suite), "failures": {}}
+    results |= {"settings": asdict(suite), "failures": {}, "numbers": own_numbers(wanted)}
     for (task, _), racers in groupby(wanted, lambda cell: (cell.config["task"], cell.config["seed"])):
         columns = {key(cell): cell for cell in racers}
         first = next(iter(columns.values()))

@@ -4,16 +4,16 @@
 block       what varies
 ==========  ==========================================================================================================
 headline    {gaussians8, grid25, imbalanced, moons, checkerboard} x {matched, scarce, biased} x three objectives,
-            trained on forward states, on what the published method trains on (base), or on dagdiff's mixture (ddil);
-            DMD2, whose base and ddil never look at the set, on matched and biased alone
-sources     one source alone (student, expert), and forward and ddil with guesses thresholded to the world's box
+            trained on forward states, on what the published method trains on, or on dagdiff's mixture;
+            DMD2, whose published states and mixture never look at the set, on matched and biased alone
+sources     one source alone (student, expert), and forward and mixture with predictions thresholded to the box
 steps       1, 2 and 8 student steps beside the headline's 4
 equal-nfe   as many updates as cost, student and expert evaluations together, what forward-only training costs
-teachers    an expert that was learned instead of the exact one, for forward and ddil
-thresholds  each threshold with ddil: none, box, dynamic, quantile, fold
+teachers    an expert that was learned instead of the exact one, for forward and mixture
+thresholds  each threshold with the mixture: none, box, dynamic, quantile, fold
 shares      ten points of the triangle of shares, its corners among them
-critic      DMD2's fake score told the origin of an answer (as everywhere else), or not, as published; and a GAN head
-schedules   ddil with constant beta and shares, the default, and with other courses of beta, shares and learning rate
+critic      DMD2's fake score conditioned on the step (as everywhere else), or not, as published; and a GAN head
+schedules   the mixture with constant beta and shares, the default, and other courses of beta, shares, learning rate
 ==========  ==========================================================================================================
 
 gaussians8 and grid25 are the worlds that learning rates and shares were tuned on; the others are reported untouched.
@@ -23,16 +23,17 @@ equal-nfe, 3 for the others. All runs make 1200 updates but those of equal-nfe.
 
 Before the runs we expect:
 
-* headline: no difference where the set is matched; where it is scarce or biased, PD and LCM gain from ddil. DMD2's own
-  method trains on student states already, so there ddil gains against forward and not against base.
-* sources: student states alone do nearly as well as ddil; the expert's alone help less, since they are not where a
-  student that errs goes. A threshold alone repairs less than the states do.
+* headline: no difference where the set is matched; where it is scarce or biased, PD and LCM gain from the mixture.
+  DMD2's own method trains on student states already, so there it gains against forward and not against published.
+* sources: student states alone do nearly as well as the mixture; the expert's alone help less, since they are not
+  where a student that errs goes. A threshold alone reduces the gap less than the states do.
 * steps: no difference at one step, where every chain is at its noise; the gain grows with the steps.
 * equal-nfe: a smaller gain than at equal updates, but a gain.
 * teachers: the same signs.
 * thresholds: little, for the exact expert's guesses lie in the box anyway.
 * shares: the corner of forward states is worst, and the middle is flat.
-* critic: told, DMD2 keeps the shares of the modes; the pool of answers does not. The head widens the modes.
+* critic: conditioned on the step, DMD2 keeps the shares of the modes; the pool of outputs does not. The head
+  widens the modes.
 * schedules: beta changes nothing for PD and LCM, for which the expert's chains do as well as their own, and harms DMD2
   a little if it stays high. Shares that start with forward states waste the first updates: no change for PD and LCM,
   which recover, but worse for DMD2. A learning rate that never falls is worse for all.
@@ -49,7 +50,7 @@ from typing import Any
 from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.running.options import check_settings
-from dagdiff.benchmarks.suites.toy2d import shares_of
+from dagdiff.benchmarks.running.variants import MIXES, shares_of, threshold_of
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.runs.config import Config, configure
 
@@ -59,19 +60,8 @@ OBJECTIVES = ("progressive", "consistency", "distribution")
 NARROW = ("imbalanced-biased",)
 TUNED = ("gaussians8-biased", "grid25-biased")
 
-CONTRAST = ("forward", "base", "ddil")
-THRESHOLDED = ("ddil", "reflected-ddil", "dynamic-ddil", "quantile-ddil", "fold-ddil")
-MIXES = {
-    "mix 25/50/25": (0.25, 0.5, 0.25),
-    "mix 50/25/25": (0.5, 0.25, 0.25),
-    "mix 25/25/50": (0.25, 0.25, 0.5),
-    "mix 50/50/0": (0.5, 0.5, 0.0),
-    "mix 50/0/50": (0.5, 0.0, 0.5),
-    "mix 0/50/50": (0.0, 0.5, 0.5),
-    "mix 33/33/33": (1 / 3, 1 / 3, 1 / 3),
-}
-"""Points of the triangle of shares (forward, student, expert) beside its corners; ddil is one of them."""
-
+CONTRAST = ("forward", "published", "mixture")
+THRESHOLDED = ("mixture", "mixture-box", "mixture-dynamic", "mixture-quantile", "mixture-fold")
 CRITICS: dict[str, dict[str, Any]] = {
     "one pool": {"tell_origin": False},
     "one pool, 5 critic updates": {"tell_origin": False, "critic_updates": 5},
@@ -80,7 +70,7 @@ CRITICS: dict[str, dict[str, Any]] = {
 """Other critics than the default one."""
 
 SCHEDULES: dict[str, Config] = {
-    "ddil": {},
+    "mixture": {},
     "beta 1, then 0": {"beta": {"class": "indicator", "first": 1.0, "then": 0.0}},
     "beta linear": {"beta": {"class": "linear", "start": 1.0, "end": 0.0, "until": 0.5}},
     "beta exponential": {"beta": {"class": "exponential", "start": 1.0, "end": 0.0, "half_life": 0.1}},
@@ -141,7 +131,7 @@ def _headline(suite: Suite) -> Iterator[Cell]:
 
 
 def _sources(suite: Suite) -> Iterator[Cell]:
-    alone = ("forward", "student", "expert", "ddil", "reflected-forward", "reflected-ddil")
+    alone = ("forward", "student", "expert", "mixture", "forward-box", "mixture-box")
     yield from _block(suite, NARROW, alone, suite.few_seeds)
 
 
@@ -158,7 +148,7 @@ def _equal_nfe(suite: Suite) -> Iterator[Cell]:
 
 
 def _teachers(suite: Suite) -> Iterator[Cell]:
-    yield from _block(suite, NARROW, ("forward", "ddil"), suite.few_seeds, expert="learned")
+    yield from _block(suite, NARROW, ("forward", "mixture"), suite.few_seeds, expert="learned")
 
 
 def _thresholds(suite: Suite) -> Iterator[Cell]:
@@ -166,11 +156,11 @@ def _thresholds(suite: Suite) -> Iterator[Cell]:
 
 
 def _shares(suite: Suite) -> Iterator[Cell]:
-    yield from _block(suite, NARROW, ("forward", "student", "expert", "ddil", *MIXES), suite.few_seeds)
+    yield from _block(suite, NARROW, ("forward", "student", "expert", "mixture", *MIXES), suite.few_seeds)
 
 
 def _critic(suite: Suite) -> Iterator[Cell]:
-    for cell in _block(suite, ("grid25-matched", "imbalanced-matched"), ("base",), suite.few_seeds):
+    for cell in _block(suite, ("grid25-matched", "imbalanced-matched"), ("published",), suite.few_seeds):
         if cell.objective == "distribution":
             yield cell
             for about, own in CRITICS.items():
@@ -179,7 +169,7 @@ def _critic(suite: Suite) -> Iterator[Cell]:
 
 
 def _schedules(suite: Suite) -> Iterator[Cell]:
-    for cell in _block(suite, (*TUNED, *NARROW), ("ddil",), suite.few_seeds):
+    for cell in _block(suite, (*TUNED, *NARROW), ("mixture",), suite.few_seeds):
         for name, own in SCHEDULES.items():
             config = {**cell.config, **own}
             yield Cell(cell.objective, name, config, "schedules", free=("beta", "shares_ramp", "lr_ramp"))
@@ -223,24 +213,12 @@ def _block(
 
 
 def _config(suite: Suite, objective: str, variant: str, task: str, expert: str | None) -> Config:
-    threshold, _, states = variant.rpartition("-")
-    parts = {"task": task, "objective": objective, "expert": expert, "threshold": _THRESHOLDS[threshold]}
+    parts = {"task": task, "objective": objective, "expert": expert, "threshold": threshold_of(variant)}
     common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings, **parts}
-    shares = list(MIXES[variant]) if variant in MIXES else shares_of(states, objective)
-    return {**_configured(json.dumps(common)), "shares": shares}
+    return {**_configured(json.dumps(common)), "shares": shares_of(variant, objective)}
 
 
 @cache
 def _configured(settings: str) -> Config:
     """The configuration of some settings, as JSON: a study has hundreds of runs and a few dozen of these."""
     return configure(json.loads(settings))
-
-
-_THRESHOLDS = {
-    "": "none",
-    "reflected": "box",
-    "dynamic": "dynamic-box",
-    "quantile": "quantile",
-    "fold": "fold-box",
-}
-"""The first word of a variant -> the operator, at the scale of the world."""

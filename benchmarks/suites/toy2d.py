@@ -1,16 +1,7 @@
 """The toy-2D suite: the same student, updates and noise, trained on different states, in worlds whose truth is known.
 
-=================  ===========================================================================================
-variant            trained on
-=================  ===========================================================================================
-forward            forward-diffused states only, the usual off-policy training
-base               what the published method trains on: forward states for PD and LCM, its own states for DMD2
-student            the student's own states only
-expert             the expert's own chains only: behaviour cloning
-ddil               what suits the objective: all three; for DMD2 its own and the expert's
-reflected-forward  forward states, with guesses thresholded to the world's box
-reflected-ddil     as ddil, with guesses thresholded to the world's box
-=================  ===========================================================================================
+Its variants are forward, published, mixture, student and expert states, and forward and mixture with a threshold
+(``forward-box``, ``mixture-box``); :mod:`dagdiff.benchmarks.running.variants` says what each is.
 
 Before the runs we expect: on ``matched`` no difference, because forward states are the states that a good student
 meets; on ``biased`` and ``scarce`` a loss on the student's own states that forward training does not see, and ddil
@@ -25,19 +16,10 @@ from typing import Any
 
 from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
 from dagdiff.benchmarks.running.options import check_choices
+from dagdiff.benchmarks.running.variants import shares_of, threshold_of
 from dagdiff.runs.config import Config, configure
-from dagdiff.runs.parts import resolve
-from dagdiff.runs.recipes import recipe
 
-SHARES = {
-    "forward": (1.0, 0.0, 0.0),
-    "student": (0.0, 1.0, 0.0),
-    "expert": (0.0, 0.0, 1.0),
-}
-"""Shares (forward, student, expert) of the variants whose states do not depend on the objective."""
-
-VARIANTS = ("base", "ddil", *SHARES, "reflected-forward", "reflected-ddil")
-
+VARIANTS = ("forward", "published", "mixture", "student", "expert", "forward-box", "mixture-box")
 
 OWN = {
     "task": "Use --tasks.",
@@ -58,8 +40,7 @@ class Suite:
     Args:
         tasks: comma-separated; `dagdiff list tasks` names them.
         objectives: comma-separated; names or import paths.
-        variants: comma-separated, of forward, base, student, expert, ddil, reflected-forward,
-            reflected-ddil.
+        variants: comma-separated, of forward, published, mixture, student, expert, forward-box, mixture-box.
         steps: comma-separated numbers of student steps.
         seeds: how many seeds, 0 to seeds - 1.
         updates: of the student in each run.
@@ -70,7 +51,7 @@ class Suite:
         default_factory=lambda: ["gaussians8-matched", "gaussians8-biased", "grid25-matched", "grid25-biased"]
     )
     objectives: list[str] = field(default_factory=lambda: ["progressive", "consistency", "distribution"])
-    variants: list[str] = field(default_factory=lambda: ["forward", "base", "student", "ddil", "reflected-ddil"])
+    variants: list[str] = field(default_factory=lambda: ["forward", "published", "mixture", "student", "mixture-box"])
     steps: list[int] = field(default_factory=lambda: [4])
     seeds: int = 5
     updates: int = 1200
@@ -79,7 +60,7 @@ class Suite:
 
 QUICK = Suite(
     tasks=["gaussians8-matched", "gaussians8-biased"],
-    variants=["forward", "base", "ddil"],
+    variants=["forward", "published", "mixture"],
     seeds=3,
     updates=300,
     settings={"samples": 1000},
@@ -107,19 +88,6 @@ def cells(suite: Suite) -> Iterator[Cell]:
 
 def _config(suite: Suite, variant: str, chosen: dict[str, Any]) -> Config:
     objective = chosen["objective"]
-    threshold = "box" if variant.startswith("reflected") else "none"
     common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings}
-    return configure({**chosen, **common, "shares": shares_of(variant, objective), "threshold": threshold})
-
-
-def shares_of(variant: str, objective: str) -> list[float]:
-    """Return the shares (forward, student, expert) of a variant.
-
-    Those of ``base`` are the published method's, those of ``ddil`` what suits the objective.
-    """
-    states = variant.removeprefix("reflected-")
-    if states == "ddil":
-        return list(recipe("plane", objective)["shares"])
-    if states == "base":
-        states = "student" if getattr(resolve("objective", objective), "backward_simulation", False) else "forward"
-    return list(SHARES[states])
+    own = {"shares": shares_of(variant, objective), "threshold": threshold_of(variant)}
+    return configure({**chosen, **common, **own})

@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff.commands import check_given, manual
-from dagdiff.report.glossary import DISTANCES
 from dagdiff.runs.words import spell
-
-NAMED = {**DISTANCES, "w2": "W2"}
-"""What a run's folder is summed up by, as far as it was measured."""
 
 
 def distill(words: Sequence[str]) -> None:
@@ -50,15 +46,20 @@ def _run(chosen: dict[str, Any], out: Path, logger: str) -> None:
 
 
 def _tell(found: dict[str, float], out: Path) -> None:
-    """Print what a run came to."""
-    distances = [f"{name} {found[metric]:.4g}" for metric, name in NAMED.items() if metric in found]
-    print(", ".join(distances))
+    """Print what a run came to: what students are judged by, W2, and what dagdiff's own metrics do not measure."""
+    from dagdiff.report.glossary import DISTANCES, METRICS
+
+    named = {metric: METRICS[metric].title or metric if metric in METRICS else metric for metric in found}
+    shown = [metric for metric in found if metric in (*DISTANCES, "w2") or metric not in METRICS]
+    print(", ".join(f"{named[metric]} {found[metric]:.4g}" for metric in shown))
     print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
     print(f"the run is kept in {out}")
 
 
 def _behind(found: dict[str, Any], chosen: dict[str, Any]) -> str:
     """Say that the student is behind its teacher, by which number, and what to try."""
+    from dagdiff.report.glossary import DISTANCES
+
     steps = chosen["stages"][-1] if chosen["stages"] else chosen["steps"]
     name = DISTANCES[found["metric"]]
     now = {option: value for option in ("lr", "updates", "shares") if (value := chosen[option]) is not None}

@@ -25,7 +25,7 @@ GROUPS = {
         "updates", "rounds", "batch_size", "chains", "substeps", "lr", "lr_ramp", "betas", "clip", "ema",
     ),
     "Hardware": ("device", "bf16", "accumulate", "memmap"),
-    "Measure and log": ("samples", "heldout", "seed", "logger"),
+    "Measure and log": ("samples", "metric", "heldout", "seed", "logger"),
     "Settings file": ("config", "print_config"),
 }  # fmt: skip
 """Title -> options. Settings and parts that stand nowhere here follow under a title of their own."""

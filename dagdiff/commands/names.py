@@ -14,7 +14,7 @@ def list_names(words: Sequence[str]) -> None:
     """Name the tasks, objectives, experts, policies, drivers, curricula, ... that there are, a line each."""
     kinds = {f"{part}s": [part] for part in ("objective", "expert", "threshold", "driver")}
     kinds |= {"tasks": [], "policies": ["policy"], "curricula": ["curriculum"]}
-    kinds |= {"schedules": ["schedule", "beta", "shares_ramp", "lr_ramp"]}
+    kinds |= {"metrics": ["metric"], "schedules": ["schedule", "beta", "shares_ramp", "lr_ramp"]}
     parser = make_parser("list", list_names)
     parser.add_argument("kind", help=", ".join(kinds))
     kind = check_in("kind", config.read(parser, words).kind, kinds)

@@ -31,6 +31,6 @@ def sample(words: Sequence[str]) -> None:
     points = experiment.sample(given.num, given.seed)
     noise, condition, _ = experiment.start(given.num, given.seed)
     save_arrays(given.out, x=points, noise=noise, **({} if condition is None else {"condition": condition}))
-    seen = {"student": experiment.task.pictures(points[: experiment.task.kept]).numpy(force=True)}
+    seen = {"student": experiment.task.pictures(points[: experiment.task.saved]).numpy(force=True)}
     figures.save(sample_panels(seen), given.out.with_suffix(".png"))
     print(f"{given.num} points in {given.out}, drawn in {given.out.with_suffix('.png')}")

@@ -4,23 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dagdiff.checkpoint import save_csv
 from dagdiff.checks import check_at_least, check_seed
 from dagdiff.commands import add_trust, make_parser
-from dagdiff.metrics.amplification import (
-    StepAmplification,
-    format_amplification,
-    measure_amplification,
-    write_amplification,
-)
-from dagdiff.metrics.intervention import (
-    Intervention,
-    format_interventions,
-    measure_interventions,
-    write_interventions,
-)
-from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict, write_table
+from dagdiff.metrics.amplification import StepAmplification, format_amplification, measure_amplification
+from dagdiff.metrics.intervention import Intervention, format_interventions, measure_interventions
+from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict
 from dagdiff.report import figures
-from dagdiff.report.shift import amplification_figure, intervention_figure
+from dagdiff.report.shift import amplification_figure, intervention_figure, shift_figure
 from dagdiff.rollout import draw
 from dagdiff.runs import config
 from dagdiff.runs.experiment import Experiment
@@ -78,10 +69,9 @@ def measure(it: Experiment, num: int, seed: int) -> Found:
 
 def keep(found: Found, folder: Path) -> None:
     """Write a table and a figure of each."""
-    write_table(found.shift, folder / "shift.csv")
-    write_interventions(found.intervention, folder / "intervention.csv")
-    write_amplification(found.amplification, folder / "amplification.csv")
-    figures.save(figures.shift_figure(found.shift), folder / "shift.png")
+    for name, rows in found._asdict().items():
+        save_csv(folder / f"{name}.csv", [row.as_row() for row in rows])
+    figures.save(shift_figure(found.shift), folder / "shift.png")
     figures.save(intervention_figure(found.intervention), folder / "intervention.png")
     figures.save(amplification_figure(found.amplification), folder / "amplification.png")
 

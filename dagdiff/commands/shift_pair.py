@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import make_parser
 from dagdiff.engine import find_device
 from dagdiff.expert import Expert
-from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict, write_table
+from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict
 from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.report import figures
+from dagdiff.report.shift import shift_figure
 from dagdiff.runs import config
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.tasks.pipeline_data import encoded_images, own_samples
@@ -39,8 +41,8 @@ def shift_pair(words: Sequence[str]) -> None:
     rows = measure(pair, given, x0, condition)
     print(f"{pair.told}\nforward states: {told}\n\n{format_table(rows)}\n\n{verdict(rows)}")
     if given.out is not None:
-        write_table(rows, given.out / "shift.csv")
-        figures.save(figures.shift_figure(rows), given.out / "shift.png")
+        save_csv(given.out / "shift.csv", [row.as_row() for row in rows])
+        figures.save(shift_figure(rows), given.out / "shift.png")
         print(f"\nkept in {given.out}: shift.csv, shift.png")
 
 

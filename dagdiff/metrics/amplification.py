@@ -13,18 +13,14 @@ imitating all steps alike need not be right, and where the worst case of theory,
 short: the constant u of the bound u e K.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dagdiff.checkpoint import save_text
 from dagdiff.checks import check_times
 from dagdiff.expert import Expert
 from dagdiff.shapes import Condition, Denoiser, States, Times
@@ -106,15 +102,6 @@ def format_amplification(rows: Sequence[StepAmplification]) -> str:
     for row in rows:
         lines.append(f"{row.step:>4} {row.t:>4.2f} {row.error:>8.3g} {row.cost:>8.3g} {row.amplification:>13.3g}")
     return "\n".join(lines)
-
-
-def write_amplification(rows: Sequence[StepAmplification], path: Path) -> None:
-    """Write the profile as CSV, one line a step, every field and the amplification."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0].as_row()))
-    table.writeheader()
-    table.writerows(row.as_row() for row in rows)
-    save_text(path, text.getvalue())
 
 
 def _rms(difference: Tensor) -> float:

@@ -4,7 +4,7 @@ The features are those of a classifier trained on the same data (:mod:`dagdiff.m
 distance here is **FD-cnn**, never "FID": its numbers say nothing beside published FIDs. Its bias falls as 1/n and
 differs from model to model (Chong & Forsyth 2020, https://arxiv.org/abs/1911.07023): compare equal n only, look at the
 unbiased kernel distance too, and print the *floor*, the score of other real images, beside the teacher's and the
-students'. :func:`score_images` serves all three alike.
+students'.
 
 FD puts quality and variety into one number; precision and recall tell them apart, and the class counts name what was
 lost. Samples that start from the same noise as the teacher's can be compared one by one, which has no floor at all.
@@ -13,69 +13,16 @@ lost. Samples that start from the same noise as the teacher's can be compared on
 weights.
 """
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dagdiff.checks import Refusal, check_at_least, check_finite
+from dagdiff.metrics.base import Distance, Metric, Number
 from dagdiff.metrics.classifier import Classifier
-from dagdiff.metrics.samples import prdc
-
-
-def score_images(
-    samples: Tensor,
-    reference: Tensor,
-    classifier: Classifier,
-    asked: Tensor | None = None,
-    paired: Tensor | None = None,
-    missing: Sequence[int] = (),
-) -> dict[str, float | str]:
-    """Score samples against as many real images by every measure of this file that needs no download.
-
-    Pairs and neighbours are looked for among 5000 rows of each at most.
-
-    Args:
-        samples: ``(n, C, H, W)``; other real images give the floor.
-        reference: real images, as many.
-        classifier: whose features are compared; its fingerprint joins the scores.
-        asked: the classes that the samples were asked to show, ``(n,)``; without them ``agreement`` is NaN.
-        paired: the teacher's samples from the same noise, ``(n, C, H, W)``; without them the gaps are NaN.
-        missing: classes that the student was not shown; without them ``missing`` is NaN.
-
-    Raises:
-        Refusal: if the numbers or shapes of images differ, there are fewer than 10, or a class is unknown.
-    """
-    for name, images in {"reference": reference, "paired": paired}.items():
-        if images is not None and images.shape != samples.shape:
-            raise Refusal(
-                f"samples and {name} must be equally many images of one shape, as the scores depend on the number; got "
-                f"{tuple(samples.shape)} and {tuple(images.shape)}. Draw as many of both."
-            )
-    check_at_least("the number of samples", len(samples), 10)
-    if any(not 0 <= each < classifier.classes for each in missing):
-        raise Refusal(f"missing must number classes below {classifier.classes}; got {list(missing)}. Pass e.g. [0].")
-    features, classes = classifier.see(check_finite("samples", samples))
-    real_features, real_classes = classifier.see(check_finite("reference", reference))
-    found, real = (class_shares(seen, classifier.classes) for seen in (classes, real_classes))
-    rows = _some(len(samples))
-    gaps = Gaps(math.nan, math.nan) if paired is None else paired_gaps(samples, paired, classifier)
-    return {
-        "n": len(samples),
-        "fd": frechet_distance(features, real_features),
-        "kd": kernel_distance(features, real_features),
-        **prdc(features[rows], real_features[rows])._asdict(),
-        "class_kl": class_kl(found, real),
-        "class_tv": class_tv(found, real),
-        "missing": float(found[list(missing)].sum()) if missing else math.nan,
-        "agreement": math.nan if asked is None else float((classes == asked.to(classes)).double().mean()),
-        "diversity": diversity(features[rows]),
-        "diversity_within": diversity(features[rows], classes[rows]),
-        **gaps._asdict(),
-        "classifier": classifier.fingerprint,
-    }
+from dagdiff.metrics.samples import some_rows
+from dagdiff.metrics.truth import Truth
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
@@ -139,10 +86,141 @@ class Gaps(NamedTuple):
 
 
 def paired_gaps(samples: Tensor, paired: Tensor, classifier: Classifier) -> Gaps:
-    """Compare samples with those of the same rows in ``paired``, in pixels and in features."""
+    """Compare samples with those of the same rows in ``paired``, in pixels and in features.
+
+    Raises:
+        Refusal: if their numbers or shapes differ.
+    """
+    if samples.shape != paired.shape:
+        raise Refusal(
+            f"samples and paired must be equally many images of one shape; got {tuple(samples.shape)} and "
+            f"{tuple(paired.shape)}. Draw as many of both."
+        )
     pixels = (samples.double() - paired.to(samples.device).double()).square().mean()
     features = (classifier.see(samples)[0].double() - classifier.see(paired)[0].double()).square().mean()
     return Gaps(float(pixels), float(features))
+
+
+class Frechet(Distance):
+    """The Frechet distance of features; only where there is a classifier."""
+
+    name = "fd"
+    numbers: ClassVar = {
+        "fd": Number(
+            "Frechet distance of Gaussians fitted to the features of a classifier of the same data (FD-cnn, not FID).",
+            title="FD-cnn",
+            floor="above 0; it falls with the number of images",
+            chance=0.2,  # the rest of the floor is bias; it varied by a fifth of itself over splits of the digits
+            compared=True,
+            excess=True,
+        )
+    }
+
+    def between(self, x: Tensor, y: Tensor) -> float:
+        """Return :func:`frechet_distance`."""
+        return frechet_distance(x, y)
+
+    def rows(self, points: Tensor, truth: Truth) -> Tensor:
+        """Return the features."""
+        return truth.features(points)
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return ``fd``; nothing without a classifier."""
+        return super().__call__(samples, truth) if truth.classifier else {}
+
+
+class Kernel(Frechet):
+    """The kernel distance of features; only where there is a classifier."""
+
+    name = "kd"
+    numbers: ClassVar = {
+        "kd": Number(
+            "Kernel distance of those features, squared: 0 in mean for equal distributions.", floor="0 in mean"
+        )
+    }
+
+    def between(self, x: Tensor, y: Tensor) -> float:
+        """Return :func:`kernel_distance`."""
+        return kernel_distance(x, y)
+
+
+class ClassCounts(Metric):
+    """The classes that samples look like, counted; only where there is a classifier."""
+
+    name = "classes"
+    numbers: ClassVar = {
+        "class_tv": Number(
+            "Share of samples in the wrong class, by the classifier's counts: 0 when each class gets its own.",
+            floor="above 0, by chance",
+        ),
+        "missing": Number(
+            "Share of samples in the classes that the training data lack, as the classifier sees them.",
+            larger_is_better=True,
+            floor="their share in the data",
+            compared=True,
+        ),
+    }
+    by_parts = True
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return ``class_tv``, and ``missing`` where the training data lack classes."""
+        if truth.classifier is None:
+            return {}
+        found, real = (class_shares(truth.classes(x), truth.classifier.classes) for x in (samples, truth.reference))
+        missing = {"missing": float(found[list(truth.missing)].sum())} if truth.missing else {}
+        return {"class_tv": class_tv(found, real), **missing}
+
+
+class Diversity(Metric):
+    """How far samples are from each other in features; only where there is a classifier."""
+
+    name = "diversity"
+    numbers: ClassVar = {
+        "diversity": Number("Mean distance between two samples' features.", floor="that of real images")
+    }
+    by_parts = True
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return ``diversity``."""
+        if truth.classifier is None:
+            return {}
+        features = truth.features(samples)
+        return {"diversity": diversity(features[some_rows(len(features))])}
+
+
+class PairedGaps(Metric):
+    """How far samples are from the expert's of the same noise; only where there are such and a classifier."""
+
+    name = "gaps"
+    numbers: ClassVar = {
+        "pixel_gap": Number("Mean squared distance, a pixel, to what the expert makes of the same noise.", floor="0"),
+        "feature_gap": Number("The same in the classifier's features.", floor="0"),
+    }
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return both gaps."""
+        if truth.classifier is None or truth.paired is None:
+            return {}
+        return paired_gaps(samples[: len(truth.paired)], truth.paired, truth.classifier)._asdict()
+
+
+class Agreement(Metric):
+    """Whether samples show the class that they were asked to show; only where they were, and there is a classifier."""
+
+    name = "agreement"
+    numbers: ClassVar = {
+        "agreement": Number(
+            "Share of samples that look like the class they were asked to show.",
+            larger_is_better=True,
+            floor="the classifier's accuracy",
+        )
+    }
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return ``agreement``."""
+        if truth.classifier is None or truth.asked is None:
+            return {}
+        return {"agreement": float((truth.classes(samples) == truth.asked.to(samples.device)).double().mean())}
 
 
 def fid(samples: Tensor, reference: Tensor) -> float:
@@ -210,11 +288,6 @@ def _kernel_within(x: Tensor) -> float:
     return (_kernel_sum(x, x) - itself) / (len(x) * (len(x) - 1))
 
 
-def _some(n: int) -> Tensor:
-    """At most ``_MOST`` of n rows, always the same, and without order: every tenth row may be of one class."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_MOST]
-
-
 def _colours(images: Tensor) -> Tensor:
     """Images in [-1, 1] with one or three channels as three in [0, 1]."""
     return images.float().clamp(-1.0, 1.0).add(1.0).div(2.0).expand(-1, 3, -1, -1)
@@ -223,9 +296,8 @@ def _colours(images: Tensor) -> Tensor:
 def _no_weights(name: str, error: Exception) -> Refusal:
     return Refusal(
         f"{name} needs torchmetrics, torch-fidelity, torchvision and their weights ({error}). Run: pip install "
-        "'dagdiff[fid]', once with a network connection; or use score_images, which needs none."
+        "'dagdiff[fid]', once with a network connection; or use the metric fd, which needs none."
     )
 
 
 _MISSING = (ImportError, OSError)  # no package; no connection, or no file of weights
-_MOST = 5000  # rows among which pairs and neighbours are looked for

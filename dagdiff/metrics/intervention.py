@@ -12,17 +12,13 @@ amount to up to ``transition.horizon(s)``, as in the roll-ins of DAgger (Ross, G
 https://arxiv.org/abs/1011.0686). Its evaluations are measurement and are not charged.
 """
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dagdiff.checkpoint import save_text
 from dagdiff.checks import Refusal, check_share, check_times
 from dagdiff.expert import Expert
 from dagdiff.metrics.samples import energy_distance
@@ -51,6 +47,10 @@ class Intervention:
     gain: float
     error: float
     score: float = math.nan
+
+    def as_row(self) -> dict[str, float | None]:
+        """The fields, by name."""
+        return asdict(self)
 
 
 def measure_interventions(
@@ -178,15 +178,6 @@ def name(row: Intervention) -> str:
     if row.step is not None:
         return f"only at step {row.step} (t = {row.t:.3g})"
     return {0.0: "never (p = 0)", 1.0: "always (p = 1)"}.get(row.p, f"with p = {row.p:g} a step")
-
-
-def write_interventions(rows: Sequence[Intervention], path: Path) -> None:
-    """Write the curve as CSV, one line a run; ``step`` is empty where the expert may act at every step."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(asdict(rows[0])))
-    table.writeheader()
-    table.writerows(asdict(row) for row in rows)
-    save_text(path, text.getvalue())
 
 
 def _influence(points: States, reference: States) -> Tensor:

@@ -1,6 +1,6 @@
 r"""How far samples ``x`` are from the law behind a cloud ``y``: distances, coverage, and modes counted by name.
 
-No single number sees everything, so :func:`score` takes several. The energy distance and the squared MMD are averages
+No single number sees everything, so there are several. The energy distance and the squared MMD are averages
 over pairs,
 
 .. math:: D(x, y) = 2\,E|X - Y| - E|X - X'| - E|Y - Y'|,
@@ -17,50 +17,14 @@ float.
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from dagdiff.checks import Refusal, check_at_least, check_finite
-
-
-class MixtureLike(Protocol):
-    """An isotropic Gaussian mixture: ``means`` ``(M, *D)``, ``stds`` ``(M,)``, ``weights`` ``(M,)``."""
-
-    @property
-    def means(self) -> Tensor:
-        """Centres of the modes."""
-
-    @property
-    def stds(self) -> Tensor:
-        """Width of each mode."""
-
-    @property
-    def weights(self) -> Tensor:
-        """Share of each mode; they sum to 1."""
-
-
-def score(
-    x: Tensor, reference: Tensor, mixture: MixtureLike | None = None, generator: Generator | None = None
-) -> dict[str, float]:
-    """Score samples against a reference by every measure of this file.
-
-    The exact Wasserstein distance looks at 2000 rows of each at most, chosen by ``generator``, which also throws the
-    directions of the sliced one. Without a mixture the last three, ``on_mode``, ``mode_kl`` and ``spread``, are NaN.
-    """
-    found = prdc(x, reference)
-    modes = Modes(math.nan, math.nan, math.nan)
-    if mixture is not None:
-        modes = mode_statistics(x, mixture.means, mixture.stds, mixture.weights)
-    return {
-        "energy": energy_distance(x, reference),
-        "w2": wasserstein2(_some(x, generator), _some(reference, generator)),
-        "sliced_w2": sliced_wasserstein(x, reference, generator=generator),
-        "mmd": mmd(x, reference),
-        **found._asdict(),
-        **modes._asdict(),
-    }
+from dagdiff.metrics.base import Distance, Metric, Number
+from dagdiff.metrics.truth import Truth
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -179,6 +143,130 @@ def mode_statistics(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor) -> 
     return Modes(float(on_mode.double().mean()), float(kl), _spread(x[on_mode], nearest[on_mode], stds))
 
 
+class Energy(Distance):
+    """The energy distance of the samples to the reference."""
+
+    name = "energy"
+    numbers: ClassVar = {
+        "energy": Number(
+            "Energy distance to the target distribution, in units of x: 0 is best; chance may bring it just below.",
+            title="energy distance",
+            scale=1000.0,
+            floor="0 in mean",
+            chance=1.0,
+            compared=True,
+            excess=True,
+        )
+    }
+
+    def between(self, x: Tensor, y: Tensor) -> float:
+        """Return :func:`energy_distance`."""
+        return energy_distance(x, y)
+
+
+class Wasserstein(Metric):
+    """The exact Wasserstein distance, among 2000 rows of each at most, which the truth's generator chooses."""
+
+    name = "w2"
+    numbers: ClassVar = {
+        "w2": Number(
+            "Wasserstein distance: how far samples must be moved (root mean square) to become real; never quite 0.",
+            title="W2",
+            floor="above 0; it falls with the number of points",
+            compared=True,
+            excess=True,
+        )
+    }
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return ``w2``."""
+        chosen = [_some(cloud, truth.generator) for cloud in (samples, truth.reference)]
+        return {"w2": wasserstein2(*chosen)}
+
+
+class SlicedWasserstein(Metric):
+    """The sliced Wasserstein distance, along directions that the truth's generator draws."""
+
+    name = "sliced_w2"
+    numbers: ClassVar = {"sliced_w2": Number("The same along random lines, averaged.", floor="above 0, as of w2")}
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return ``sliced_w2``."""
+        return {"sliced_w2": sliced_wasserstein(samples, truth.reference, generator=truth.generator)}
+
+
+class Mmd(Distance):
+    """The squared maximum mean discrepancy."""
+
+    name = "mmd"
+    numbers: ClassVar = {
+        "mmd": Number(
+            "Maximum mean discrepancy, squared: how far averages of smooth bumps differ; 0 for equal distributions.",
+            floor="0 in mean",
+        )
+    }
+
+    def between(self, x: Tensor, y: Tensor) -> float:
+        """Return :func:`mmd`."""
+        return mmd(x, y)
+
+
+class Neighbours(Metric):
+    """Precision, recall, density and coverage, in features where there is a classifier; among 5000 rows at most.
+
+    Args:
+        by_parts: as in :class:`~dagdiff.metrics.base.Metric`.
+    """
+
+    name = "neighbours"
+    numbers: ClassVar = {
+        "precision": Number("Share of samples that lie among real points.", larger_is_better=True),
+        "recall": Number("Share of real points that lie among samples.", larger_is_better=True),
+        "density": Number(
+            "How crowded with real points the places of the samples are; 1 for equal distributions.",
+            larger_is_better=True,
+            floor="1",
+        ),
+        "coverage": Number(
+            "Share of real points that have a sample near by; about 0.97 for equal distributions.",
+            larger_is_better=True,
+            floor="0.97",
+            compared=True,
+        ),
+    }
+
+    def __init__(self, by_parts: bool = False) -> None:
+        self.by_parts = by_parts
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return the four shares."""
+        x, y = truth.features(samples), truth.features(truth.reference)
+        return prdc(x[some_rows(len(x))], y[some_rows(len(y))])._asdict()
+
+
+class ModeCounts(Metric):
+    """What became of the modes, where the distribution is a mixture."""
+
+    name = "modes"
+    numbers: ClassVar = {
+        "on_mode": Number(
+            "Share of samples within 3 standard deviations of a mode of the target; 0.989 for equal distributions.",
+            floor="0.989 in 2-D",
+        ),
+        "mode_kl": Number(
+            "How far the shares of the modes are from the true ones, in nats: 0 when each gets its own.",
+            floor="(modes - 1) / 2n",
+        ),
+        "spread": Number("Width of the modes over their true width: 1 is right, 0 is collapse.", floor="1"),
+    }
+
+    def __call__(self, samples: Tensor, truth: Truth) -> dict[str, float]:
+        """Return the counts; nothing where there are no modes."""
+        if truth.mixture is None:
+            return {}
+        return mode_statistics(samples, truth.mixture.means, truth.mixture.stds, truth.mixture.weights)._asdict()
+
+
 def _spread(x: Tensor, mode: Tensor, stds: Tensor) -> float:
     """Mean over modes of the rms distance to the sample mean, over that of a Gaussian cut off at ``_CUT``."""
     member = torch.nn.functional.one_hot(mode, len(stds)).to(x)
@@ -194,7 +282,8 @@ def _spread(x: Tensor, mode: Tensor, stds: Tensor) -> float:
 _CUT = 3.0  # standard deviations within which a sample counts as on its mode
 _ENOUGH = 10  # samples a mode needs before its width is measured
 _ITERATIONS = 5_000_000  # of the network simplex; POT's own limit stops short from about 5000 rows on
-_MOST = 2000  # rows of the exact Wasserstein distance in a score
+_MOST = 2000  # rows of the exact Wasserstein distance
+_NEAR = 5000  # rows among which neighbours are looked for
 
 
 def _clouds(x: Tensor, y: Tensor, least: int = 2, other: str = "y") -> tuple[Tensor, Tensor]:
@@ -224,6 +313,11 @@ def _radii(y: Tensor, k: int) -> Tensor:
 def _directions(projections: int, dim: int, generator: Generator | None) -> Tensor:
     device = generator.device if generator else None
     return torch.nn.functional.normalize(torch.randn(projections, dim, generator=generator, device=device).double())
+
+
+def some_rows(n: int) -> Tensor:
+    """Numbers of at most 5000 of n rows, always the same, and without order: every tenth row may be of one class."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_NEAR]
 
 
 def _some(x: Tensor, generator: Generator | None) -> Tensor:

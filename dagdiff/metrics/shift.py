@@ -7,20 +7,17 @@ and a classifier that tries to tell them apart, say where the chain has gone; th
 there. Only where it can't is there anything to repair, so :func:`verdict` looks at the gap alone.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from dagdiff.checkpoint import save_text
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
+from dagdiff.metrics.base import Number
 from dagdiff.metrics.samples import energy_distance, sliced_wasserstein
 from dagdiff.metrics.statistics import Interval, bootstrap_mean
 from dagdiff.metrics.twosample import classifier_accuracy, scaled_mmd
@@ -75,6 +72,21 @@ class StepShift:
         """The fields and the gap, by name."""
         return {**asdict(self), "loss_gap": self.loss_gap}
 
+
+LOSSES = {
+    "loss_forward": Number(
+        "Imitation loss on forward states (noised data): squared difference of the two predictions.", floor="0"
+    ),
+    "loss_own": Number(
+        "Imitation loss on student states: the same, at the states of the student's own chains.", floor="0"
+    ),
+    "loss_gap": Number(
+        "Loss on student states minus on forward states: what training on noised data alone does not see.",
+        floor="0",
+        compared=True,
+    ),
+}
+"""What the held-out imitation losses of a run mean, each a mean over steps."""
 
 NEGLIGIBLE = 1e-6
 """A loss below this part of ``loss_zero`` is none: errors of a thousandth of the guess need no repair."""
@@ -181,15 +193,6 @@ def format_table(rows: Sequence[StepShift]) -> str:
     chance = max(row.accuracy_error for row in rows)
     lines.append(f"classifier: how often own states are told from those; up to {0.5 + 2 * chance:.3f} may be chance")
     return "\n".join(lines)
-
-
-def write_table(rows: list[StepShift], path: Path) -> None:
-    """Write the shift as CSV, one line a step, every field and the gap."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0].as_row()))
-    table.writeheader()
-    table.writerows(row.as_row() for row in rows)
-    save_text(path, text.getvalue())
 
 
 def _errors(

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Distance = Callable[[Tensor, Tensor], float]
-"""``(samples, reference) ->`` how far apart their laws are; smaller is better."""
+from dagdiff.metrics.base import Distance
+from dagdiff.metrics.truth import Truth
 
 
 class Standing(NamedTuple):
@@ -40,21 +40,34 @@ class Standing(NamedTuple):
         return self.student - self.teacher > _CLEAR * self.error
 
 
-def compare(metric: str, distance: Distance, student: Tensor, teacher: Tensor, reference: Tensor) -> Standing:
+def compare(distance: Distance, student: Tensor, teacher: Tensor, truth: Truth) -> Standing:
     """Compare the samples of a student and of its teacher, row by row from the same noise, both ``(n, *D)``.
 
     The error is found on 500 rows of each cloud at most, and scaled to their number.
     """
-    found = distance(student, reference), distance(teacher, reference)
-    mine, its, real = student[:_MOST], teacher[:_MOST], reference[:_MOST]
+    student, teacher, reference = (distance.rows(points, truth) for points in (student, teacher, truth.reference))
+    between = _by_parts(distance.between) if distance.by_parts else distance.between
+    found = between(student, reference), between(teacher, reference)
+    mine, theirs, real = student[:_MOST], teacher[:_MOST], reference[:_MOST]
 
     def difference(rows: Tensor, others: Tensor) -> float:
-        return distance(mine[rows], real[others]) - distance(its[rows], real[others])
+        return between(mine[rows], real[others]) - between(theirs[rows], real[others])
 
     rows, others = (torch.arange(len(cloud), device=cloud.device) for cloud in (mine, real))
     of_samples = _jackknife(lambda left: difference(left, others), rows) * len(mine) / len(student)
     of_reference = _jackknife(lambda left: difference(rows, left), others) * len(real) / len(reference)
-    return Standing(metric, *found, math.sqrt(of_samples + of_reference))
+    return Standing(distance.name, *found, math.sqrt(of_samples + of_reference))
+
+
+def _by_parts(between: Callable[[Tensor, Tensor], float]) -> Callable[[Tensor, Tensor], float]:
+    """The mean distance of parts of the reference's size."""
+
+    def mean(samples: Tensor, reference: Tensor) -> float:
+        size = min(len(samples), len(reference))
+        found = [between(part, reference) for part in samples.split(size) if len(part) == size]
+        return sum(found) / len(found)
+
+    return mean
 
 
 def _jackknife(statistic: Callable[[Tensor], float], rows: Tensor) -> float:

@@ -1,1 +1,1 @@
-"""What is seen of runs: figures, tables, verdicts, and the page that holds them."""
+"""What is seen of runs: figures, tables, sentences, and the page that holds them."""

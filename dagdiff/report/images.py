@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dagdiff.checks import Refusal
-from dagdiff.report.figures import Points, make_grid, scatter_panels
+from dagdiff.report.figures import Points, make_grid
+from dagdiff.report.plane import scatter_panels
 
 
 def sample_panels(panels: Mapping[str, Points]) -> Figure:

@@ -17,27 +17,29 @@ from matplotlib.figure import Figure
 from dagdiff import __version__
 from dagdiff.checkpoint import save_text
 from dagdiff.metrics.statistics import Interval
-from dagdiff.report import figures
-from dagdiff.report.glossary import METRICS, SCALES, objective_name, quantity
+from dagdiff.report.curves import StepLosses, loss_by_step, quality_by_nfe
+from dagdiff.report.figures import OTHER, ROLES, VARIANTS, Points, to_data_uri
+from dagdiff.report.glossary import OPERATORS, objective_name, quantity, scale_of
 from dagdiff.report.images import image_chains, image_panels
-from dagdiff.report.results import Results, Row, distinct
+from dagdiff.report.plane import chain_panels, half_width, scatter_panels
+from dagdiff.report.results import Results
+from dagdiff.report.rows import Row, distinct
 from dagdiff.report.study import Shares, growth_figure, shares_figure, thresholds_figure
 from dagdiff.report.verdict import (
     caveat,
     change,
     counts,
-    judge,
+    findings,
     level,
     number,
     outcome,
+    remaining_gap,
     scaled,
     spell,
     title,
-    told_excess,
 )
 
-_OPERATORS = {"ddil": "none", "reflected-ddil": "box"}
-_SHOWN = ("forward", "ddil")  # the contrast that losses and chains are drawn for
+_CONTRAST = ("forward", "mixture")  # the contrast that losses and chains are drawn for
 
 
 def write_report(folder: Path) -> Path:
@@ -48,25 +50,28 @@ def write_report(folder: Path) -> Path:
     """
     results = Results.load(folder)
     rows = results.rows
-    dpi = 130 if len(results.references) <= 4 else 80  # a page of many places is to stay light
+    dpi = 130 if len(results.references) <= 4 else 80  # a page of many cases is to stay light
     tasks = [
-        {"name": place, "rows": distinct(mine), "figures": _figures(results, place, mine, dpi), **reference}
-        for place, reference in results.references.items()
-        if (mine := [row for row in rows if row.place == place])
+        {"name": case, "rows": distinct(mine), "figures": _figures(results, case, mine, dpi), **reference}
+        for case, reference in results.references.items()
+        if (mine := [row for row in rows if row.case == case])
     ]
     versions = {"dagdiff": __version__, "Python": platform.python_version()}
     page = _template().render(
         results=results,
         overview=_overview(rows),
         tasks=tasks,
-        verdicts=judge(rows),
+        findings=findings(rows),
         counts=counts(rows),
         caveat=caveat(rows),
-        metrics={name: told for name, told in METRICS.items() if any(row.metrics[name] for row in rows)},
-        judge=results.judged_by,
+        metrics={
+            name: each.meaning for name, each in results.numbers.items() if any(row.metrics[name] for row in rows)
+        },
+        judged_by=results.judged_by,
         distance=quantity(results.judged_by),
         heading=quantity(results.judged_by)[0].upper() + quantity(results.judged_by)[1:],
-        colours=figures.VARIANTS,
+        colours=VARIANTS,
+        other=OTHER,
         settings=json.dumps(_harmless(results.settings), indent=2),
         made={"dagdiff": results.version, **results.versions},
         versions={**versions, "torch": version("torch"), "system": f"{platform.system()}, {platform.machine()}"},
@@ -76,61 +81,61 @@ def write_report(folder: Path) -> Path:
 
 
 def _overview(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A line for each comparison: its rows of forward, base and ddil, where there are any."""
+    """A line for each comparison: its rows of forward, published and mixture, where there are any."""
     lines = []
     for group in dict.fromkeys(row.group for row in rows):
         mine = [row for row in rows if row.group == group]
         peers = {row.variant: row for row in mine}
-        if "ddil" in peers:
-            shown = {variant: peers.get(variant) for variant in ("forward", "base", "ddil")}
-            told = title(mine[0], [row for row in rows if row.place == mine[0].place])
-            lines.append({"place": mine[0].place, "title": told, **shown})
+        if "mixture" in peers:
+            shown = {variant: peers.get(variant) for variant in ("forward", "published", "mixture")}
+            name = title(mine[0], [row for row in rows if row.case == mine[0].case])
+            lines.append({"case": mine[0].case, "title": name, **shown})
     return lines
 
 
-def _figures(results: Results, place: str, rows: Sequence[Row], dpi: int) -> dict[str, Any]:
-    """The figures of a place as ``data:`` addresses; ``strayed`` names the objective of the chains.
+def _figures(results: Results, case: str, rows: Sequence[Row], dpi: int) -> dict[str, Any]:
+    """The figures of a case as ``data:`` addresses; ``strayed`` names the objective of the chains.
 
     Samples, chains and losses are drawn for the number of steps that most rows have, the largest such, the others for
     all. ``pictures`` says whether samples are images.
     """
-    reference = results.references[place]
+    reference = results.references[case]
     world = results.arrays(reference["samples"])
     usual, _ = max(Counter(row.steps for row in rows).items(), key=lambda found: (found[1], found[0]))
     main = [row for row in rows if row.steps == usual]
     strayed = max((row for row in main if row.variant == "forward"), key=lambda row: row.ratio, default=main[0])
-    pair = [row for row in main if row.group == strayed.group and row.variant in _SHOWN]
+    pair = [row for row in main if row.group == strayed.group and row.variant in _CONTRAST]
     chains = {**{row.variant: _arrays(results, row)["chains"] for row in pair}, "expert": world["chains"]}
-    seen = image_chains(chains) if _is_images(world) else figures.chain_panels(chains, world["truth"])
+    seen = image_chains(chains) if _is_images(world) else chain_panels(chains, world["truth"])
     drawn: dict[str, Figure] = {"chains": seen}
     drawn |= {"losses": _losses(main)} if pair else {}
     drawn |= {"quality": _quality(rows, reference), **_study(rows)}
     return {
-        **{name: figures.to_data_uri(figure, dpi) for name, figure in drawn.items()},
-        "samples": {name: figures.to_data_uri(figure, dpi) for name, figure in _clouds(results, world, main).items()},
+        **{name: to_data_uri(figure, dpi) for name, figure in drawn.items()},
+        "samples": {name: to_data_uri(figure, dpi) for name, figure in _clouds(results, world, main).items()},
         "strayed": title(strayed, main),
         "steps": usual,
         "pictures": _is_images(world),
     }
 
 
-def _clouds(results: Results, world: Mapping[str, figures.Points], rows: Sequence[Row]) -> dict[str, Figure]:
+def _clouds(results: Results, world: Mapping[str, Points], rows: Sequence[Row]) -> dict[str, Figure]:
     """The yardsticks under "", then each objective's students, all on the same square."""
     clouds = {"training data": world["data"], "target": world["truth"], "expert": world["x"]}
     if _is_images(world):
         return {"": image_panels(clouds), **_pictures(results, world, rows)}
-    half = figures.half_width(clouds.values())
-    roles = dict(zip(clouds, (figures.ROLES["data"], figures.ROLES["data"], figures.ROLES["expert"]), strict=True))
-    drawn = {"": figures.scatter_panels(clouds, colours=roles, half=half)}
+    half = half_width(clouds.values())
+    roles = dict(zip(clouds, (ROLES["data"], ROLES["data"], ROLES["expert"]), strict=True))
+    drawn = {"": scatter_panels(clouds, colours=roles, half=half)}
     for name in dict.fromkeys(title(row, rows) for row in rows):
         group = [(label, row) for label, row in distinct(rows) if title(row, rows) == name and not _is_mix(row)]
-        colours = {label: figures.VARIANTS.get(row.variant, "#555555") for label, row in group}
+        colours = {label: VARIANTS.get(row.variant, OTHER) for label, row in group}
         made = {label: _arrays(results, row)["x"] for label, row in group}
-        drawn |= {name: figures.scatter_panels(made, columns=5, colours=colours, half=half)} if made else {}
+        drawn |= {name: scatter_panels(made, columns=5, colours=colours, half=half)} if made else {}
     return drawn
 
 
-def _pictures(results: Results, world: Mapping[str, figures.Points], rows: Sequence[Row]) -> dict[str, Figure]:
+def _pictures(results: Results, world: Mapping[str, Points], rows: Sequence[Row]) -> dict[str, Figure]:
     """Each objective's images beside the expert's, equal places from equal noise."""
     drawn = {}
     for name in dict.fromkeys(title(row, rows) for row in rows):
@@ -139,17 +144,17 @@ def _pictures(results: Results, world: Mapping[str, figures.Points], rows: Seque
     return drawn
 
 
-def _is_images(world: Mapping[str, figures.Points]) -> bool:
+def _is_images(world: Mapping[str, Points]) -> bool:
     return world["x"].ndim == 4
 
 
 def _losses(rows: Sequence[Row]) -> Figure:
-    panels: dict[str, dict[str, figures.StepLosses]] = {}
-    for row in (row for row in rows if row.variant in _SHOWN):
+    panels: dict[str, dict[str, StepLosses]] = {}
+    for row in (row for row in rows if row.variant in _CONTRAST):
         forward, own = ([record.by_step[name] for record in row.records] for name in ("loss_forward", "loss_own"))
-        losses = figures.StepLosses(row.records[0].by_step["t"], forward, own)
+        losses = StepLosses(row.records[0].by_step["t"], forward, own)
         panels.setdefault(title(row, rows), {})[row.variant] = losses
-    return figures.loss_by_step(panels)
+    return loss_by_step(panels)
 
 
 def _quality(rows: Sequence[Row], reference: Mapping[str, Any]) -> Figure:
@@ -158,11 +163,11 @@ def _quality(rows: Sequence[Row], reference: Mapping[str, Any]) -> Figure:
         if row.distance and not _is_mix(row):
             found = scaled(row.distance, row.judged_by)
             panels.setdefault(objective_name(row.objective), {}).setdefault(row.variant, {})[row.steps] = found
-    judge = rows[0].judged_by
-    scale = SCALES.get(judge, 1.0)
-    expert = {steps: scale * found[judge] for steps, found in reference["expert_by_nfe"].items()}
+    metric = rows[0].judged_by
+    scale = scale_of(metric) or 1.0
+    expert = {steps: scale * found[metric] for steps, found in reference["expert_by_nfe"].items()}
     panels = panels or {"no student measured": {}}
-    return figures.quality_by_nfe(panels, expert, scale * reference["floor"][judge], quantity(judge))
+    return quality_by_nfe(panels, expert, scale * reference["floor"][metric], quantity(metric))
 
 
 def _study(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -172,13 +177,14 @@ def _study(rows: Sequence[Row]) -> dict[str, Figure]:
     thresholds: dict[str, dict[str, Interval]] = {}
     for row in rows:
         forward, own = (row.metrics[name] for name in ("loss_forward", "loss_own"))
-        if row.distance and row.variant.endswith("ddil"):
-            name = _OPERATORS.get(row.variant, row.variant.removesuffix("-ddil"))
+        states, _, operator = row.variant.partition("-")
+        if row.distance and states == "mixture" and operator in ("", *OPERATORS):
+            name = operator or "none"
             thresholds.setdefault(title(row, rows), {})[name] = scaled(row.distance, row.judged_by)
-        if row.distance and "-" not in row.variant:
+        if row.distance and operator not in OPERATORS:
             first, second, third = row.records[0].shares
             shares.setdefault(title(row, rows), {})[first, second, third] = scaled(row.distance, row.judged_by).mean
-        if forward and own and row.variant in _SHOWN:
+        if forward and own and row.variant in _CONTRAST:
             summed = Interval(*(value * row.steps for value in own))
             by_variant = growth.setdefault(objective_name(row.objective), {})
             by_variant.setdefault(row.variant, {})[row.steps] = forward.mean, summed
@@ -193,10 +199,10 @@ def _study(rows: Sequence[Row]) -> dict[str, Figure]:
 
 def _is_mix(row: Row) -> bool:
     """Whether the row is one of the many mixtures or operators of a study, which have figures of their own."""
-    return row.variant not in figures.VARIANTS
+    return row.variant not in VARIANTS
 
 
-def _arrays(results: Results, row: Row) -> dict[str, figures.Points]:
+def _arrays(results: Results, row: Row) -> dict[str, Points]:
     """Samples and chains of the row's first seed."""
     return results.arrays(row.records[0].samples)
 
@@ -218,6 +224,12 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    world.filters |= {"number": number, "spell": spell, "told_excess": told_excess, "level": level, "change": change}
+    world.filters |= {
+        "number": number,
+        "spell": spell,
+        "remaining_gap": remaining_gap,
+        "level": level,
+        "change": change,
+    }
     world.filters |= {"outcome": outcome, "objective": objective_name}
     return world.get_template("report.html.j2")

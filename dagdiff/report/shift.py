@@ -5,6 +5,7 @@ every step; right, at one step alone, between the lines of the student alone (p 
 (p = 1). The amplification is what is left, at the end of the chain, of the error made at one step.
 """
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -13,7 +14,25 @@ from matplotlib.figure import Figure
 from dagdiff.checks import Refusal
 from dagdiff.metrics.amplification import StepAmplification
 from dagdiff.metrics.intervention import Intervention
+from dagdiff.metrics.shift import StepShift
 from dagdiff.report.figures import ROLES, dress, make_grid, time_axis
+
+
+def shift_figure(rows: Sequence[StepShift]) -> Figure:
+    """Draw a student's covariate shift by step: its losses on three laws of states, and how far they lie apart."""
+    titles = {"loss": "imitation loss", "energy": "energy distance (units of x)", "sliced_w2": "sliced W2 (units of x)"}
+    if any(math.isfinite(row.accuracy_forward) for row in rows):
+        titles["accuracy"] = "two-sample classifier, 0.5 = chance"
+    figure, grid = make_grid(len(titles), len(titles), 3.2, 3.0)
+    laws = [("forward", "data"), ("expert", "expert"), ("own", "student")]
+    for axes, (name, title) in zip(grid, titles.items(), strict=True):
+        for law, role in laws if name == "loss" else laws[:2]:
+            label = f"on {law} states" if name == "loss" else f"own to {law} states"
+            values = [getattr(row, f"{name}_{law}") for row in rows]
+            axes.plot([row.t for row in rows], values, "o-", ms=4, color=ROLES[role], label=label)
+        time_axis(axes, title, log=name == "loss")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def intervention_figure(rows: Sequence[Intervention]) -> Figure:

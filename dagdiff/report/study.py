@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from dagdiff.checks import Refusal, check_shares
 from dagdiff.metrics.statistics import Interval
-from dagdiff.report.figures import ROLES, VARIANTS, dress, legend_below, make_grid
+from dagdiff.report.figures import OTHER, ROLES, VARIANTS, dress, legend_below, make_grid
 from dagdiff.report.glossary import variant_name
 
 Shares = tuple[float, float, float]
@@ -39,9 +39,9 @@ def overview_figure(
             [expert[task] for task in tasks], range(len(tasks)), "|", ms=11, color=ROLES["expert"], label="expert"
         )
         for variant in dict.fromkeys(variant for each in found.values() for variant in each):
-            rows = [place for place, task in enumerate(tasks) if variant in found.get(task, {})]
+            rows = [row for row, task in enumerate(tasks) if variant in found.get(task, {})]
             means, low, high = (np.array(x) for x in zip(*(found[tasks[row]][variant] for row in rows), strict=True))
-            style: dict[str, Any] = {"fmt": "o", "ms": 4.5, "elinewidth": 1, "color": VARIANTS.get(variant, "#555555")}
+            style: dict[str, Any] = {"fmt": "o", "ms": 4.5, "elinewidth": 1, "color": VARIANTS.get(variant, OTHER)}
             axes.errorbar(means, rows, xerr=(means - low, high - means), label=variant_name(variant), **style)
         axes.set_yticks(range(len(tasks)), tasks)
         axes.set_xscale("symlog", linthresh=1.0)
@@ -99,7 +99,7 @@ def growth_figure(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, In
     figure, grid = make_grid(len(panels), len(panels), 3.4, 3.3)
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):
         for variant, found in variants.items():
-            colour, counts, name = VARIANTS.get(variant, "#555555"), sorted(found), variant_name(variant)
+            colour, counts, name = VARIANTS.get(variant, OTHER), sorted(found), variant_name(variant)
             means, low, high = zip(*(found[steps][1] for steps in counts), strict=True)
             reach = np.subtract(means, low), np.subtract(high, means)
             axes.errorbar(counts, means, reach, fmt="o-", ms=4, capsize=3, color=colour, label=f"{name}: measured")

@@ -12,24 +12,20 @@ from typing import NamedTuple
 
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report.excess import NOTHING, REPAIRED
-from dagdiff.report.glossary import BASELINES, SCALES, objective_name, quantity, variant_name
-from dagdiff.report.results import Difference, Results, Row, distinct
+from dagdiff.report.glossary import BASELINES, objective_name, quantity, scale_of, variant_name
+from dagdiff.report.results import Results
+from dagdiff.report.rows import Difference, Row, distinct
 
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 OUTCOMES = (BETTER, WORSE, NOTHING, INCONCLUSIVE)
 """The results of a comparison, in the order in which they are counted."""
 
 
-class Verdict(NamedTuple):
+class Finding(NamedTuple):
     """A sentence, and its result: one of :data:`OUTCOMES`."""
 
     way: str
     text: str
-
-
-def verdicts(results: Results) -> list[str]:
-    """What may be claimed of the mixture, a sentence for each comparison."""
-    return [verdict.text for verdict in judge(results.rows)]
 
 
 def outcome(row: Row, baseline: str) -> str:
@@ -51,48 +47,48 @@ def comparisons(rows: Sequence[Row]) -> Iterator[tuple[Row, str, Difference]]:
 
     The published method is left out where it is forward training: the same runs are not compared twice.
     """
-    for row in (row for row in rows if row.variant == "ddil"):
+    for row in (row for row in rows if row.variant == "mixture"):
         peers = {other.variant: other for other in rows if other.group == row.group}
         for baseline in BASELINES:
             difference = row.minus(baseline)
-            twin = peers.get("forward") if baseline == "base" else None
-            if difference and not (twin and twin.runs == peers["base"].runs):
+            twin = peers.get("forward") if baseline == "published" else None
+            if difference and not (twin and twin.runs == peers["published"].runs):
                 yield row, baseline, difference
 
 
-def judge(rows: Sequence[Row]) -> list[Verdict]:
-    """The sentences on rows of :class:`~dagdiff.report.results.Results`, each with its result."""
+def findings(rows: Sequence[Row]) -> list[Finding]:
+    """Return what may be claimed of the mixture, a sentence for each comparison with its result."""
     found = []
     for row, baseline, difference in comparisons(rows):
         way = outcome(row, baseline)
-        text = f"{row.place}, {title(row, rows)}: {_sentence(row, baseline, difference, way)}."
+        text = f"{row.case}, {title(row, rows)}: {_sentence(row, baseline, difference, way)}."
         if baseline == "forward":
             forward = next(other for other in rows if (other.group, other.variant) == (row.group, "forward"))
             text += _remaining(row, way) + _shift(row, forward)
-        found.append(Verdict(way, text))
-    return found or [Verdict(INCONCLUSIVE, "No seed has both the mixture and a baseline: nothing can be compared.")]
+        found.append(Finding(way, text))
+    return found or [Finding(INCONCLUSIVE, "No seed has both the mixture and a baseline: nothing can be compared.")]
 
 
 def counts(rows: Sequence[Row]) -> list[str]:
     """How often the mixture is better, worse and so on, a sentence for each baseline."""
-    mixtures = {row.objective for row in rows if row.variant == "ddil"}
-    told = []
+    mixtures = {row.objective for row in rows if row.variant == "mixture"}
+    sentences = []
     for baseline in BASELINES:
         compared = [row for row, name, _ in comparisons(rows) if name == baseline]
         if not compared:
             continue
         objectives = dict.fromkeys(row.objective for row in compared)
         only = f" ({', '.join(map(objective_name, objectives))} only)" if set(objectives) < mixtures else ""
-        told.append(f"Mixture against {variant_name(baseline)}{only}: {tally(compared, baseline)}.")
-    return told
+        sentences.append(f"Mixture against {variant_name(baseline)}{only}: {tally(compared, baseline)}.")
+    return sentences
 
 
 def tally(rows: Sequence[Row], baseline: str) -> str:
     """Count the results of rows against a baseline: "better in 4 of 6, no gap in 2"; what never occurs is left out."""
     ways = [outcome(row, baseline) for row in rows]
     found = [(way, ways.count(way)) for way in OUTCOMES if way in ways]
-    told = [f"{way} in {n}" for way, n in found]
-    return ", ".join([f"{told[0]} of {len(ways)}", *told[1:]]) if told else ""
+    words = [f"{way} in {n}" for way, n in found]
+    return ", ".join([f"{words[0]} of {len(ways)}", *words[1:]]) if words else ""
 
 
 def caveat(rows: Sequence[Row]) -> str:
@@ -115,16 +111,16 @@ def table(results: Results) -> str:
     metric = results.judged_by
     head = "objective", "trained on", quantity(metric), "minus forward", "result", "remaining gap", "coverage"
     lines = [[*head, "student/forward loss", "seconds"]]
-    for place, reference in results.references.items():
-        lines.append([place, *[""] * 8])
+    for case, reference in results.references.items():
+        lines.append([case, *[""] * 8])
         for name in ("floor", "expert"):
             distance, coverage = level(reference[name][metric], metric), number(reference[name]["coverage"])
             lines.append([f"  ({name})", "", distance, "", "", "", coverage, "", ""])
-        mine = [row for row in rows if row.place == place]
+        mine = [row for row in rows if row.case == case]
         lines += [_cells(label, row, title(row, mine)) for label, row in distinct(mine)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    words = [verdict.text for verdict in judge(rows)] + [caveat(rows), *counts(rows)]
+    words = [finding.text for finding in findings(rows)] + [caveat(rows), *counts(rows)]
     wrapped = [textwrap.fill(each, 100, subsequent_indent="  ") for each in words if each]
     return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *wrapped]) + "\n"
 
@@ -149,7 +145,7 @@ def spell(interval: Interval | None, digits: int = 3) -> str:
 
 def level(value: Interval | float | None, metric: str) -> str:
     """A distance, or its ``mean [low, high]``, as it is shown: scaled with one decimal where the metric has a scale."""
-    if metric not in SCALES:
+    if scale_of(metric) is None:
         return number(value) if isinstance(value, float) else spell(value)
     found = Interval(value, value, value) if isinstance(value, float) else value
     if found is None or not math.isfinite(found.mean):
@@ -159,7 +155,7 @@ def level(value: Interval | float | None, metric: str) -> str:
 
 def change(interval: Interval, metric: str) -> str:
     """A difference of distances as it is shown; with more decimals where rounding would hide a bound's sign."""
-    if metric not in SCALES:
+    if scale_of(metric) is None:
         return spell(interval, 2)
     found = scaled(interval, metric)
     small = [_decimals(bound, 1) for bound in found[1:]] if found.clear_of_zero else []
@@ -168,7 +164,7 @@ def change(interval: Interval, metric: str) -> str:
 
 def scaled(interval: Interval, metric: str) -> Interval:
     """Return an interval of a metric in the units in which it is shown."""
-    return Interval(*(SCALES.get(metric, 1.0) * bound for bound in interval))
+    return Interval(*((scale_of(metric) or 1.0) * bound for bound in interval))
 
 
 def _bracketed(interval: Interval, decimals: int) -> str:
@@ -190,19 +186,19 @@ def _sentence(row: Row, baseline: str, found: Difference, way: str) -> str:
     if found.seeds < 2:
         return f"inconclusive against {name} ({ours} for {theirs}): with one common seed no interval exists"
     levels = f"({ours} for {theirs}, {found.seeds} seeds)"
-    told = change(found.interval, row.judged_by)
+    shown = change(found.interval, row.judged_by)
     if way == NOTHING:
-        return f"no gap: {name} matches the expert already, and the mixture changes the {distance} by {told} {levels}"
+        return f"no gap: {name} matches the expert already, and the mixture changes the {distance} by {shown} {levels}"
     if way == INCONCLUSIVE:
-        text = f"inconclusive against {name}: the {distance} changes by {told} {levels}"
+        text = f"inconclusive against {name}: the {distance} changes by {shown} {levels}"
         return f"{text}; the interval includes 0"
     mean, low, high = found.interval
-    told = change(Interval(-mean, -high, -low), row.judged_by) if way == BETTER else told
+    shown = change(Interval(-mean, -high, -low), row.judged_by) if way == BETTER else shown
     verb = "lowers" if way == BETTER else "raises"
-    return f"the mixture {verb} the {distance} by {told} against {name} {levels}; the interval excludes 0"
+    return f"the mixture {verb} the {distance} by {shown} against {name} {levels}; the interval excludes 0"
 
 
-def told_excess(row: Row) -> str:
+def remaining_gap(row: Row) -> str:
     """What remains of forward's gap to the expert, in a table's cell; empty if they were not compared."""
     return "" if row.left is None else row.left.words or spell(row.left.ratio, 2)
 
@@ -229,7 +225,7 @@ def _shift(row: Row, forward: Row) -> str:
 
 def title(row: Row, rows: Sequence[Row]) -> str:
     """Objective, and what else tells the row's comparison from others: steps, updates, or another setup."""
-    alike = [other for other in rows if (other.place, other.objective) == (row.place, row.objective)]
+    alike = [other for other in rows if (other.case, other.objective) == (row.case, row.objective)]
     parts = [objective_name(row.objective)]
     if len({other.steps for other in rows}) > 1:
         parts.append(f"{row.steps} steps")
@@ -247,7 +243,7 @@ def _cells(label: str, row: Row, name: str) -> list[str]:
         level(row.distance, row.judged_by),
         change(forward.interval, row.judged_by) if forward else "",
         outcome(row, "forward"),
-        told_excess(row),
+        remaining_gap(row),
         number(coverage.mean) if coverage else "–",
         number(row.ratio),
         number(row.seconds),

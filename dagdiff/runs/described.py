@@ -40,7 +40,7 @@ REQUIRED = inspect.Parameter.empty
 def describe_part(part: str, name: str) -> Described:
     """Return what the part of that name is and takes, apart from what the loop gives it; refuse an unknown name."""
     path = path_of(part, name)
-    found = describe_source(path) if path in PARTS[part].values() else describe(resolve(part, name))
+    found = describe_source(path) if path in PARTS.get(part, {}).values() else describe(resolve(part, name))
     given = ("task", *GIVEN.get(part, ()))
     return Described(found.summary, [option for option in found.options if option.name not in given])
 

@@ -23,6 +23,7 @@ from dagdiff.fit import check_fit
 from dagdiff.gathering import Gathering
 from dagdiff.heldout import HeldOut
 from dagdiff.learner import Learning
+from dagdiff.metrics.base import Scorer, score
 from dagdiff.metrics.standing import Standing
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
@@ -109,6 +110,11 @@ class Experiment:
             denoiser = in_bfloat16(denoiser)
         return Expert(denoiser, self.task.schedule, self.settings.substeps, self.settings.guidance, self.threshold)
 
+    @cached_property
+    def metrics(self) -> list[Scorer]:
+        """What samples are scored by beside the task's own metrics."""
+        return [make_metric(name, self.task) for name in self.settings.metric]
+
     @property
     def policy(self) -> StudentPolicy:
         """The student in its role."""
@@ -192,6 +198,8 @@ class Experiment:
         chosen = self.settings
         self.gathering()
         rows = self.learning().batch_size
+        for name in chosen.metric:
+            make_metric(name, self.task)
         if chosen.memmap:
             check_writable("memmap", Path(chosen.memmap))
         check_fit(self.env(steps), self.expert, self.objective, self.student, self.task.data, rows)
@@ -235,8 +243,8 @@ class Experiment:
         chains = self.task.probes(len(samples))
         _, asked, _ = self.start(len(samples), seed)
         paired = self.pair(len(samples), seed) if paired is None else paired
-        streams = self.generator(4, seed), self.generator(5, seed)
-        metrics = self.task.judge(samples, *streams, asked, paired)
+        truth = self.task.truth(len(samples), self.generator(4, seed), self.generator(5, seed), asked, paired)
+        metrics = score((*self.task.metrics, *self.metrics), samples, truth)
         heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
         found = heldout.imitation(self.policy, self.expert)
         forward, own = (sum(found[name]) / len(found[name]) for name in ("loss_forward", "loss_own"))
@@ -251,7 +259,8 @@ class Experiment:
         noise, asked, generator = self.start(len(samples), seed)
         plain = Expert(self.expert.denoiser, self.task.schedule, 1, self.expert.guidance, self.threshold)
         own = sample(plain, Ddim(self.task.schedule), self.times, noise, asked, generator)
-        return self.task.stand(samples, own, self.generator(4, seed), paired)
+        truth = self.task.truth(len(samples), self.generator(4, seed), paired=paired)
+        return self.task.stand(samples, own, truth)
 
 
 _RAMP = Callable, "a callable progress -> height"
@@ -266,6 +275,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("beta", "shares_ramp", "lr_ramp"), _RAMP),
     "driver": (MixturePolicy, "a subclass of dagdiff.rollout.MixturePolicy"),
     "curriculum": (Callable, "a callable loop -> rounds"),
+    "metric": (Callable, "a callable (samples, truth) -> numbers by name"),
 }
 """What each part must be, by what it can do, and in words."""
 
@@ -296,6 +306,14 @@ def _make(part: str, chosen: Namespace, task: Task | None = None, expert: Denois
     given = {"task": task, "expert": expert}
     wanted = inspect.signature(kind).parameters
     return _checked(part, kind(**arguments, **{name: value for name, value in given.items() if name in wanted}))
+
+
+def make_metric(name: str, task: Task) -> Scorer:
+    """Build the metric of that name: an object of a class, which may ask for ``task``, or a function as it is."""
+    kind: Any = resolve("metric", name)
+    given = {"task": task} if inspect.isclass(kind) and "task" in inspect.signature(kind).parameters else {}
+    made: Scorer = _checked("metric", kind(**given) if inspect.isclass(kind) else kind)
+    return made
 
 
 def _maker(part: str, chosen: Namespace) -> Callable[..., Any]:

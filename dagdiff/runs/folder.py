@@ -6,8 +6,6 @@ and figures.
 """
 
 import copy
-import csv
-import io
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,10 +18,11 @@ import yaml
 from torch import Tensor, nn
 
 from dagdiff import __version__, engine
-from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights
+from dagdiff.checkpoint import load_json, load_weights, save_csv, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.dagger import DAgger
 from dagdiff.report import figures
+from dagdiff.report.curves import rounds_figure
 from dagdiff.report.images import sample_panels
 from dagdiff.round import NonFiniteLoss, Round
 from dagdiff.runs.config import Config
@@ -143,13 +142,7 @@ def save_student(experiment: Experiment, out: Path) -> None:
 
 def save_rounds(rounds: list[Round], out: Path) -> None:
     """Write ``rounds.csv``: one line a round."""
-    rows = [_row(done) for done in rounds]
-    text = io.StringIO()
-    if rows:
-        table = csv.DictWriter(text, fieldnames=list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    save_text(out / "rounds.csv", text.getvalue())
+    save_csv(out / "rounds.csv", [_row(done) for done in rounds])
 
 
 def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None:
@@ -162,11 +155,11 @@ def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None
         "student": experiment.sample(n, seed=0),
     }
     clouds = {
-        name: experiment.task.pictures(points[: experiment.task.kept]).numpy(force=True)
+        name: experiment.task.pictures(points[: experiment.task.saved]).numpy(force=True)
         for name, points in panels.items()
     }
     figures.save(sample_panels(clouds), out / "samples.png")
-    figures.save(figures.rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
+    figures.save(rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
 
 
 def _row(done: Round) -> dict[str, Any]:

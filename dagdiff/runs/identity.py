@@ -28,6 +28,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         part: chosen["class"] for part, chosen in config.items() if isinstance(chosen, Mapping) and "class" in chosen
     }
     own = {part: getattr(resolve(part, name), "version", 1) for part, name in parts.items() if name is not None}
+    own |= {f"metric {name}": getattr(resolve("metric", name), "version", 1) for name in config.get("metric") or []}
     settings = {name: value for name, value in config.items() if name not in _PLACES}
     return {"settings": settings, "code": CODE, "parts": own}
 

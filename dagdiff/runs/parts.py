@@ -121,8 +121,11 @@ GIVEN = {
 
 
 def names(part: str) -> dict[str, str]:
-    """Return short name -> import path of all that a part may be: dagdiff's own, and what is installed beside it."""
-    return with_installed(PARTS)[part]
+    """Return short name -> import path of all that a part may be: dagdiff's own, and what is installed beside it.
+
+    A metric is named like a part. A run may take several, so it is a setting, and its names are found in their room.
+    """
+    return with_installed({**PARTS, "metric": _metrics() if part == "metric" else {}})[part]
 
 
 def path_of(part: str, name: str) -> str:
@@ -185,6 +188,12 @@ def reach_working_folder() -> None:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+
+
+def _metrics() -> dict[str, str]:
+    from dagdiff.metrics.names import metric_paths  # it loads torch
+
+    return metric_paths()
 
 
 def _is_network(kind: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from dagdiff.checkpoint import check_writable
 from dagdiff.checks import Refusal, check_in
+from dagdiff.metrics.base import score
 from dagdiff.report.images import sample_panels
 from dagdiff.runs.experiment import Experiment
 
@@ -58,7 +59,8 @@ def _score_and_draw(it: Experiment) -> None:
     try:
         points, (_, asked, _) = task.real(n, it.generator(8)), it.start(n, seed=0)
         paired = task.real(task.probes(n), it.generator(9))
-        task.judge(points, it.generator(4), it.generator(5), asked, paired)
+        truth = task.truth(n, it.generator(4), it.generator(5), asked, paired)
+        score((*task.metrics, *it.metrics), points, truth)
     except Refusal as error:
         raise Refusal(
             f"samples of {task.name!r} could not be scored after training: {error} Give more pictures, or more samples."

@@ -4,7 +4,7 @@ A new setting is a field here, with a line in the docstring; command line, YAML,
 there.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from dagdiff.checks import Refusal, check_above, check_at_least, check_seed, check_share, check_shares
@@ -46,6 +46,8 @@ class Settings:
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
         accumulate: number of parts of a batch that go through the student one after the other, to save memory.
         memmap: folder for the aggregate, memory-mapped; null keeps it in memory.
+        metric: more metrics of the samples, comma-separated or repeated: names or import paths; `dagdiff list metrics`
+            names those that there are.
         heldout: number of chains of the measurement that closes a round; 0 measures nothing.
         samples: number of points drawn from the student for its final score.
         seed: seed of everything random, from 0 to 2^32 - 1.
@@ -76,6 +78,7 @@ class Settings:
     bf16: bool = False
     accumulate: int = 1
     memmap: str | None = None
+    metric: list[str] = field(default_factory=list)
     heldout: int = PLANE.settings["heldout"]
     samples: int = PLANE.settings["samples"]
     seed: int = 0

@@ -42,6 +42,10 @@ def check_registered(config: Mapping[str, Any], file: Path) -> None:
         for option, value in options.items():
             if not _is_data(value):
                 raise _untrusted(file, f"{part}.{option} {_short(value)}")
+    metrics = config.get("metric") or []
+    for name in metrics if isinstance(metrics, list) else [metrics]:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise _untrusted(file, f"metric {_short(name)}")
     pipeline = config.get("pipeline", {})
     if not isinstance(pipeline, Mapping):
         raise Refusal(f"{file} holds {_short(pipeline)} where pipeline has its options. Make the run again.")

@@ -63,6 +63,14 @@ def listed(text: str) -> str:
     return f"[{text.strip('[]() ')}]"
 
 
+def metric_names(value: Any) -> list[str]:
+    """Return the metrics that a list, or text with commas, names."""
+    each = re.split(r"[\s,]+", value.strip("[]() ")) if isinstance(value, str) else value
+    if not isinstance(each, list) or not all(isinstance(name, str) and name for name in each):
+        raise Refusal(f"--metric takes names or import paths; got {value!r}. `dagdiff list metrics` names some.")
+    return each
+
+
 def nested(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return names with dots as mappings within mappings."""
     tree: dict[str, Any] = {}
@@ -125,6 +133,8 @@ def _merged(told: Iterable[tuple[int, str, Any]]) -> Given:
             continue
         if value is None and (name in NAMES or _part(name)):
             given.pop(name, None)
+        elif name == "metric":
+            given[name] = list(dict.fromkeys([*given.get(name, []), *value]))
         else:
             given[name] = value
     return given
@@ -145,6 +155,8 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, str) or not value:
             raise Refusal(f"--{part} needs a name; got {value!r}. Pass {known(part)}.")
         return canonical(part, value)
+    if name == "metric" and value is not None:
+        return [canonical(name, each) for each in metric_names(value)]
     if isinstance(value, tuple):
         return list(value)
     if isinstance(value, str) and (name in _LISTS or _NUMBERS.fullmatch(value)):

@@ -1,4 +1,4 @@
-"""A task: a named problem to distil in, and how its students are judged."""
+"""A task: a named problem to distil in, and how its students are scored."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ from torch import Tensor
 from dagdiff.envs.images import ImageWorld
 from dagdiff.envs.toy2d import World
 from dagdiff.expert import Expert
-from dagdiff.metrics.samples import energy_distance, score
+from dagdiff.metrics.base import Metric
+from dagdiff.metrics.samples import Energy, Mmd, ModeCounts, Neighbours, SlicedWasserstein, Wasserstein
 from dagdiff.metrics.standing import Standing, compare
+from dagdiff.metrics.truth import Truth
 from dagdiff.rollout import Data
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, Times
@@ -30,9 +32,13 @@ class Task:
     schedule: Schedule
     conditional: bool = False
     shape: tuple[int, ...] = (2,)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Energy(), Wasserstein(), SlicedWasserstein(), Mmd(), Neighbours(), ModeCounts()
+    )  # fmt: skip
+    """What samples are always scored by; :func:`dagdiff.metrics.base.score` does it."""
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64)
     """The numbers of steps at which a suite scores the expert's own chain."""
-    kept: ClassVar[int | None] = None
+    saved: ClassVar[int | None] = None
     """How many of a run's samples a suite keeps on disk; None for all."""
 
     @property
@@ -49,34 +55,34 @@ class Task:
         """Clean points of the whole law that samples are compared with, ``(n, *D)``, or fewer if there are no more."""
         return self.world.reference(n, generator)
 
-    def judge(
+    def truth(
         self,
-        samples: Tensor,
-        truth: torch.Generator,
-        chance: torch.Generator,
+        n: int,
+        generator: torch.Generator,
+        chance: torch.Generator | None = None,
         asked: Tensor | None = None,
         paired: Tensor | None = None,
-    ) -> dict[str, float]:
-        """Score samples by every metric of this kind of task.
+    ) -> Truth:
+        """Return what ``n`` samples are scored against.
 
         Args:
-            samples: ``(n, *D)``.
-            truth: draws the reference.
-            chance: of what the metrics themselves draw.
-            asked: the labels that the samples were to show, ``(n,)``.
-            paired: the expert's samples from the same noise, ``(m, *D)`` with m at most n, of the first rows.
+            n: their number.
+            generator: draws the reference.
+            chance: of what metrics draw themselves.
+            asked: the classes that the samples were to show, ``(n,)``.
+            paired: the expert's samples from the same noise, ``(p, *D)`` with p at most n, of the first rows.
         """
-        return score(samples, self.reference(len(samples), truth), self.world.mixture, chance)
+        return Truth(self.reference(n, generator), self.world.mixture, None, asked, paired, generator=chance)
 
-    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
-        """Compare a student's samples with its teacher's in as many steps, by the metric that judges such tasks.
+    def stand(self, student: Tensor, teacher: Tensor, truth: Truth) -> Standing:
+        """Compare a student's samples with its teacher's in as many steps, by the distance that counts for such tasks.
 
-        Both are ``(n, *D)``, from the same noise; ``truth`` and ``paired`` as in :meth:`judge`.
+        Both are ``(n, *D)``, from the same noise.
         """
-        return compare("energy", energy_distance, student, teacher, self.reference(len(student), truth))
+        return compare(Energy(), student, teacher, truth)
 
     def real(self, n: int, generator: torch.Generator) -> Tensor:
-        """Real points to be scored as if they were samples, ``(n, *D)``: the floor."""
+        """Return real points to be scored as if they were samples, ``(n, *D)``: the floor."""
         return self.world.sample(n, generator)
 
     def pair(self, expert: Expert, noise: Tensor, times: Times, condition: Condition) -> Tensor | None:

@@ -23,10 +23,12 @@ from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
 from dagdiff.envs.images import SETS, WORLDS, ImageWorld
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
+from dagdiff.metrics.base import Metric
 from dagdiff.metrics.classifier import Classifier, kept_classifier
-from dagdiff.metrics.images import frechet_distance, paired_gaps, score_images
-from dagdiff.metrics.samples import energy_distance, prdc
-from dagdiff.metrics.standing import Distance, Standing, compare
+from dagdiff.metrics.images import Agreement, ClassCounts, Diversity, Frechet, Kernel, PairedGaps
+from dagdiff.metrics.samples import Energy, Neighbours
+from dagdiff.metrics.standing import Standing, compare
+from dagdiff.metrics.truth import Truth
 from dagdiff.policies.prediction import PREDICTIONS
 from dagdiff.policies.student import Student
 from dagdiff.policies.unet import image_unet
@@ -43,8 +45,12 @@ class ImageTask(Task):
 
     world: ImageWorld
     data: Points
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Energy(by_parts=True), Frechet(by_parts=True), Kernel(by_parts=True), Neighbours(by_parts=True),
+        ClassCounts(), Diversity(), PairedGaps(), Agreement(),
+    )  # fmt: skip
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
-    kept: ClassVar[int | None] = 64
+    saved: ClassVar[int | None] = 64
 
     @cached_property
     def missing(self) -> list[int]:
@@ -63,32 +69,25 @@ class ImageTask(Task):
         """Held-out images, as many different ones as asked for or as there are."""
         return self.world.reference(min(n, len(self.world.test.points)), generator)
 
-    def judge(
+    def truth(
         self,
-        samples: Tensor,
-        truth: torch.Generator,
-        chance: torch.Generator,
+        n: int,
+        generator: torch.Generator,
+        chance: torch.Generator | None = None,
         asked: Tensor | None = None,
         paired: Tensor | None = None,
-    ) -> dict[str, float]:
-        """Score samples part by part against as many held-out images; without labels by pixels alone."""
-        reference = self.reference(min(len(samples), len(self.world.train.points)), truth)
-        size = len(reference)
-        parts = [self._judged(part, reference) for part in samples.split(size) if len(part) == size]
-        means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-        if self.world.labels and paired is not None:
-            means |= paired_gaps(samples[: len(paired)], paired, self.classifier)._asdict()
-        if self.world.labels and asked is not None:
-            means["agreement"] = self.classifier.accuracy(samples, asked)
-        return means
-
-    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
-        """By the Frechet distance of features; without labels by the energy distance of pixels."""
-        reference = self.reference(min(len(student), len(self.world.train.points)), truth)
+    ) -> Truth:
+        """Return held-out images, and the classifier where images have classes."""
+        reference = self.reference(min(n, len(self.world.train.points)), generator)
         if not self.world.labels:
-            return compare("energy", _by_parts(energy_distance), student, teacher, reference)
-        seen = (self.classifier.to(images.device).see(images)[0] for images in (student, teacher, reference))
-        return compare("fd", _by_parts(frechet_distance), *seen)
+            return Truth(reference, None, None, asked, paired, generator=chance)
+        classifier = self.classifier.to(generator.device)
+        return Truth(reference, None, classifier, asked, paired, tuple(self.missing), chance)
+
+    def stand(self, student: Tensor, teacher: Tensor, truth: Truth) -> Standing:
+        """Compare by the Frechet distance of features; without a classifier by the energy distance of pixels."""
+        distance = Frechet(by_parts=True) if truth.classifier else Energy(by_parts=True)
+        return compare(distance, student, teacher, truth)
 
     def real(self, n: int, generator: torch.Generator) -> Tensor:
         """Training images, ``(n, C, H, W)``, all of them before one comes again."""
@@ -105,25 +104,6 @@ class ImageTask(Task):
     def probes(self, samples: int) -> int:
         """A U-Net is too slow to measure the losses on thousands of chains."""
         return min(samples // 2, 128)
-
-    def _judged(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
-        pixels = {"energy": energy_distance(samples, reference)}
-        if not self.world.labels:
-            return pixels | prdc(samples.flatten(1), reference.flatten(1))._asdict()
-        found = score_images(samples, reference, self.classifier.to(samples.device), missing=self.missing)
-        told = ("fd", "kd", "precision", "recall", "density", "coverage", "class_tv", "missing", "diversity")
-        return pixels | {name: float(found[name]) for name in told}
-
-
-def _by_parts(distance: Distance) -> Distance:
-    """The mean distance of parts of the reference's size, as in :meth:`ImageTask.judge`."""
-
-    def mean(samples: Tensor, reference: Tensor) -> float:
-        size = min(len(samples), len(reference))
-        found = [distance(part, reference) for part in samples.split(size) if len(part) == size]
-        return sum(found) / len(found)
-
-    return mean
 
 
 def make(name: Name, schedule: Schedule | None = None, settings: Any = None) -> ImageTask:

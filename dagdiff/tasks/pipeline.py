@@ -10,7 +10,7 @@ it makes of the same noise, and ``energy`` the energy distance to its samples fr
 that follow the expert's path; those of Renoise laws (LCM, DMD2) add noise of their own on the way.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_in
 from dagdiff.engine import find_device
-from dagdiff.metrics.samples import energy_distance
+from dagdiff.metrics.base import Metric
+from dagdiff.metrics.samples import Energy
 from dagdiff.metrics.standing import Standing, compare
+from dagdiff.metrics.teacher import TeacherSamples
+from dagdiff.metrics.truth import Truth
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
@@ -72,8 +75,9 @@ class PipelineTask(Task):
     world: PipelineWorld
     data: PipelineWorld
     teacher: DiffusersExpert = field(kw_only=True)
+    metrics: ClassVar[tuple[Metric, ...]] = (TeacherSamples(),)
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
-    kept: ClassVar[int | None] = 64
+    saved: ClassVar[int | None] = 64
     pair = ImageTask.pair
 
     @property
@@ -85,27 +89,12 @@ class PipelineTask(Task):
         """Held-out points, as many different ones as asked for or as there are."""
         return self.world.reference(min(n, len(self.world.splits[1].points)), generator)
 
-    def judge(
-        self,
-        samples: Tensor,
-        truth: torch.Generator,
-        chance: torch.Generator,
-        asked: Tensor | None = None,
-        paired: Tensor | None = None,
-    ) -> dict[str, float]:
-        """Score samples by the teacher's: ``paired`` are those of the first rows, the others meet them as strangers."""
-        if paired is None:
-            return {"energy": energy_distance(samples, self.reference(len(samples), truth))}
-        paired, m = paired.to(samples.device), len(paired)
-        gap = (samples[:m].double() - paired.double()).square().mean()
-        return {"energy": energy_distance(samples[m:], paired), "state_gap": float(gap)}
-
-    def stand(self, student: Tensor, teacher: Tensor, truth: torch.Generator, paired: Tensor | None) -> Standing:
-        """By the energy distance to the teacher's long chains from other noise, as in :meth:`judge`."""
-        if paired is None:
-            return super().stand(student, teacher, truth, None)
-        m = len(paired)
-        return compare("energy", energy_distance, student[m:], teacher[m:], paired.to(student.device))
+    def stand(self, student: Tensor, teacher: Tensor, truth: Truth) -> Standing:
+        """Compare by the energy distance to the teacher's long chains from other noise, as the samples' score does."""
+        if truth.paired is None:
+            return super().stand(student, teacher, truth)
+        p, reference = len(truth.paired), truth.paired.to(student.device)
+        return compare(Energy(), student[p:], teacher[p:], replace(truth, reference=reference, paired=None))
 
     def probes(self, samples: int) -> int:
         """Half of the samples are paired with the teacher's, 32 at most."""

@@ -40,33 +40,33 @@ def test_the_full_suite_is_the_grid_of_the_digits() -> None:
     assert {cell.labels["data"] for cell in found} == {"matched", "biased"}
     first = found[: len(found) // 3]
     assert {cell.config["seed"] for cell in first} == {0}, "whole comparisons come first"
-    reflected = next(cell for cell in found if cell.variant == "reflected-ddil")
+    reflected = next(cell for cell in found if cell.variant == "mixture-box")
     assert reflected.config["threshold"] == {"class": "box"} and reflected.config["policy"]["class"] == "expert"
 
 
 @pytest.mark.parametrize(
-    ("objective", "base", "ddil"),
+    ("objective", "published", "mixture"),
     [
         ("progressive", [1.0, 0.0, 0.0], [0.25, 0.5, 0.25]),
         ("consistency", [1.0, 0.0, 0.0], [0.5, 0.25, 0.25]),
         ("distribution", [0.0, 1.0, 0.0], [0.0, 0.5, 0.5]),
     ],
 )
-def test_ddil_is_a_mixture_and_the_one_that_a_run_of_images_takes_if_that_is_one(
-    objective: str, base: list[float], ddil: list[float]
+def test_mixture_is_one_and_the_one_that_a_run_of_images_takes_if_that_is_one(
+    objective: str, published: list[float], mixture: list[float]
 ) -> None:
     found = images.cells(images.Suite(objectives=[objective], steps=[4], seeds=1))
     shares = {cell.variant: cell.config["shares"] for cell in found}
-    assert shares == {"forward": [1.0, 0.0, 0.0], "base": base, "ddil": ddil, "reflected-ddil": ddil}
+    assert shares == {"forward": [1.0, 0.0, 0.0], "published": published, "mixture": mixture, "mixture-box": mixture}
     taken = configure({"task": "digits-biased", "objective": objective})["shares"]
-    assert taken in (None, base, ddil)
+    assert taken in (None, published, mixture)
 
 
 def test_quick_is_the_main_contrast() -> None:
     found = list(images.cells(images.QUICK))
     assert {(cell.variant, cell.config["task"]) for cell in found} == {
         ("forward", "digits-biased"),
-        ("ddil", "digits-biased"),
+        ("mixture", "digits-biased"),
     }
     assert len(found) == 6
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused_before_the_first_run(change: dict[str, object
 def test_a_small_suite_from_command_to_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {**SMALL, "expert": {"class": "unet", **NETWORK}}
     words = ["bench", "images", "--tasks", "bars.npz-biased", "--objectives", "consistency", "--steps", "2"]
-    words += ["--variants", "forward,ddil", "--seeds", "2", "--updates", "2", "--settings", json.dumps(settings)]
+    words += ["--variants", "forward,mixture", "--seeds", "2", "--updates", "2", "--settings", json.dumps(settings)]
     assert main([*words, "--out", "out"]) == 0, capsys.readouterr().err
     told = capsys.readouterr().out
     assert "FD-cnn" in told and "report: out/report.html" in told
@@ -103,7 +103,7 @@ def test_a_small_suite_from_command_to_report(place: Path, capsys: pytest.Captur
     assert forward.excess["fd"] == pytest.approx(mean - expert)
     assert all(0.0 <= record.metrics["missing"] <= 1.0 for record in forward.records)
     assert np.isfinite([record.metrics["pixel_gap"] for record in forward.records]).all()
-    assert rows["ddil"].minus("forward") is not None
+    assert rows["mixture"].minus("forward") is not None
     page = Path("out/report.html").read_text(encoding="utf-8")
     assert "missing classes" in page and page.count("data:image/png") >= 5
     kept = results.arrays(forward.records[0].samples)

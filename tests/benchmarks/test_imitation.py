@@ -30,17 +30,17 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
 def test_variants_differ_from_their_baseline_in_what_they_are_alone() -> None:
     found = {cell.variant: cell for cell in imitation.cells(tiny())}
     assert list(found) == list(VARIANTS)
-    forward, ddil = found["forward"].config, found["ddil"].config
-    assert differing(forward, ddil) == {"shares"}
+    forward, mixture = found["forward"].config, found["mixture"].config
+    assert differing(forward, mixture) == {"shares"}
     for variant, cell in found.items():
-        base = forward if cell.config["shares"] == forward["shares"] else ddil
+        base = forward if cell.config["shares"] == forward["shares"] else mixture
         assert differing(cell.config, base) == set(VARIANTS[variant]) - ({"shares"} if base is forward else set()) or (
-            differing(cell.config, ddil) == set(VARIANTS[variant]) - {"shares"}
+            differing(cell.config, mixture) == set(VARIANTS[variant]) - {"shares"}
         )
 
 
 def test_plain_variants_are_runs_of_the_default_configuration() -> None:
-    cell = next(cell for cell in imitation.cells(tiny(variants=["ddil"])))
+    cell = next(cell for cell in imitation.cells(tiny(variants=["mixture"])))
     chosen = {
         "shares": [0.25, 0.5, 0.25],
         "task": QUICK.tasks[0],
@@ -64,11 +64,11 @@ def test_variants_of_one_student_are_compared_and_those_of_another_are_not() -> 
 
 def test_other_objectives_leave_out_what_progressive_distillation_needs() -> None:
     found = [cell.variant for cell in imitation.cells(tiny(objectives=["consistency"]))]
-    assert found == ["forward", "ddil", "dart", "gate", "input-perturbation", "adaptive"]
+    assert found == ["forward", "mixture", "dart", "gate", "input-perturbation", "adaptive"]
 
 
 def test_the_number_of_runs() -> None:
-    chosen = tiny(tasks=["gaussians8-biased", "grid25-biased"], variants=["ddil", "dart"], seeds=3)
+    chosen = tiny(tasks=["gaussians8-biased", "grid25-biased"], variants=["mixture", "dart"], seeds=3)
     assert len(list(imitation.cells(chosen))) == 2 * 2 * 3
     assert QUICK.variants == Suite().variants == list(VARIANTS)
 

@@ -24,7 +24,8 @@ from dagdiff.benchmarks.measure.machines import (
 )
 from dagdiff.benchmarks.suites import toy2d
 from dagdiff.metrics.statistics import paired_difference
-from dagdiff.report.results import Record, Results
+from dagdiff.report.records import Record
+from dagdiff.report.results import Results
 
 
 def record(variant: str, seed: int, energy: float, **changes: str) -> Record:
@@ -70,7 +71,7 @@ def test_every_setting_runs_the_same_cells_with_teachers_of_its_own(
 
 
 def test_a_portion_is_whole_seeds_and_worlds() -> None:
-    suite = toy2d.Suite(["gaussians8-biased", "grid25-biased"], ["progressive"], ["forward", "ddil"], seeds=3)
+    suite = toy2d.Suite(["gaussians8-biased", "grid25-biased"], ["progressive"], ["forward", "mixture"], seeds=3)
     cells = list(toy2d.cells(suite))
     assert [len(portion) for portion in portions(cells, least=1)] == [2] * 6
     found = list(portions(cells, least=3))
@@ -80,10 +81,14 @@ def test_a_portion_is_whole_seeds_and_worlds() -> None:
 
 
 def test_a_line_by_hand() -> None:
-    native = results(record("ddil", 0, 1.0), record("ddil", 1, 3.0), record("base", 0, 9.0, config="ddil 0"))
-    other = results(record("ddil", 0, 2.0), record("ddil", 1, 3.0), record("ddil", 2, 50.0))  # seed 2 has no native run
+    native = results(
+        record("mixture", 0, 1.0), record("mixture", 1, 3.0), record("published", 0, 9.0, config="mixture 0")
+    )
+    other = results(
+        record("mixture", 0, 2.0), record("mixture", 1, 3.0), record("mixture", 2, 50.0)
+    )  # seed 2 has no native run
     (line,) = lines({"native": native, "other": other}, [native])
-    assert line[:7] == ("t-biased", "distribution", "ddil", 4, "energy", 2, 2.0)
+    assert line[:7] == ("t-biased", "distribution", "mixture", 4, "energy", 2, 2.0)
     assert line.moved == 0.5
     assert line.repeat == pytest.approx((0.5 / 2) ** 0.5)  # variances 1/2 and 0
     assert (line.seeds, line.seed) == (2, pytest.approx(2**0.5))
@@ -94,16 +99,16 @@ def test_a_line_by_hand() -> None:
 
 
 def test_runs_that_are_one_make_one_line() -> None:
-    native = results(record("forward", 0, 1.0, config="x"), record("base", 0, 1.0, config="x"))
-    spread = results(*(record(variant, seed, seed) for variant in ("forward", "base") for seed in range(2)))
+    native = results(record("forward", 0, 1.0, config="x"), record("published", 0, 1.0, config="x"))
+    spread = results(*(record(variant, seed, seed) for variant in ("forward", "published") for seed in range(2)))
     assert [line.variant for line in lines({"native": native, "other": native}, [spread])] == ["forward"]
 
 
 def test_pairs_by_hand(tmp_path: Path) -> None:
     published, mixture = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 2.5, 4.0, 4.0, 7.0]
     found = results(
-        *(record("base", seed, energy) for seed, energy in enumerate(published)),
-        *(record("ddil", seed, energy) for seed, energy in enumerate(mixture)),
+        *(record("published", seed, energy) for seed, energy in enumerate(published)),
+        *(record("mixture", seed, energy) for seed, energy in enumerate(mixture)),
     )
     (pair,) = pairs({"native": found})
     wanted = paired_difference(mixture, published)
@@ -117,8 +122,8 @@ def test_pairs_by_hand(tmp_path: Path) -> None:
 def test_lines_come_back_and_make_the_tables(tmp_path: Path) -> None:
     found = [
         Line("moons-biased", "progressive", "forward", 4, "energy", 3, 0.5, 0.01, 0.02, 3, 0.1),
-        Line("moons-biased", "progressive", "ddil", 4, "energy", 3, 0.25, 0.0, 0.04, 3, 0.1),
-        Line("moons-biased", "progressive", "ddil", 4, "w2", 3, 0.25, 0.0, 0.0, 3, 0.0),
+        Line("moons-biased", "progressive", "mixture", 4, "energy", 3, 0.25, 0.0, 0.04, 3, 0.1),
+        Line("moons-biased", "progressive", "mixture", 4, "w2", 3, 0.25, 0.0, 0.0, 3, 0.0),
     ]
     keep(tmp_path / "lines.csv", found)
     assert machines.read(tmp_path / "lines.csv", Line) == found

@@ -21,14 +21,15 @@ from dagdiff.benchmarks.suites import modelopt_dmd2, peers
 from dagdiff.checks import Refusal
 from dagdiff.envs.toy2d import world
 from dagdiff.expert import Expert
-from dagdiff.metrics.samples import score
+from dagdiff.metrics.base import score
 from dagdiff.objectives.base import denoising_loss
 from dagdiff.objectives.distribution import DistributionMatching, score_difference
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.prediction import FLOW, PREDICTIONS, V
 from dagdiff.policies.student import Student
-from dagdiff.report.results import Results, write_summary
+from dagdiff.report.results import Results
+from dagdiff.report.summary import write_summary
 from dagdiff.runs.experiment import Experiment
 from dagdiff.schedule import FlowSchedule, perturb, step_grid
 from dagdiff.shapes import Denoiser, column
@@ -255,7 +256,7 @@ def test_variants_of_the_published_method_differ_in_their_states_alone() -> None
     assert found["modelopt-forward"].config == found["forward"].config
     assert found["modelopt-student"].config == found["student"].config
     assert found["forward"].config["schedule"]["class"] == "flow"
-    published = [found[name].config for name in ("forward", "student", "ddil")]
+    published = [found[name].config for name in ("forward", "student", "mixture-25/50/25")]
     rest = [{key: value for key, value in config.items() if key != "shares"} for config in published]
     assert rest[0] == rest[1] == rest[2] and not rest[0]["objective"]["tell_origin"]
     assert found["default"].config["objective"]["tell_origin"]
@@ -293,8 +294,8 @@ def test_the_race(fastgen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert f"  {name} " in told and f",{name}," in (tmp_path / "out/summary.csv").read_text()
 
     truth, drawn = Experiment.build(next(peers.cells(chosen)).config), results.arrays(results.records[-2].samples)
-    reference = truth.task.world.reference(100, truth.generator(4, 0))
-    again = score(torch.as_tensor(drawn["x"]), reference, truth.task.world.mixture, truth.generator(5, 0))
+    known = truth.task.truth(100, truth.generator(4, 0), truth.generator(5, 0))
+    again = score(truth.task.metrics, torch.as_tensor(drawn["x"]), known)
     assert records["modelopt-student"]["metrics"]["energy"] == pytest.approx(again["energy"])
 
     monkeypatch.setattr(peers, "race", lambda *_: pytest.fail("a run was done twice"))

@@ -47,10 +47,10 @@ def test_the_committed_runs_are_still_found(name: str, module: ModuleType) -> No
 
 def test_a_study_s_configuration_is_that_of_toy2d() -> None:
     """Equal runs in both suites have equal keys, though the study resolves each part only once."""
-    small = toy2d.Suite(["moons-biased"], ["distribution"], ["base", "ddil"], seeds=1)
+    small = toy2d.Suite(["moons-biased"], ["distribution"], ["published", "mixture"], seeds=1)
     ours = {cell.variant: cell for cell in cells("headline") if (cell.config["task"], cell.objective) == WHERE}
     theirs = {cell.variant: cell.key for cell in toy2d.cells(small)}
-    assert theirs == {name: ours[name].key for name in ("base", "ddil")}
+    assert theirs == {name: ours[name].key for name in ("published", "mixture")}
 
 
 WHERE = ("moons-biased", "distribution")
@@ -63,19 +63,19 @@ def test_every_cell_comes_once_and_the_headline_first() -> None:
     found = list(study.cells(study.Suite()))
     assert len({cell.entry for cell in found}) == len(found) == 1284
     assert len({cell.key for cell in found}) == 952
-    assert {cell.variant for cell in found[:600]} == {"forward", "base", "ddil"}
+    assert {cell.variant for cell in found[:600]} == {"forward", "published", "mixture"}
     assert [cell.config["seed"] for cell in found[:600:120]] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("block", "tasks", "variants", "steps"),
     [
-        ("sources", 1, {"forward", "student", "expert", "ddil", "reflected-forward", "reflected-ddil"}, {4}),
-        ("steps", 1, {"forward", "base", "ddil"}, {1, 2, 4, 8}),
-        ("equal-nfe", 5, {"forward", "base", "ddil"}, {4}),
-        ("teachers", 1, {"forward", "ddil"}, {4}),
-        ("thresholds", 1, {"ddil", "reflected-ddil", "dynamic-ddil", "quantile-ddil", "fold-ddil"}, {4}),
-        ("shares", 1, {"forward", "student", "expert", "ddil", *study.MIXES}, {4}),
+        ("sources", 1, {"forward", "student", "expert", "mixture", "forward-box", "mixture-box"}, {4}),
+        ("steps", 1, {"forward", "published", "mixture"}, {1, 2, 4, 8}),
+        ("equal-nfe", 5, {"forward", "published", "mixture"}, {4}),
+        ("teachers", 1, {"forward", "mixture"}, {4}),
+        ("thresholds", 1, {"mixture", "mixture-box", "mixture-dynamic", "mixture-quantile", "mixture-fold"}, {4}),
+        ("shares", 1, {"forward", "student", "expert", "mixture", *study.MIXES}, {4}),
     ],
 )
 def test_blocks(block: str, tasks: int, variants: set[str], steps: set[int]) -> None:

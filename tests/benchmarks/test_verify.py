@@ -18,11 +18,12 @@ from dagdiff.benchmarks.suites import toy2d
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.metrics.statistics import chance_of_draw
-from dagdiff.report.results import Record, Results
+from dagdiff.report.records import Record
+from dagdiff.report.results import Results
 
 SMALL: dict[str, Any] = {"policy": {"class": "fresh", "width": 8}, "rounds": 2, "chains": 8, "batch_size": 16}
 SMALL |= {"samples": 50}
-WANTED = toy2d.Suite(["gaussians8-biased"], ["progressive"], ["forward", "base", "ddil"], seeds=2, updates=4)
+WANTED = toy2d.Suite(["gaussians8-biased"], ["progressive"], ["forward", "published", "mixture"], seeds=2, updates=4)
 WANTED = dataclasses.replace(WANTED, settings=SMALL)
 
 
@@ -45,12 +46,12 @@ def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def record(seed: int, energy: float, **changes: Any) -> Record:
-    plain = {"task": "t", "objective": "o", "variant": "ddil", "steps": 4, "shares": [0.0, 1.0, 0.0], "updates": 4}
+    plain = {"task": "t", "objective": "o", "variant": "mixture", "steps": 4, "shares": [0.0, 1.0, 0.0], "updates": 4}
     costs = {"nfe_student": 1, "nfe_expert": 1, "seconds": 1.0, "setup": "", "config": f"{seed}", "samples": ""}
     return Record(**{**plain, **costs, "seed": seed, "metrics": {"energy": energy}, "by_step": {}, **changes})
 
 
-CELL = Cell("o", "ddil", {"task": "t", "steps": 4, "seed": 0})
+CELL = Cell("o", "mixture", {"task": "t", "steps": 4, "seed": 0})
 ROW = [record(0, 1.0), record(1, 1.1), record(2, 0.9), record(0, 50.0, variant="forward"), record(0, 9.0, setup="x")]
 
 
@@ -147,7 +148,7 @@ def test_seeds_of_the_study_are_draws_of_one_law() -> None:
     results = Results.load(ROOT / "benchmarks/results/study")
     chances = []
     for row in results.rows:
-        if len(row.records) == results.settings["seeds"] and row.variant != "base":
+        if len(row.records) == results.settings["seeds"] and row.variant != "published":
             for one in row.records:
                 rest = [other for other in row.records if other is not one]
                 chances += [metric.alone for metric in compare(one.metrics, rest[0], rest)]

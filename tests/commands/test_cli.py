@@ -393,7 +393,7 @@ def test_mistakes_in_distill(words: str, match: str, place: Path) -> None:
         ("bench toy2d --out out --tasks grid25-biasd", "Did you mean 'grid25-biased'"),
         ("bench toy2d --out out --objectives progresive", "Did you mean 'progressive'"),
         ("bench toy2d --out out --objectives nosuch.X", "no module named 'nosuch'"),
-        ("bench toy2d --out out --variants bse", "Did you mean 'base'"),
+        ("bench toy2d --out out --variants publishd", "Did you mean 'published'"),
         ("bench toy2d --out out --seeds 0", "seeds must be at least 1"),
         ("bench toy2d --out out --tasks gaussians8-biased --seeds 1 --workers 0", "workers must be at least 1"),
         ("bench toy2d --out out --tasks=", "tasks"),

@@ -15,6 +15,7 @@ from dagdiff.checkpoint import (
     kept_tensors,
     load_weights,
     save_arrays,
+    save_csv,
     save_json,
     save_text,
     save_weights,
@@ -149,3 +150,11 @@ def test_kept_tensors_are_made_once(tmp_path: Path) -> None:
     file.write_bytes(b"half")
     with pytest.raises(Refusal, match=r"points.safetensors can't be read .*Delete it"):
         kept_tensors(file, make)
+
+
+def test_rows_are_written_with_every_column(tmp_path: Path) -> None:
+    """A column for each name that any row holds; no rows make an empty file, so that a run's files are all there."""
+    save_csv(tmp_path / "new" / "rows.csv", [{"a": 1, "b": "x,y"}, {"a": None, "c": 0.5}])
+    assert (tmp_path / "new" / "rows.csv").read_bytes() == b'a,b,c\n1,"x,y",\n,,0.5\n'
+    save_csv(tmp_path / "none.csv", [])
+    assert (tmp_path / "none.csv").read_bytes() == b""

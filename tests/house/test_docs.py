@@ -120,8 +120,8 @@ def mine(own_folder: Path) -> None:
 
 
 def test_extending_has_commands_and_code() -> None:
-    assert len(commands()) == 6
-    assert len(blocks("python")) == 7
+    assert len(commands()) == 7
+    assert len(blocks("python")) == 8
 
 
 @pytest.mark.parametrize("line", commands(), ids=lambda line: line.split("--out runs/")[-1])

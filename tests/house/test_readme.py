@@ -23,7 +23,10 @@ from dagdiff.benchmarks.tables import by_world, contrasts, findings, glance
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.metrics.classifier import kept_classifier
-from dagdiff.report.results import IDENTITY, Record, Results, Row, write_summary
+from dagdiff.report.records import Record
+from dagdiff.report.results import IDENTITY, Results
+from dagdiff.report.rows import Row
+from dagdiff.report.summary import write_summary
 from dagdiff.report.verdict import change, outcome
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,16 +95,17 @@ def test_dmd2_s_mixture_is_compared_seed_by_seed() -> None:
     energy, coverage = (
         {
             variant: {r.seed: r.metrics[name] for r in kept("study").records if wanted(r, variant)}
-            for variant in ("base", "ddil")
+            for variant in ("published", "mixture")
         }
         for name in ("energy", "coverage")
     )
     (line,) = (line for line in by_world(kept("study").rows).splitlines() if line.startswith("| moons |"))
     for values in (energy, coverage):
-        assert len(values["base"]) == len(values["ddil"]) == kept("study").settings["seeds"]
-        change = sum(values["ddil"][seed] - values["base"][seed] for seed in values["base"]) / len(values["base"])
+        assert len(values["published"]) == len(values["mixture"]) == kept("study").settings["seeds"]
+        changes = [values["mixture"][seed] - published for seed, published in values["published"].items()]
+        change = sum(changes) / len(changes)
         assert (f"| {1000 * change:.1f} [" if values is energy else f"| {change:+.3f} [") in line
-    wins = [a < b for a in energy["ddil"].values() for b in energy["base"].values()]
+    wins = [a < b for a in energy["mixture"].values() for b in energy["published"].values()]
     assert line.endswith(f"| {sum(wins) / len(wins):.2f} | better |")
 
 
@@ -130,11 +134,11 @@ def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
     found = load(own_folder / readme.KEPT / "study")
     made = f"{contrasts(found.rows)}\n\n{origin({'study': found})}"
     assert text == f"before\n{start}\n{made}\n{END}\nafter\n{findings_too}"
-    forward, ddil = (
+    forward, mixture = (
         next(row.metrics["energy"].mean for row in found.rows if wanted == (row.task, row.objective, row.variant))
-        for wanted in (("gaussians8-biased", "consistency", variant) for variant in ("forward", "ddil"))
+        for wanted in (("gaussians8-biased", "consistency", variant) for variant in ("forward", "mixture"))
     )
-    assert f"| gaussians8, biased | LCM | {1000 * forward:.1f} | = forward | {1000 * ddil:.1f} |" in text
+    assert f"| gaussians8, biased | LCM | {1000 * forward:.1f} | = forward | {1000 * mixture:.1f} |" in text
     with Image.open(own_folder / readme.STUDY_FIGURE) as image:
         assert image.info["Source"] == readme.source(own_folder / readme.KEPT / "study")
 
@@ -169,10 +173,10 @@ def test_readme_s_table_holds_one_number_a_cell_and_its_words_follow() -> None:
     cells = [cell for row in rows for cell in row[1:]]
     assert all(re.fullmatch(r"= forward|-?[\d,]+\.\d+", cell) for cell in cells) and "-0.0" not in cells
     for task, where, rows_of in (("gaussians8-biased", "ring", study_rows), ("digits-biased", "digits", image_rows)):
-        (row,) = (row for row in rows_of if _names(row) == (task, "distribution", "ddil", 4, ""))
-        difference = row.minus("base")
+        (row,) = (row for row in rows_of if _names(row) == (task, "distribution", "mixture", 4, ""))
+        difference = row.minus("published")
         assert difference is not None
-        told = f"difference {change(difference.interval, row.judged_by)}: {outcome(row, 'base')}."
+        told = f"difference {change(difference.interval, row.judged_by)}: {outcome(row, 'published')}."
         (line,) = (line for line in text.splitlines() if line.startswith("DMD2"))
         assert told.rstrip(".") in line[line.index(where) :]
 
@@ -186,7 +190,7 @@ def test_findings_count_every_comparison() -> None:
     text = findings(rows, kept("images").rows)
     for name, objective in (("PD", "progressive"), ("LCM", "consistency"), ("DMD2", "distribution")):
         mine = [row for row in rows if row.task.endswith("-biased") and row.records[0].about == ""]
-        mine = [row for row in mine if (row.objective, row.variant, row.steps) == (objective, "ddil", 4)]
+        mine = [row for row in mine if (row.objective, row.variant, row.steps) == (objective, "mixture", 4)]
         (line,) = (
             line
             for line in text.splitlines()

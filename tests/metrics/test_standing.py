@@ -6,21 +6,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from dagdiff.metrics.samples import energy_distance
+from dagdiff.metrics.samples import Energy
 from dagdiff.metrics.standing import Standing, compare
+from dagdiff.metrics.truth import Truth
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def mean(samples: Tensor, reference: Tensor) -> float:
-    return float(samples.mean())
+class Mean(Energy):
+    name = "mean"
+
+    def between(self, x: Tensor, y: Tensor) -> float:
+        return float(x.mean())
 
 
-def off(samples: Tensor, reference: Tensor) -> float:
+class Off(Energy):
     """The squared distance of the means."""
-    return float((samples.mean() - reference.mean()).square())
+
+    name = "off"
+
+    def between(self, x: Tensor, y: Tensor) -> float:
+        return float((x.mean() - y.mean()).square())
 
 
 def test_behind_is_three_standard_errors() -> None:
@@ -31,7 +39,7 @@ def test_behind_is_three_standard_errors() -> None:
 
 def test_the_error_of_a_mean_is_its_standard_error() -> None:
     student, teacher, reference = (normal(10, 1, seed=seed) for seed in range(3))
-    found = compare("mean", mean, student, teacher, reference)
+    found = compare(Mean(), student, teacher, Truth(reference))
     assert (found.student, found.teacher) == pytest.approx((float(student.mean()), float(teacher.mean())))
     assert found.error == pytest.approx(float((student - teacher).std()) / math.sqrt(10))
 
@@ -39,13 +47,13 @@ def test_the_error_of_a_mean_is_its_standard_error() -> None:
 def test_the_error_is_scaled_to_the_number_of_rows() -> None:
     """Twenty thousand rows are as sure as twenty thousand rows, though few of them were looked at."""
     student, teacher, reference = (normal(20_000, 1, seed=seed) for seed in range(3))
-    found = compare("mean", mean, student, teacher, reference)
+    found = compare(Mean(), student, teacher, Truth(reference))
     assert found.error == pytest.approx(math.sqrt(2 / 20_000), rel=0.6)
 
 
 def test_equal_clouds_are_never_behind() -> None:
     cloud = normal(32, 2)
-    found = compare("energy", energy_distance, cloud, cloud.clone(), normal(32, 2, seed=1) + 1.0)
+    found = compare(Energy(), cloud, cloud.clone(), Truth(normal(32, 2, seed=1) + 1.0))
     assert found.student == found.teacher and found.error == 0.0 and not found.behind
 
 
@@ -55,7 +63,7 @@ def test_students_as_good_as_their_teachers_are_rarely_called_behind(n: int) -> 
     alarms = 0
     for seed in range(0, 180, 3):
         student, teacher, reference = (normal(n, 4, seed=seed + i) for i in range(3))
-        alarms += compare("energy", energy_distance, 1.3 * student, 1.3 * teacher, reference).behind
+        alarms += compare(Energy(), 1.3 * student, 1.3 * teacher, Truth(reference)).behind
     assert alarms <= 3
 
 
@@ -64,11 +72,19 @@ def test_the_chance_of_the_reference_counts() -> None:
     alarms = 0
     for seed in range(100):
         student, teacher = 1.0 + 0.01 * normal(100, 1, seed=3 * seed), -1.0 + 0.01 * normal(100, 1, seed=3 * seed + 1)
-        alarms += compare("off", off, student, teacher, normal(20, 1, seed=3 * seed + 2)).behind
+        alarms += compare(Off(), student, teacher, Truth(normal(20, 1, seed=3 * seed + 2))).behind
     assert alarms <= 5
 
 
 def test_a_worse_student_is_seen_on_few_rows() -> None:
     noise = normal(16, 64)
-    found = compare("energy", energy_distance, 3.0 * noise, 1.1 * noise, normal(16, 64, seed=1))
+    found = compare(Energy(), 3.0 * noise, 1.1 * noise, Truth(normal(16, 64, seed=1)))
     assert found.behind and found.student > found.teacher
+
+
+def test_a_distance_of_parts_is_their_mean_for_the_standing_too() -> None:
+    """The reference holds half as many rows: two parts of the samples, and the order within a part does not matter."""
+    student, teacher, reference = normal(20, 2), normal(20, 2, seed=1), normal(10, 2, seed=2)
+    halves = [Energy().between(part, reference) for part in student.split(10)]
+    found = compare(Energy(by_parts=True), student, teacher, Truth(reference))
+    assert found.metric == "energy" and found.student == pytest.approx(sum(halves) / 2)

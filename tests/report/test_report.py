@@ -13,14 +13,17 @@ import pytest
 
 from dagdiff.checks import Refusal
 from dagdiff.metrics.statistics import Interval
-from dagdiff.report.glossary import METRICS
+from dagdiff.report.glossary import variant_name
 from dagdiff.report.page import write_report
-from dagdiff.report.results import Results, distinct, write_summary
-from dagdiff.report.verdict import caveat, change, counts, judge, level, number, spell, table, verdicts
+from dagdiff.report.results import IDENTITY, Results
+from dagdiff.report.rows import distinct
+from dagdiff.report.summary import write_summary
+from dagdiff.report.verdict import caveat, change, counts, findings, level, number, spell, table
+from dagdiff.tasks.base import Task
 
 TASK = "gaussians8-biased"
-IMAGES = ("fd", "kd", "class_tv", "missing", "agreement", "diversity", "pixel_gap", "feature_gap")
-PLANE = [metric for metric in METRICS if metric not in IMAGES]
+LOSSES = ("loss_forward", "loss_own", "loss_gap")
+PLANE = [*(name for metric in Task.metrics for name in metric.numbers), *LOSSES]
 Energies = Mapping[str, Sequence[float | None]]
 
 
@@ -64,7 +67,7 @@ def content(energies: Energies, **changes: Any) -> dict[str, Any]:
         "samples": f"samples/{TASK}.npz",
     }
     settings = {"seeds": 3, "out": "/home/somebody/secret/runs", "tasks": [TASK]}
-    versioned = {"suite": "toy2d", "dagdiff": "0.0.9", "settings": settings}
+    versioned = {"suite": "toy2d", "dagdiff": "0.0.9", "identity": IDENTITY, "settings": settings}
     return {**versioned, "records": runs, "references": {TASK: reference}}
 
 
@@ -83,31 +86,42 @@ def loaded(path: Path, energies: Energies, **changes: Any) -> Results:
     return Results.load(folder(path, content(energies, **changes)))
 
 
+def sentences(results: Results) -> list[str]:
+    return [finding.text for finding in findings(results.rows)]
+
+
+def summary(results: Results, path: Path, metric: str) -> dict[str, dict[str, str]]:
+    """The lines of the summary on one number, by variant."""
+    write_summary(results, path / "summary.csv")
+    lines = csv.DictReader((path / "summary.csv").read_text().splitlines())
+    return {line["variant"]: line for line in lines if line["metric"] == metric}
+
+
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:
     return {**parts[0], "records": [record for part in parts for record in part["records"]]}
 
 
-GAIN = {"forward": [0.0071, 0.0069, 0.0070], "ddil": [0.0021, 0.0026, 0.0022]}
+GAIN = {"forward": [0.0071, 0.0069, 0.0070], "mixture": [0.0021, 0.0026, 0.0022]}
 
 
 def test_a_clear_gain_is_claimed_with_its_size_and_levels(tmp_path: Path) -> None:
-    (words,) = verdicts(loaded(tmp_path, GAIN))
+    (words,) = sentences(loaded(tmp_path, GAIN))
     assert words.startswith(f"{TASK}, LCM: the mixture lowers the energy distance x 1000 by 4.7 [4.3, 5.0] against")
     assert "forward (2.3 for 7.0, 3 seeds); the interval excludes 0" in words
     assert words.endswith("over that on forward states: 4.0 after forward training, 1.1 after the mixture.")
 
 
 def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
-    results = loaded(tmp_path, {"forward": GAIN["ddil"], "ddil": GAIN["forward"]})
-    (words,) = verdicts(results)
+    results = loaded(tmp_path, {"forward": GAIN["mixture"], "mixture": GAIN["forward"]})
+    (words,) = sentences(results)
     assert "the mixture raises the energy distance x 1000 by 4.7 [4.3, 5.0] against forward" in words
     assert "the interval excludes 0" in words and "lowers" not in words
     assert counts(results.rows) == ["Mixture against forward: worse in 1 of 1."]
 
 
 def test_nothing_is_claimed_where_the_interval_includes_zero(tmp_path: Path) -> None:
-    results = loaded(tmp_path, {"forward": [0.001, 0.003, 0.002], "ddil": [0.002, 0.001, 0.002]})
-    (words,) = verdicts(results)
+    results = loaded(tmp_path, {"forward": [0.001, 0.003, 0.002], "mixture": [0.002, 0.001, 0.002]})
+    (words,) = sentences(results)
     assert "inconclusive against forward" in words and "the interval includes 0" in words
     assert "lowers" not in words and "raises" not in words
     assert counts(results.rows) == ["Mixture against forward: inconclusive in 1 of 1."]
@@ -118,31 +132,37 @@ MATCHES = [0.0006, 0.0004, 0.0005]  # the expert scores 0.0005
 
 def test_a_row_without_a_gap_is_never_counted_as_better(tmp_path: Path) -> None:
     """Its mean is lower and its interval excludes 0; but forward matches the expert already."""
-    results = loaded(tmp_path, {"forward": MATCHES, "ddil": [0.0003, 0.0001, 0.0002]})
+    results = loaded(tmp_path, {"forward": MATCHES, "mixture": [0.0003, 0.0001, 0.0002]})
     row = results.rows[1]
     assert row.against["forward"]["energy"].interval.high < 0
-    (found,) = judge(results.rows)
+    (found,) = findings(results.rows)
     assert found.way == "no gap" and "no gap: forward matches the expert already" in found.text
     assert "lowers" not in found.text
     assert counts(results.rows) == ["Mixture against forward: no gap in 1 of 1."]
 
 
 def test_without_a_gap_a_loss_is_still_a_loss(tmp_path: Path) -> None:
-    (found,) = judge(loaded(tmp_path, {"forward": MATCHES, "ddil": GAIN["ddil"]}).rows)
+    (found,) = findings(loaded(tmp_path, {"forward": MATCHES, "mixture": GAIN["mixture"]}).rows)
     assert found.way == "worse" and "Forward itself matches the expert." in found.text
 
 
 def test_comparisons_are_counted_once_by_baseline(tmp_path: Path) -> None:
     """Six rows: better, worse, no gap, inconclusive, and DMD2 twice, whose published method is another."""
     plans: dict[str, Energies] = {
-        "progressive": {"forward": GAIN["forward"], "ddil": GAIN["ddil"]},
-        "consistency": {"forward": GAIN["ddil"], "ddil": GAIN["forward"]},
-        "gaussian-kl": {"forward": MATCHES, "ddil": [0.0003, 0.0001, 0.0002]},
-        "mine": {"forward": [0.001, 0.003, 0.002], "ddil": [0.002, 0.001, 0.002]},
-        "distribution": {"forward": [0.7, 0.8, 0.75], "base": [0.004, 0.003, 0.0035], "ddil": [0.003, 0.0036, 0.004]},
+        "progressive": {"forward": GAIN["forward"], "mixture": GAIN["mixture"]},
+        "consistency": {"forward": GAIN["mixture"], "mixture": GAIN["forward"]},
+        "gaussian-kl": {"forward": MATCHES, "mixture": [0.0003, 0.0001, 0.0002]},
+        "mine": {"forward": [0.001, 0.003, 0.002], "mixture": [0.002, 0.001, 0.002]},
+        "distribution": {
+            "forward": [0.7, 0.8, 0.75],
+            "published": [0.004, 0.003, 0.0035],
+            "mixture": [0.003, 0.0036, 0.004],
+        },
     }
     parts = [content(energies, objective=name) for name, energies in plans.items()]
-    parts.append(content({"forward": [0.7], "base": [0.004], "ddil": [0.003]}, objective="distribution", steps=2))
+    parts.append(
+        content({"forward": [0.7], "published": [0.004], "mixture": [0.003]}, objective="distribution", steps=2)
+    )
     results = Results.load(folder(tmp_path, merged(*parts)))
     assert counts(results.rows) == [
         "Mixture against forward: better in 2 of 6, worse in 1, no gap in 1, inconclusive in 2.",
@@ -153,8 +173,8 @@ def test_comparisons_are_counted_once_by_baseline(tmp_path: Path) -> None:
 
 
 def test_one_seed_gives_no_interval_and_no_claim(tmp_path: Path) -> None:
-    results = loaded(tmp_path, {"forward": [0.007], "ddil": [0.002]})
-    (words,) = verdicts(results)
+    results = loaded(tmp_path, {"forward": [0.007], "mixture": [0.002]})
+    (words,) = sentences(results)
     assert "inconclusive" in words and "no interval exists" in words and "lowers" not in words
     assert counts(results.rows) == ["Mixture against forward: inconclusive in 1 of 1."]
     assert "[" not in words and "one seed" in caveat(results.rows)
@@ -166,35 +186,35 @@ def test_the_caveat_counts_the_coin_and_goes_away_with_seeds(tmp_path: Path) -> 
     assert caveat(loaded(tmp_path, many).rows) == ""
 
 
-def test_base_is_spoken_of_only_where_it_is_another_run(tmp_path: Path) -> None:
-    found = content({"forward": GAIN["forward"], "base": [0.004, 0.004, 0.0041], "ddil": GAIN["ddil"]})
-    first, second = verdicts(Results.load(folder(tmp_path, found)))
+def test_published_is_spoken_of_only_where_it_is_another_run(tmp_path: Path) -> None:
+    found = content({"forward": GAIN["forward"], "published": [0.004, 0.004, 0.0041], "mixture": GAIN["mixture"]})
+    first, second = sentences(Results.load(folder(tmp_path, found)))
     assert "against forward" in first and "against published" in second
     for record in found["records"]:
-        record["config"] = record["config"].replace("base", "forward")
+        record["config"] = record["config"].replace("published", "forward")
     results = Results.load(folder(tmp_path, found))
-    assert len(verdicts(results)) == 1
+    assert len(sentences(results)) == 1
     assert [label for label, _ in distinct(results.rows)] == ["forward = published", "mixture"]
-    assert "base" not in results.rows[0].against
+    assert "published" not in results.rows[0].against
 
 
 def test_several_numbers_of_steps_are_told_apart(tmp_path: Path) -> None:
-    found = merged(content(GAIN, steps=2), content({**GAIN, "ddil": GAIN["forward"]}, steps=4))
-    two, four = verdicts(Results.load(folder(tmp_path, found)))
+    found = merged(content(GAIN, steps=2), content({**GAIN, "mixture": GAIN["forward"]}, steps=4))
+    two, four = sentences(Results.load(folder(tmp_path, found)))
     assert "LCM, 2 steps: the mixture lowers" in two and "LCM, 4 steps: inconclusive" in four
     page = write_report(tmp_path).read_text()
     assert "mixture, 2 steps" in page and "mixture, 4 steps" in page
 
 
 def test_without_a_common_seed_nothing_is_compared(tmp_path: Path) -> None:
-    for energies in ({"ddil": [0.1, 0.2]}, {"forward": [0.1, None], "ddil": [None, 0.1]}):
-        (words,) = verdicts(loaded(tmp_path, energies))
+    for energies in ({"mixture": [0.1, 0.2]}, {"forward": [0.1, None], "mixture": [None, 0.1]}):
+        (words,) = sentences(loaded(tmp_path, energies))
         assert "nothing can be compared" in words
 
 
 def test_pairs_are_common_seeds_only(tmp_path: Path) -> None:
-    results = loaded(tmp_path, {"forward": [0.5, 0.1, 0.2], "ddil": [None, 0.05, 0.1, 9.0]})
-    found = next(row for row in results.rows if row.variant == "ddil").against["forward"]["energy"]
+    results = loaded(tmp_path, {"forward": [0.5, 0.1, 0.2], "mixture": [None, 0.05, 0.1, 9.0]})
+    found = next(row for row in results.rows if row.variant == "mixture").against["forward"]["energy"]
     assert found.seeds == 2 and found.interval.mean == pytest.approx(-0.075)
     assert (found.ours, found.theirs) == pytest.approx((0.075, 0.15))
     assert found.improvement == 0.875  # of (0.05, 0.1) x (0.1, 0.2) three pairs are won, one is tied
@@ -203,7 +223,7 @@ def test_pairs_are_common_seeds_only(tmp_path: Path) -> None:
 def test_larger_coverage_is_an_improvement(tmp_path: Path) -> None:
     found = content(GAIN)
     for record in found["records"]:
-        record["metrics"]["coverage"] = 0.9 if record["variant"] == "ddil" else 0.8
+        record["metrics"]["coverage"] = 0.9 if record["variant"] == "mixture" else 0.8
     row = Results.load(folder(tmp_path, found)).rows[1]
     assert row.against["forward"]["coverage"].improvement == 1.0
     assert row.against["forward"]["energy"].improvement == 1.0
@@ -211,19 +231,61 @@ def test_larger_coverage_is_an_improvement(tmp_path: Path) -> None:
 
 def test_summary_holds_numpys_numbers(tmp_path: Path) -> None:
     results = loaded(tmp_path, GAIN)
-    write_summary(results, tmp_path / "summary.csv")
-    forward, ddil = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
-    a, b = np.array(GAIN["ddil"]), np.array(GAIN["forward"])
-    assert float(ddil["energy_mean"]) == pytest.approx(a.mean()) and float(forward["energy_mean"]) == pytest.approx(
-        b.mean()
+    found = summary(results, tmp_path, "energy")
+    forward, mixture = found["forward"], found["mixture"]
+    a, b = np.array(GAIN["mixture"]), np.array(GAIN["forward"])
+    assert float(mixture["mean"]) == pytest.approx(a.mean(), rel=1e-5)
+    assert float(forward["mean"]) == pytest.approx(b.mean(), rel=1e-5)
+    assert float(mixture["low"]) == pytest.approx(a.min()) and float(mixture["high"]) == pytest.approx(a.max())
+    assert float(mixture["minus_forward_mean"]) == pytest.approx((a - b).mean(), rel=1e-5)
+    assert float(mixture["minus_forward_low"]) == pytest.approx((a - b).min(), rel=1e-5)
+    assert float(mixture["expert"]) == 0.0005 and mixture["shares"] == "25/50/25"
+    assert float(mixture["excess"]) == pytest.approx(a.mean() - 0.0005, rel=1e-5)
+    assert (mixture["beats_forward"], mixture["pairs_forward"], mixture["seeds"]) == ("1", "3", "3")
+    assert forward["minus_forward_mean"] == ""
+    assert float(summary(results, tmp_path, "w2")["mixture"]["mean"]) == pytest.approx(0.11)
+    assert float(summary(results, tmp_path, "seconds")["mixture"]["mean"]) == 3.0
+
+
+def test_numbers_that_nobody_knows_are_kept_summed_up_and_shown(tmp_path: Path) -> None:
+    """One is described by the file, as a suite writes it; of the other not even that is known."""
+    found = content(GAIN)
+    for record in found["records"]:
+        record["metrics"] |= {"roundness": record["seed"] + 0.25, "bare": 7.0}
+    found["numbers"] = {"roundness": {"meaning": "How round.", "larger_is_better": True, "compared": True, "new": 1}}
+    results = Results.load(folder(tmp_path, found))
+    assert results.records[1].metrics["roundness"] == 1.25 and results.judged_by == "energy"
+    line = summary(results, tmp_path, "roundness")["mixture"]
+    assert (line["mean"], line["seeds"], line["beats_forward"]) == ("1.25", "3", "0.5") and line["expert"] == ""
+    assert summary(results, tmp_path, "bare")["forward"]["mean"] == "7"
+    page = write_report(tmp_path).read_text()
+    assert "<b>roundness</b></td><td>How round." in page and "<b>bare</b></td><td></td>" in page
+
+
+def test_a_summary_has_a_line_for_what_was_measured_alone(tmp_path: Path) -> None:
+    """So a new metric changes no summary of results that lack it."""
+    write_summary(loaded(tmp_path, GAIN), tmp_path / "summary.csv")
+    lines = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
+    assert {line["metric"] for line in lines} == {*PLANE, "nfe_student", "nfe_expert", "seconds"}
+
+
+def test_older_results_are_read_under_the_names_of_today(tmp_path: Path) -> None:
+    old = {"forward": "forward", "base": "published", "ddil": "mixture", "reflected-ddil": "mixture-box"}
+    old |= {"reflected-forward": "forward-box", "fold-ddil": "mixture-fold", "mix 50/0/50": "mixture-50/0/50"}
+    old |= {"forward-training": "forward-training", "beta 0.5": "beta 0.5", "modelopt-forward": "modelopt-forward"}
+    found = content({name: [0.1] for name in old}) | {"identity": 1}
+    found["settings"]["variants"] = ["forward", "base", "ddil"]
+    results = Results.load(folder(tmp_path, found))
+    assert [record.variant for record in results.records] == list(old.values())
+    assert results.settings["variants"] == ["forward", "published", "mixture"]
+    for identity in (IDENTITY, IDENTITY - 1):
+        kept = Results.load(folder(tmp_path, content({"ddil": [0.1]}) | {"identity": identity}))
+        assert kept.records[0].variant == ("ddil" if identity == IDENTITY else "mixture")
+    peers = Results.load(folder(tmp_path, content({"ddil": [0.1]}) | {"identity": 1, "suite": "peers"}))
+    assert peers.records[0].variant == "mixture-25/50/25", "whose shares are not DMD2's usual ones"
+    assert (
+        variant_name("mixture-25/50/25") == "mixture 25/50/25" and variant_name("mixture-box") == "mixture + threshold"
     )
-    assert float(ddil["energy_low"]) == pytest.approx(a.min()) and float(ddil["energy_high"]) == pytest.approx(a.max())
-    assert float(ddil["energy_minus_forward_mean"]) == pytest.approx((a - b).mean())
-    assert float(ddil["energy_minus_forward_low"]) == pytest.approx((a - b).min())
-    assert float(ddil["excess_energy"]) == pytest.approx(a.mean() - 0.0005)
-    assert float(ddil["w2_mean"]) == pytest.approx(0.11) and float(ddil["seconds"]) == 3.0
-    assert ddil["energy_beats_forward"] == "1.0" and ddil["energy_pairs_forward"] == "3" and ddil["seeds"] == "3"
-    assert forward["energy_minus_forward_mean"] == ""
 
 
 def test_numbers_are_spelled_for_readers() -> None:
@@ -250,24 +312,24 @@ def test_intervals_have_equal_decimals_and_show_which_side_of_zero() -> None:
 def test_table_names_every_run_once_with_its_yardsticks(tmp_path: Path) -> None:
     results = loaded(tmp_path, GAIN)
     text = table(results)
-    head, rule, task, floor, expert, forward, ddil, *_ = text.splitlines()
+    head, rule, task, floor, expert, forward, mixture, *_ = text.splitlines()
     assert set(rule) == {"-"} and head.split()[:3] == ["objective", "trained", "on"] and task == TASK
     assert "(floor)" in floor and " 0.1 " in floor and "(expert)" in expert and " 0.5 " in expert
-    assert "2.3 [2.1, 2.6]" in ddil and "-4.7 [-5.0, -4.3]" in ddil and " better " in ddil
-    assert forward.index("7.0 [") == ddil.index("2.3 [") == head.index("energy distance x 1000")
-    assert all(words in " ".join(text.split()) for words in verdicts(results))
+    assert "2.3 [2.1, 2.6]" in mixture and "-4.7 [-5.0, -4.3]" in mixture and " better " in mixture
+    assert forward.index("7.0 [") == mixture.index("2.3 [") == head.index("energy distance x 1000")
+    assert all(words in " ".join(text.split()) for words in sentences(results))
 
 
 def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
-    found = content({**GAIN, "student": GAIN["ddil"]})
-    found["records"] += content({"forward": [None], "ddil": [None]}, objective="progressive")["records"]
+    found = content({**GAIN, "student": GAIN["mixture"]})
+    found["records"] += content({"forward": [None], "mixture": [None]}, objective="progressive")["records"]
     path = write_report(folder(tmp_path, found))
     page = path.read_text()
     results = Results.load(tmp_path)
     assert path == tmp_path / "report.html" and len(page) < 3e6
     assert not re.search(r"https?://|src=\"(?!data:)|href=\"(?!#)|@import|url\(", page)
     assert not re.search(r"/home/|/tmp/", page) and str(tmp_path) not in page
-    assert all(words in unescape(re.sub(r"</?b>", "", page)) for words in verdicts(results))
+    assert all(words in unescape(re.sub(r"</?b>", "", page)) for words in sentences(results))
     assert "Mixture against forward (LCM only): better in 1 of 1." in page  # PD was run, and never measured
     assert page.count("<table") == 4 and page.count("<img") == 6  # yardsticks, 2 objectives, chains, losses, quality
     assert all(f"<b>{metric}</b>" in page for metric in PLANE)
@@ -283,31 +345,33 @@ def test_excess_is_over_the_expert_on_the_student_s_own_grid(tmp_path: Path) -> 
     for record in found["records"]:
         record["substeps"] = 2
     own = Results.load(folder(tmp_path, found)).rows[1]
-    mean = np.mean(GAIN["ddil"])
+    mean = np.mean(GAIN["mixture"])
     assert plain.excess["energy"] == pytest.approx(mean - 0.0005)
     assert own.excess["energy"] == pytest.approx(mean - 0.125)
     assert plain.excess["w2"] == pytest.approx(0.11 - 0.9)
 
 
-def test_what_is_left_of_the_excess_is_told_everywhere(tmp_path: Path) -> None:
-    results = loaded(tmp_path, {**GAIN, "base": [0.0006, 0.0005, 0.0005]})
-    forward, ddil, base = results.rows
-    assert forward.left is None and ddil.left is not None and ddil.left.ratio is not None
-    assert ddil.left.ratio.mean == pytest.approx((0.0023 - 0.0005) / (0.0070 - 0.0005))
-    assert base.left is not None and base.left.words == "matches the expert"
-    assert "Of forward's gap to the expert 0.28 [0.24, 0.33] remains." in verdicts(results)[0]
+def test_the_remaining_gap_is_shown_everywhere(tmp_path: Path) -> None:
+    results = loaded(tmp_path, {**GAIN, "published": [0.0006, 0.0005, 0.0005]})
+    forward, mixture, published = results.rows
+    assert forward.left is None and mixture.left is not None and mixture.left.ratio is not None
+    assert mixture.left.ratio.mean == pytest.approx((0.0023 - 0.0005) / (0.0070 - 0.0005))
+    assert published.left is not None and published.left.words == "matches the expert"
+    assert "Of forward's gap to the expert 0.28 [0.24, 0.33] remains." in sentences(results)[0]
     assert "0.28 [0.24, 0.33]" in table(results) and "matches the expert" in table(results)
     page = write_report(tmp_path).read_text()
     assert "0.28 [0.24, 0.33]" in page and "matches the expert" in page
-    write_summary(results, tmp_path / "summary.csv")
-    _, line, other = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
-    assert float(line["excess_over_forward_mean"]) == pytest.approx(ddil.left.ratio.mean)
-    assert other["excess_over_forward_mean"] == "" and other["excess_told"] == "matches the expert"
+    lines = summary(results, tmp_path, "energy")
+    assert float(lines["mixture"]["remaining_gap_mean"]) == pytest.approx(mixture.left.ratio.mean, rel=1e-5)
+    assert lines["published"]["remaining_gap_mean"] == "" and lines["published"]["remaining"] == "matches the expert"
 
 
-@pytest.mark.parametrize(("told", "identity"), [({}, 1), ({"identity": 2}, 2)])
-def test_results_say_under_which_identity_they_were_made(tmp_path: Path, told: dict[str, int], identity: int) -> None:
-    found = content(GAIN) | {"versions": {"torch": "2.13.0+cpu", "system": "Linux, x86_64, AVX2"}} | told
+@pytest.mark.parametrize("identity", [1, 2, IDENTITY])
+def test_results_say_under_which_identity_they_were_made(tmp_path: Path, identity: int) -> None:
+    found = content(GAIN) | {"versions": {"torch": "2.13.0+cpu", "system": "Linux, x86_64, AVX2"}}
+    found["identity"] = identity
+    if identity == 1:
+        del found["identity"]
     results = Results.load(folder(tmp_path, found))
     assert results.identity == identity
     assert results.made_with == "dagdiff 0.0.9 on Linux, x86_64, AVX2 (torch 2.13.0), 3 seeds"
@@ -321,29 +385,32 @@ def test_distances_are_shown_with_their_scale_and_without_a_negative_zero() -> N
     assert change(Interval(0.0, -0.00002, 0.0008), "energy") == "0.0 [0.0, 0.8]"
 
 
-def test_places_stand_apart_with_yardsticks_of_their_own(tmp_path: Path) -> None:
+def test_cases_stand_apart_with_yardsticks_of_their_own(tmp_path: Path) -> None:
     """The same runs' task with another expert: another section, another excess, the same words for both."""
-    other = content(GAIN, about="learned expert", place=f"{TASK}, learned expert", setup="x")
+    other = content(GAIN, about="learned expert", case=f"{TASK}, learned expert", setup="x")
     for record in other["records"]:
         record["config"] += "-learned"
     found = merged(content(GAIN), other)
     yardsticks = found["references"][TASK]
     found["references"][f"{TASK}, learned expert"] = {**yardsticks, "expert": yardsticks["expert"] | {"energy": 0.002}}
     results = Results.load(folder(tmp_path, found))
-    plain, learned = (row for row in results.rows if row.variant == "ddil")
+    plain, learned = (row for row in results.rows if row.variant == "mixture")
     assert (plain.excess["energy"], learned.excess["energy"]) == pytest.approx((0.0018, 0.0003))
-    first, second = verdicts(results)
+    first, second = sentences(results)
     assert first.startswith(f"{TASK}, LCM:") and second.startswith(f"{TASK}, learned expert, LCM:")
     page = write_report(tmp_path).read_text()
     assert f'id="{TASK}, learned expert"' in page and page.count(f'<a href="#{TASK}">') == 2  # overview and navigation
 
 
 def test_a_study_s_figures_are_drawn_where_something_varies(tmp_path: Path) -> None:
-    mixes = {"forward": (1, 0, 0), "student": (0, 1, 0), "expert": (0, 0, 1), "ddil": (0.25, 0.5, 0.25)}
-    mixes |= {"mix 1": (0.5, 0.5, 0), "mix 2": (0, 0.5, 0.5)}
+    mixes = {"forward": (1, 0, 0), "student": (0, 1, 0), "expert": (0, 0, 1), "mixture": (0.25, 0.5, 0.25)}
+    mixes |= {"mixture-50/50/0": (0.5, 0.5, 0), "mixture-0/50/50": (0, 0.5, 0.5)}
     parts = [content({name: [0.01, 0.02]}, shares=list(shares)) for name, shares in mixes.items()]
-    operators = {f"{name}-ddil": [0.01, 0.02] for name in ("reflected", "fold")}
-    parts += [content(operators), *(content({"forward": [0.01, 0.02], "ddil": [0.01, 0.02]}, steps=k) for k in (2, 8))]
+    operators = {f"mixture-{name}": [0.01, 0.02] for name in ("box", "fold")}
+    parts += [
+        content(operators),
+        *(content({"forward": [0.01, 0.02], "mixture": [0.01, 0.02]}, steps=k) for k in (2, 8)),
+    ]
     page = write_report(folder(tmp_path, merged(*parts))).read_text()
     assert all(f"<b>{title}." in page for title in ("The triangle of shares", "Error growth", "Thresholds"))
     page = write_report(folder(tmp_path, content(GAIN))).read_text()
@@ -362,17 +429,13 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 
 def test_nothing_measured_still_makes_a_page(tmp_path: Path) -> None:
-    found = content({"forward": [None, None], "ddil": [None, None]})
+    found = content({"forward": [None, None], "mixture": [None, None]})
     for record in found["records"]:
         record["metrics"] = dict.fromkeys(PLANE)
         record["by_step"] = {"t": [1.0, 0.5], "loss_forward": [None, None], "loss_own": [None, None]}
     page = write_report(folder(tmp_path, found)).read_text()
     assert "nothing can be compared" in page and page.count("<img") == 5
-    write_summary(Results.load(tmp_path), tmp_path / "summary.csv")
-    assert [line["energy_mean"] for line in csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())] == [
-        "",
-        "",
-    ]
+    assert [line["mean"] for line in summary(Results.load(tmp_path), tmp_path, "energy").values()] == ["", ""]
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

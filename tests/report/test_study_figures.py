@@ -29,7 +29,7 @@ def test_shares_may_have_no_logarithm() -> None:
 
 def test_growth_draws_the_laws_with_each_variant_s_own_error() -> None:
     found = {2: (0.1, Interval(0.5, 0.4, 0.6)), 1: (0.2, Interval(0.2, 0.1, 0.3)), 4: (0.1, Interval(2.0, 1.0, 3.0))}
-    axes = growth_figure({"PD": {"ddil": found}}).axes[0]
+    axes = growth_figure({"PD": {"mixture": found}}).axes[0]
     lines = {line.get_label(): line for line in axes.lines}
     assert np.allclose(lines["mixture: e K"].get_data(), [[1, 2, 4], [0.2, 0.2, 0.4]])
     assert np.allclose(lines["mixture: e K²"].get_data(), [[1, 2, 4], [0.2, 0.4, 1.6]])
@@ -44,7 +44,7 @@ def test_thresholds_stand_beside_the_first() -> None:
 
 
 def test_the_overview_has_a_line_a_task() -> None:
-    found = {"a": {"ddil": Interval(0.1, 0.05, 0.2)}, "b": {"ddil": Interval(0.3, 0.2, 0.4)}}
+    found = {"a": {"mixture": Interval(0.1, 0.05, 0.2)}, "b": {"mixture": Interval(0.3, 0.2, 0.4)}}
     (axes,) = overview_figure({"PD": found}, {"a": 0.01, "b": 0.02}, "energy distance").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert np.allclose(axes.lines[0].get_data(), [[0.01, 0.02], [0, 1]])
@@ -53,7 +53,7 @@ def test_the_overview_has_a_line_a_task() -> None:
 
 def test_the_overview_names_every_variant_and_leaves_out_what_was_not_run() -> None:
     one, two = Interval(0.1, 0.05, 0.2), Interval(0.3, 0.2, 0.4)
-    panels = {"PD": {"a": {"ddil": one}, "b": {"ddil": two}}, "DMD2": {"b": {"ddil": one, "base": two}}}
+    panels = {"PD": {"a": {"mixture": one}, "b": {"mixture": two}}, "DMD2": {"b": {"mixture": one, "published": two}}}
     figure = overview_figure(panels, {"a": 0.01, "b": 0.02}, "energy distance")
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"expert", "mixture", "published"}
     assert np.allclose(figure.axes[1].lines[1].get_data(), [[0.1], [1]])

@@ -160,5 +160,5 @@ def test_a_closed_form_is_nothing_to_start_from() -> None:
 
 
 def test_committed_suites_take_the_box_from_their_task() -> None:
-    (cell,) = toy2d.cells(toy2d.Suite(["imbalanced-biased"], ["progressive"], ["reflected-ddil"], seeds=1))
+    (cell,) = toy2d.cells(toy2d.Suite(["imbalanced-biased"], ["progressive"], ["mixture-box"], seeds=1))
     assert cell.config["threshold"] == {"class": "box"}

@@ -1,4 +1,4 @@
-"""Tasks of images: their names, what the student is shown, how samples are judged, and the teacher that is learned."""
+"""Tasks of images: their names, what the student is shown, how samples are scored, and the teacher that is learned."""
 
 import itertools
 import json
@@ -14,10 +14,12 @@ from diffusers import DiffusionPipeline
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.expert import Expert
+from dagdiff.metrics.base import score
 from dagdiff.metrics.classifier import kept_classifier
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run
 from dagdiff.schedule import CosineSchedule, step_grid
+from dagdiff.tasks.base import Task
 from dagdiff.tasks.images import ImageTask, Teacher, fresh_unet, image_world, unet_expert, unet_student
 from dagdiff.tasks.names import IMAGES, make_task, read_name, task_names
 from dagdiff.tasks.plane import fresh_student
@@ -50,6 +52,12 @@ def weights(network: torch.nn.Module) -> torch.Tensor:
     return torch.cat([value.flatten().double() for value in network.state_dict().values()])
 
 
+def scores(
+    task: Task, points: torch.Tensor, generator: torch.Generator, paired: torch.Tensor | None = None
+) -> dict[str, float]:
+    return score(task.metrics, points, task.truth(len(points), generator, paired=paired))
+
+
 def test_digits_come_in_three_sets_and_labelled(generator: torch.Generator) -> None:
     assert {"digits-matched", "digits-scarce", "digits-biased", "digits-biased-labelled"} <= set(task_names())
     task = make_task("digits-biased")
@@ -79,15 +87,15 @@ def test_networks_of_the_wrong_kind_are_refused(own: str) -> None:
         fresh_unet(make_task("moons-biased"))  # type: ignore[arg-type]
 
 
-def test_judging_knows_real_images_from_noise_and_counts_missing_classes(own: str) -> None:
+def test_scores_know_real_images_from_noise_and_counts_missing_classes(own: str) -> None:
     task = make_task(f"{own}-biased")
     assert isinstance(task, ImageTask)
     streams = [torch.Generator().manual_seed(seed) for seed in range(4)]
-    real = task.judge(task.real(24, streams[0]), streams[1], streams[2])
-    noise = task.judge(torch.randn(24, 1, 8, 8, generator=streams[3]).clamp(-1, 1), streams[1], streams[2])
+    real = scores(task, task.real(24, streams[0]), streams[1])
+    noise = scores(task, torch.randn(24, 1, 8, 8, generator=streams[3]).clamp(-1, 1), streams[1])
     assert real["fd"] < 0.6 * noise["fd"] and real["energy"] < noise["energy"]
     assert real["missing"] == pytest.approx(0.5, abs=0.15)
-    shown = task.judge(task.data.sample(24, streams[0]), streams[1], streams[2])
+    shown = scores(task, task.data.sample(24, streams[0]), streams[1])
     assert shown["missing"] == 0.0
 
 
@@ -96,8 +104,8 @@ def test_scores_are_means_over_parts_of_the_held_out_size(own: str) -> None:
     task = make_task(f"{own}-matched")
     assert isinstance(task, ImageTask) and len(task.world.test.points) == 12
     x = task.real(24, torch.Generator().manual_seed(0))
-    judge = lambda points: task.judge(points, torch.Generator().manual_seed(1), torch.Generator())["fd"]  # noqa: E731
-    assert judge(x) == pytest.approx((judge(x[:12]) + judge(x[12:])) / 2)
+    whole, *halves = (scores(task, points, torch.Generator().manual_seed(1))["fd"] for points in (x, x[:12], x[12:]))
+    assert whole == pytest.approx(sum(halves) / 2)
 
 
 def test_a_paired_gap_is_zero_for_the_expert_itself(own: str) -> None:
@@ -107,7 +115,7 @@ def test_a_paired_gap_is_zero_for_the_expert_itself(own: str) -> None:
     noise, times = torch.randn(12, 1, 8, 8), step_grid(2)
     paired = task.pair(expert, noise, times, None)
     assert paired is not None and expert.nfe == 0
-    found = task.judge(paired, torch.Generator(), torch.Generator(), None, paired)
+    found = scores(task, paired, torch.Generator(), paired=paired)
     assert found["pixel_gap"] == found["feature_gap"] == 0.0
 
 

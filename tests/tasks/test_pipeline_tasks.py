@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
+from dagdiff.metrics.base import score
 from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.pipelines.few_step import read_sampler
 from dagdiff.pipelines.noise_law import read_noise_law
@@ -190,9 +191,9 @@ def test_samples_are_scored_by_the_teachers(pixels: str) -> None:
     noise, asked, _ = it.start(10, 0)
     perfect = it.task.pair(it.expert, noise, it.times, asked)
     assert perfect is not None
-    streams = it.generator(4), it.generator(5)
-    assert it.task.judge(perfect, *streams, asked, perfect[:5])["state_gap"] == 0.0
-    assert it.task.judge(perfect + 1.0, *streams, asked, perfect[:5])["state_gap"] == pytest.approx(1.0)
+    truth = it.task.truth(10, it.generator(4), it.generator(5), asked, perfect[:5])
+    assert score(it.task.metrics, perfect, truth)["state_gap"] == 0.0
+    assert score(it.task.metrics, perfect + 1.0, truth)["state_gap"] == pytest.approx(1.0)
     assert len(by_step["t"]) == 2
     paired = it.pair(10)
     found = it.stand(it.sample(10, seed=0), paired=paired)
