@@ -45,9 +45,7 @@ def bench(words: Sequence[str]) -> None:
     parser.add_argument("--verify", type=int, default=0, help="make so many runs of the folder again, and compare")
     parser.add_argument("--verify_seed", type=int, default=0, help="chooses them")
     add_trust(parser)
-    parser.add_argument(
-        "--metric", action="append", default=[], help="a further metric: a name or an import path"
-    )
+    parser.add_argument("--metric", action="append", default=[], help="a further metric: a name or an import path")
     parser.add_class_arguments(suite.Suite, None)
     if "--quick" in words:
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
