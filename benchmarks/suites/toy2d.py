@@ -4,8 +4,8 @@ Its variants are forward, published, mixture, student and expert states, and for
 (``forward-box``, ``mixture-box``); :mod:`dagdiff.benchmarks.running.variants` says what each is.
 
 Before the runs we expect: on ``matched`` no difference, because forward states are the states that a good student
-meets; on ``biased`` and ``scarce`` a loss on the student's own states that forward training does not see, and ddil
-repairs.
+meets; on ``biased`` and ``scarce`` a loss on student states that forward training does not see, and that the mixture
+reduces.
 """
 
 import dataclasses

@@ -116,7 +116,7 @@ def _checked(metric: Scorer, numbers: Any) -> Mapping[str, float]:
         isinstance(name, str) and isinstance(value, int | float) for name, value in numbers.items()
     ):
         raise Refusal(
-            f"{_named(metric)} must return a dict of numbers by name; got {numbers!r:.80}. Call float() on them."
+            f"{_named(metric)} must return a dict of floats by name; got {numbers!r:.80}. Call float() on each."
         )
     return numbers
 

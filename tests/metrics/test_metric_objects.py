@@ -109,8 +109,6 @@ def test_what_is_no_number_or_is_measured_twice_is_refused() -> None:
 def test_metrics_are_repeated_or_separated_by_commas_and_are_part_of_what_a_run_is(mine: Path) -> None:
     line = "--metric mine.Round --lr 1e-3 --metric=kd,mine.bare --metric dagdiff.metrics.images.Kernel"
     words = spelled(line.split())
-        ["--metric", "mine.Round", "--lr", "1e-3", "--metric=kd,mine.bare", "--metric", "dagdiff.metrics.images.Kernel"]
-    )
     assert words == ["--lr=1e-3", "--metric=[mine.Round,kd,mine.bare]"] and spelled(words) == words
     chosen = configure({**SMALL, "metric": ["mine.Round", "mine.bare"]})
     assert chosen["metric"] == ["mine.Round", "mine.bare"] and configure(SMALL)["metric"] == []
