@@ -35,7 +35,9 @@ def bench(words: Sequence[str]) -> None:
     Runs that results.json already holds with the same configuration are not run again. With --verify nothing is added:
     some runs that the folder holds are made again and compared.
     """
-    said = dict(split(words, flags=("quick", "trust_code")))
+    pairs = list(split(words, flags=("quick", "trust_code")))
+    metrics = [each for name, text in pairs if name == "metric" for each in metric_names(text)]
+    said = {name: text for name, text in pairs if name != "metric"}
     said["suite"] = said.pop("", "")
     suite, parser = _suite(said), make_parser("bench", bench)
     parser.add_argument("suite", help=", ".join(SUITES))
@@ -47,7 +49,7 @@ def bench(words: Sequence[str]) -> None:
     parser.add_argument("--verify", type=int, default=0, help="make so many runs of the folder again, and compare")
     parser.add_argument("--verify_seed", type=int, default=0, help="chooses them")
     add_trust(parser)
-    parser.add_argument("--metric", type=str | None, default=None, help="more metrics, comma-separated")
+    parser.add_argument("--metric", type=str | None, default=None, help="more metrics, comma-separated or repeated")
     parser.add_class_arguments(suite.Suite, None)
     if said.get("quick"):
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
@@ -58,8 +60,8 @@ def bench(words: Sequence[str]) -> None:
     given = vars(config.read(parser, said))
     check_seed("verify_seed", given["verify_seed"])
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
-    if metrics := given.pop("metric"):
-        given["settings"] = {**given["settings"], "metric": metric_names(metrics)}
+    if metrics:
+        given["settings"] = {**given["settings"], "metric": metrics}
     if given["verify"]:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return

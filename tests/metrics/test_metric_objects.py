@@ -16,11 +16,12 @@ from dagdiff.envs.toy2d import world
 from dagdiff.metrics.base import Metric, Number, numbers_of, score
 from dagdiff.metrics.names import all_numbers, metric_paths
 from dagdiff.metrics.truth import Truth
-from dagdiff.runs.config import configure, spelled
+from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.identity import digest
 from dagdiff.runs.parts import resolve
 from dagdiff.runs.trust import check_registered
+from dagdiff.runs.words import spell
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.images import ImageTask
 
@@ -108,8 +109,7 @@ def test_what_is_no_number_or_is_measured_twice_is_refused() -> None:
 
 def test_metrics_are_repeated_or_separated_by_commas_and_are_part_of_what_a_run_is(mine: Path) -> None:
     line = "--metric mine.Round --lr 1e-3 --metric=kd,mine.bare --metric dagdiff.metrics.images.Kernel"
-    words = spelled(line.split())
-    assert words == ["--lr=1e-3", "--metric=[mine.Round,kd,mine.bare]"] and spelled(words) == words
+    assert spell(line.split()) == {"lr": "1e-3", "metric": ["mine.Round", "kd", "mine.bare"]}
     chosen = configure({**SMALL, "metric": ["mine.Round", "mine.bare"]})
     assert chosen["metric"] == ["mine.Round", "mine.bare"] and configure(SMALL)["metric"] == []
     assert digest(chosen) != digest(configure(SMALL))
