@@ -18,6 +18,14 @@ def warm_decay(decay: float, updates: int) -> float:
     return min(decay, (1.0 + updates) / (10.0 + updates))
 
 
+def follow(decay: float, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+    """Move averaged tensors of one kind towards the current ones; whole numbers are copied."""
+    if averaged[0].is_floating_point():
+        torch._foreach_lerp_(averaged, current, 1.0 - decay)
+    else:
+        torch._foreach_copy_(averaged, current)
+
+
 class Average(AveragedModel):
     """The exponential moving average of a module's weights and buffers, warmed up by :func:`warm_decay`.
 
@@ -33,9 +41,6 @@ class Average(AveragedModel):
         super().__init__(module, multi_avg_fn=self._follow, use_buffers=True)
         self.ema = ema
 
-    def _follow(self, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+    def _follow(self, averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         """Move tensors of one kind; the number of updates is read on the CPU, so that no device is waited for."""
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1.0 - warm_decay(self.ema, int(self.n_averaged)))
-        else:
-            torch._foreach_copy_(averaged, current)
+        follow(warm_decay(self.ema, int(self.n_averaged)), averaged, current, updates)

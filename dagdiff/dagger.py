@@ -22,8 +22,9 @@ from dagdiff.gathering import Gathering, Sources, fresh_records
 from dagdiff.heldout import HeldOut
 from dagdiff.learner import Learner, Learning
 from dagdiff.ledger import Ledger
-from dagdiff.mixture import SOURCES, Shares
+from dagdiff.mixture import SOURCES, Shares, as_ramp
 from dagdiff.objectives.base import Objective
+from dagdiff.points import as_data
 from dagdiff.policy import StudentPolicy
 from dagdiff.rollout import Data, draw
 from dagdiff.round import Round
@@ -44,8 +45,8 @@ class DAgger:
         expert: the teacher in its role.
         objective: what the student is asked to match.
         env: the denoising environment, B chains of the student's own sampler.
-        data: clean points for forward states (and for a GAN head); ``sample`` is called with the generator below, and
-            must answer on its device.
+        data: clean points for forward states (and for a GAN head), or a tensor ``(N, *D)`` of them; ``sample`` is
+            called with the generator below, and must answer on its device.
         shares: parts of a batch that are forward-diffused, from student chains, from expert chains; those that suit an
             objective stand in :mod:`dagdiff.runs.recipes`.
         rounds: of gathering and training.
@@ -70,7 +71,7 @@ class DAgger:
         self._started, self._nfe_before = time.perf_counter(), self.expert.nfe
         with self.ledger.counting("the student", self.student):
             for number in range(1, self.rounds + 1):
-                shares = self.shares.ramped(self.gathering.shares_ramp(self.progress(number)))
+                shares = self.shares.ramped(self.shares_ramp(self.progress(number)))
                 self.gather(number, shares)
                 losses = self.improve(number, shares)
                 yield self.close(number, shares, losses)
@@ -104,7 +105,7 @@ class DAgger:
         return Round(
             number=number,
             updates=self.learner.updates,
-            beta=self.gathering.beta(self.progress(number)),
+            beta=self.beta(self.progress(number)),
             shares=shares,
             losses=losses,
             size=size,
@@ -120,7 +121,7 @@ class DAgger:
         expert: Expert,
         objective: Objective,
         env: EnvBase,
-        data: Data,
+        data: Data | Tensor,
         *,
         shares: Shares = Shares(),  # noqa: B008  (frozen)
         rounds: int = 20,
@@ -134,8 +135,10 @@ class DAgger:
         check_at_least("rounds", rounds, 1)
         check_at_least("heldout", heldout, 0)
         self.student, self.expert, self.objective = student, expert, objective
+        data = as_data(data)
         self.env, self.data, self.conditional = env, data, env.conditions is not None
         self.shares, self.gathering, self.rounds = Shares(*shares), gathering, rounds
+        self.beta, self.shares_ramp = as_ramp("beta", gathering.beta), as_ramp("shares_ramp", gathering.shares_ramp)
         self.updates_by_round = _updates(updates_per_round, rounds)
         self.generator = generator or torch.Generator(env.device).manual_seed(engine.rank())
         self.policy, self.ledger = StudentPolicy(student, expert.threshold), Ledger()
@@ -152,7 +155,7 @@ class DAgger:
         self.sources = Sources(
             env,
             driver,
-            gathering.beta,
+            self.beta,
             data,
             objective,
             gathering.input_perturbation,

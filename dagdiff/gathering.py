@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
 from dagdiff.checks import check_at_least
-from dagdiff.mixture import Constant, Ramp
+from dagdiff.mixture import Constant, Ramp, as_ramp
 from dagdiff.objectives.base import Objective
 from dagdiff.rollout import Data, Driver, MixturePolicy, Rollout, forward_states
 from dagdiff.shapes import Times
@@ -29,10 +29,10 @@ class Gathering:
     """Which states are gathered and how long they stay.
 
     Args:
-        beta: by progress, the part of the steps of the student's chains that the expert drives.
+        beta: by progress, the part of the steps of the student's chains that the expert drives; or a number.
         per_chain: let one driver keep a chain to its end.
         driver: makes the behaviour policy of all roll-ins; :mod:`dagdiff.strategies.drivers` has others.
-        shares_ramp: scales the on-policy shares by progress; forward states take the rest.
+        shares_ramp: scales the on-policy shares by progress, or by a number; forward states take the rest.
         input_perturbation: how much more noise forward states hold than they should (:func:`forward_states`).
         reuse: how many batches a record serves on average, at least 1.
         rounds_kept: how many rounds of student records stay in the aggregate; None keeps all, 1 the newest.
@@ -40,10 +40,10 @@ class Gathering:
         folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
     """
 
-    beta: Ramp = Constant(0.0)  # noqa: RUF009  (frozen)
+    beta: Ramp | float = Constant(0.0)  # noqa: RUF009  (frozen)
     per_chain: bool = False
     driver: Driver = MixturePolicy
-    shares_ramp: Ramp = Constant(1.0)  # noqa: RUF009
+    shares_ramp: Ramp | float = Constant(1.0)  # noqa: RUF009
     input_perturbation: float = 0.0
     reuse: float = 4.0
     rounds_kept: int | None = None
@@ -51,6 +51,8 @@ class Gathering:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("beta", "shares_ramp"):
+            as_ramp(name, getattr(self, name))
         check_at_least("input_perturbation", self.input_perturbation, 0.0)
         check_at_least("reuse", self.reuse, 1)
         for name in ("rounds_kept", "max_age"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dagdiff import engine
 from dagdiff.average import Average
 from dagdiff.checks import check_above, check_at_least, check_share
-from dagdiff.mixture import Constant, Ramp
+from dagdiff.mixture import Constant, Ramp, as_ramp
 from dagdiff.round import NonFiniteLoss
 
 
@@ -32,7 +32,7 @@ class Learning:
 
     Args:
         optimiser: makes the optimiser from the network's parameters.
-        lr_ramp: scales the learning rate by progress.
+        lr_ramp: scales the learning rate by progress, or by a number.
         clip: the largest gradient norm; infinity clips nothing.
         ema: decay an update of the averaged network (:class:`dagdiff.average.Average`); 0 averages nothing.
         batch_size: rows of an update.
@@ -40,7 +40,7 @@ class Learning:
     """
 
     optimiser: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam
-    lr_ramp: Ramp = Constant(1.0)  # noqa: RUF009  (frozen)
+    lr_ramp: Ramp | float = Constant(1.0)  # noqa: RUF009  (frozen)
     clip: float = 1.0
     ema: float = 0.0
     batch_size: int = 256
@@ -49,6 +49,7 @@ class Learning:
     def __post_init__(self) -> None:
         check_share("ema", self.ema)
         check_above("clip", self.clip, 0.0)
+        as_ramp("lr_ramp", self.lr_ramp)
         for name in ("batch_size", "accumulate"):
             check_at_least(name, getattr(self, name), 1)
 
@@ -69,9 +70,10 @@ class Learner:
 
     def __init__(self, network: nn.Module, learning: Learning, updates: int = 1) -> None:
         engine.broadcast(network)
-        self.network, self.learning, self.lr_ramp = network, learning, learning.lr_ramp
+        self.network, self.learning, self.lr_ramp = network, learning, as_ramp("lr_ramp", learning.lr_ramp)
         self.optimiser = learning.optimiser(network.parameters())
-        self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda made: self.lr_ramp(made / updates))
+        self.whole = updates
+        self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._rate)
         self.averaged = Average(network, learning.ema) if learning.ema else None
         self.updates, self.last_good = 0, dict[str, Tensor]()
 
@@ -96,6 +98,10 @@ class Learner:
         """Return what holds the state of training, by name; each has ``state_dict`` and ``load_state_dict``."""
         held = {"network": self.network, "optimiser": self.optimiser, "rates": self.rates}
         return held if self.averaged is None else {**held, "averaged": self.averaged}
+
+    def _rate(self, made: int) -> float:
+        """The scale of the learning rate after so many updates."""
+        return self.lr_ramp(made / self.whole)
 
     def _step(self) -> Tensor:
         weights = list(self.network.parameters())

@@ -137,6 +137,10 @@ class Rollout:
         )
         self._batches = iter(self._collector)
 
+    def __reduce__(self) -> tuple[type["Rollout"], tuple[EnvBase, MixturePolicy, Ramp]]:
+        """Pickle the parts; the collector is built anew."""
+        return type(self), (self.env, self.policy, self.beta)
+
     def of(self, source: str, progress: float) -> TensorDict:
         """Roll in for a source: the expert drives all of its own chains, and of the student's a part beta."""
         return self(1.0 if source == "expert" else self.beta(progress))

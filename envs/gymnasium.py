@@ -3,7 +3,6 @@
 Observation, action, transition, reward and episode are those of :mod:`dagdiff.envs.denoising`; states are NumPy arrays.
 """
 
-import copy
 from typing import Any
 
 import gymnasium
@@ -149,7 +148,8 @@ class DenoisingVectorEnv(VectorEnv):
         advice = None
         if self.expert is not None:
             t, _ = interval(self.times, torch.from_numpy(self._step))
-            advice = copy.copy(self.expert)(self._x, t, self._condition if self.labels else None).numpy()
+            with self.expert.ledger.free():
+                advice = self.expert(self._x, t, self._condition if self.labels else None).numpy()
         return tuple(
             draw_chain(
                 trail,

@@ -95,7 +95,7 @@ def _bars(draw: ImageDraw.ImageDraw, state: Values, advice: Values | None) -> No
     draw.line((_MARGIN, height, _SIDE - _MARGIN, height), fill=_GRID, width=_THIN)
     for number, value in enumerate(state):
         x, y = _MARGIN + (number + 0.5) * slot, height * (1.0 - float(value) / half)
-        wide = 0.2 * slot
+        wide = min(0.2 * slot, 24.0)
         draw.rectangle((x - wide, min(y, height), x + wide, max(y, height)), fill=_STUDENT)
         if advice is not None:
             _arrow(draw, (x, y), (x, height * (1.0 - float(advice[number]) / half)))

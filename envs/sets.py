@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from dagdiff.checks import Refusal, check_at_least, check_finite, check_seed
 from dagdiff.envs.toy2d import World, uniform
+from dagdiff.points import Points
 
 
 class Matched:
@@ -18,40 +19,6 @@ class Matched:
 
     def __init__(self, world: World) -> None:
         self.sample, self.sample_labelled = world.sample, world.sample_labelled
-
-
-class Points:
-    """A fixed table of points ``(N, *D)``, drawn from with replacement; ``labels`` ``(N,)`` are optional."""
-
-    def __init__(self, points: Tensor, labels: Tensor | None = None) -> None:
-        if points.ndim < 1 or points.numel() == 0:
-            raise Refusal(
-                f"points must be a non-empty (N, *D) tensor; got {tuple(points.shape)}. Give at least one row."
-            )
-        if labels is not None and labels.shape != points.shape[:1]:
-            raise Refusal(f"labels must be ({len(points)},), one a point; got {tuple(labels.shape)}. Match the two.")
-        self.points, self.labels = check_finite("points", points), labels
-
-    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
-        """Draw ``n`` rows with replacement, ``(n, *D)``."""
-        return self._take(self.points, self._rows(n, generator), generator)
-
-    def sample_labelled(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw the rows of :meth:`sample` with their labels; refuse where there are none."""
-        if self.labels is None:
-            raise Refusal("these points have no labels. Sample without labels, or pass Points(points, labels).")
-        rows = self._rows(n, generator)
-        return self._take(self.points, rows, generator), self._take(self.labels, rows, generator)
-
-    def _rows(self, n: int, generator: Generator | None) -> Tensor:
-        check_at_least("n", n, 1)
-        device = generator.device if generator else None
-        return torch.randint(len(self.points), (n,), generator=generator, device=device).to(self.points.device)
-
-    @staticmethod
-    def _take(table: Tensor, rows: Tensor, generator: Generator | None) -> Tensor:
-        """Rows of a table, on the generator's device: a table may be too large to live there."""
-        return table[rows].to(generator.device if generator else table.device)
 
 
 class Scarce(Points):

@@ -6,11 +6,14 @@ where the expert steps once from (x_t, t) to (x_t', t') on a fine solver grid. f
 the chain of equal answers to the data.
 """
 
+from functools import partial
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from dagdiff.average import follow
 from dagdiff.checks import check_at_least, check_share
 from dagdiff.expert import Expert
 from dagdiff.objectives.base import Clean, Loss, Objective
@@ -58,7 +61,7 @@ class Consistency(Objective):
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Start the target network from the student."""
-        self.target = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True).eval()
+        self.target = AveragedModel(student, multi_avg_fn=partial(follow, self.ema), use_buffers=True).eval()
         self.target.update_parameters(student)
         self.threshold, self.schedule = expert.threshold, expert.schedule
 

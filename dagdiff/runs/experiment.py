@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -320,7 +320,11 @@ def _maker(part: str, chosen: Namespace) -> Callable[..., Any]:
     """A part that the loop builds itself, with the options it was given."""
     options = dict(vars(chosen))
     kind = resolve(part, str(options.pop("class")))
-    return lambda *given: _checked(part, kind(*given, **options))
+    return partial(_made, part, kind, options)
+
+
+def _made(part: str, kind: Callable[..., Any], options: Mapping[str, Any], *given: Any) -> Any:
+    return _checked(part, kind(*given, **options))
 
 
 def _to(part: Any, device: torch.device) -> Any:

@@ -49,7 +49,11 @@ class Task:
     @property
     def conditions(self) -> Callable[[int, torch.Generator | None], Tensor] | None:
         """Draws the labels of new chains by the world's own weights; None for unconditional tasks."""
-        return (lambda n, generator: self.world.sample_labelled(n, generator)[1]) if self.conditional else None
+        return self._label if self.conditional else None
+
+    def _label(self, n: int, generator: torch.Generator | None) -> Tensor:
+        labels: Tensor = self.world.sample_labelled(n, generator)[1]
+        return labels
 
     def reference(self, n: int, generator: torch.Generator) -> Tensor:
         """Clean points of the whole law that samples are compared with, ``(n, *D)``, or fewer if there are no more."""

@@ -32,6 +32,7 @@ ROOMS = (
     "learner",
     "objectives",
     "rollout",
+    "points",
     "aggregate",
     "gathering",
     "heldout",
