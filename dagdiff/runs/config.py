@@ -70,6 +70,8 @@ class Settings:
         memmap: a folder for the aggregate, memory-mapped; null keeps it in memory.
         heldout: chains of the measurement that closes a round; 0 measures nothing.
         samples: points drawn from the student for its final score.
+        size: of your own pictures: crop each in its middle to a square of that side; null leaves them as they are.
+        skip_broken: train without those of your own pictures that can't be read, instead of refusing them all.
         seed: of everything random, from 0 to 2^32 - 1.
         device: auto, cpu, cuda, cuda:1, ...
     """
@@ -99,6 +101,8 @@ class Settings:
     memmap: str | None = None
     heldout: int = PLANE.settings["heldout"]
     samples: int = PLANE.settings["samples"]
+    size: int | None = None
+    skip_broken: bool = False
     seed: int = 0
     device: str = "auto"
 
