@@ -1,162 +1,129 @@
-"""Your own images as a world: a folder of pictures, an .npz file, or a data set of the ``datasets`` library.
+"""Your own images as a world: a folder of pictures, a file of arrays, or a data set of the ``datasets`` library.
 
-Each reader answers with an :class:`~dagdiff.envs.images.ImageWorld`. Where the source has no test split of its own, a
-share ``held_out`` of the images is held out, the same for the same ``seed``.
+Each reader answers with an :class:`~dagdiff.envs.images.ImageWorld`, and tells in one line on stderr what it has read
+and what it left out. Where the source has no held-out split of its own, a share ``held_out`` of the images is held out,
+the same for the same ``seed``. How files are read: :mod:`dagdiff.envs.picture_files`, :mod:`dagdiff.envs.array_files`,
+:mod:`dagdiff.envs.datasets`.
 """
 
-from collections.abc import Iterable
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from dagdiff.checks import Refusal, check_at_least
-from dagdiff.envs.images import ImageWorld, hold_out, split_at, to_states
+from dagdiff.engine import rank
+from dagdiff.envs.array_files import read_arrays
+from dagdiff.envs.datasets import read_dataset
+from dagdiff.envs.images import Collection, ImageWorld, to_states
+from dagdiff.envs.picture_files import Found, Pixels, Size, find_pictures, read_pixels, reasons
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+Labelling = Callable[[Found], tuple[Sequence[int], tuple[str, ...]] | None]
+"""``found -> (a number for each picture, the names of the numbers)``, or None for no labels."""
 
 
-def image_folder(folder: Path, size: int | None = None, held_out: float = 0.2, seed: int = 0) -> ImageWorld:
-    """The png and jpg files of a folder; the sub-folder that holds a file is its class, if there are sub-folders.
+def image_folder(
+    folder: Path,
+    size: Size | None = None,
+    held_out: float = 0.2,
+    seed: int = 0,
+    skip_broken: bool = False,
+    labelling: Labelling | None = None,
+) -> ImageWorld:
+    """The pictures of a folder, of every format that Pillow reads; folders in it are classes, or splits.
 
-    Where there are folders ``train`` and ``test``, they are the splits, and classes begin below. Grey pictures keep one
-    channel if all are grey; transparent pixels show white. ``size`` crops each picture to its middle square and scales
-    that to (size, size); without it all must have one size.
+    Grey pictures keep one channel if all are grey; transparent pixels show white.
+
+    Args:
+        folder: see :func:`~dagdiff.envs.picture_files.find_pictures`.
+        size: crop each picture in its middle, to a square or to (height, width), and scale it; without it all must
+            have one size.
+        held_out: the share that is held out where there are no splits.
+        seed: of what is held out.
+        skip_broken: leave out pictures that can't be read, instead of refusing the folder.
+        labelling: says what each picture shows; None takes its folder.
     """
-    folder = Path(folder)
-    fixed = (folder / "train").is_dir() and (folder / "test").is_dir()
-    roots = [folder / "train", folder / "test"] if fixed else [folder]
-    files = [sorted(f for f in root.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg")) for root in roots]
-    if not all(files):
-        raise Refusal(f"no png or jpg file in {roots[files.index([])]}. Name a folder that holds some.")
-    kinds = [[str(file.parent.relative_to(root)) for file in part] for root, part in zip(roots, files, strict=True)]
-    names = sorted({kind for part in kinds for kind in part})
-    classes = tuple(names) if names != ["."] else ()
-    labels = torch.tensor([names.index(kind) for part in kinds for kind in part]) if classes else None
-    images = _stack(((str(file), _open(file)) for part in files for file in part), size)
-    if not fixed:
-        return hold_out(folder.name, images, labels, classes, held_out, seed)
-    return split_at(folder.name, images, labels, classes, len(files[0]))
+    found = find_pictures(folder)
+    pixels = read_pixels(((str(file), file) for file in found.files), size, skip_broken)
+    told = (labelling or _by_folder)(found)
+    labels, classes = (None, ()) if told is None else (torch.tensor(list(told[0]))[pixels.kept], told[1])
+    first = None if found.first is None else sum(row < found.first for row in pixels.kept)
+    skipped = found.skipped + Counter(broken=len(found.files) - len(pixels.kept))
+    read = Collection(to_states(torch.from_numpy(pixels.images)), labels, classes, first)
+    return _world(str(folder), Path(folder).resolve().name, read, held_out, seed, skipped, _cropping(pixels, size))
 
 
-def image_arrays(path: Path, held_out: float = 0.2, seed: int = 0) -> ImageWorld:
-    """The arrays ``images`` and, if there, ``labels`` of an .npz file.
+def image_arrays(
+    path: Path, held_out: float = 0.2, seed: int = 0, value_range: tuple[float, float] | None = None
+) -> ImageWorld:
+    """The images of a .npy or .npz file, and the labels of an .npz file: :mod:`dagdiff.envs.array_files` reads them.
 
-    Images are ``(N, H, W)``, or with 1 or 3 channels ``(N, H, W, C)`` or ``(N, C, H, W)``; their values are bytes, or
-    floats in [0, 1] or [-1, 1].
+    Args:
+        path: the file.
+        held_out: the share that is held out where the file has no split of its own.
+        seed: of what is held out.
+        value_range: black and white, where neither the numbers' type nor the file says it.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, BadZipFile) as error:
-        raise Refusal(f"{path} can't be read as .npz ({error}). Write it with numpy.savez.") from None
-    if "images" not in found:
-        raise Refusal(f"{path} holds no array 'images'; it holds {sorted(found)}. Write numpy.savez(path, images=...).")
-    images = to_states(torch.from_numpy(_channels_first(found["images"])))
-    if "labels" not in found:
-        return hold_out(Path(path).stem, images, None, (), held_out, seed)
-    labels = torch.from_numpy(found["labels"])
-    if labels.is_floating_point() or labels.ndim != 1 or len(labels) == 0:
-        raise Refusal(f"labels must be whole numbers, (N,); got {found['labels'].dtype} {found['labels'].shape}.")
-    classes = tuple(str(number) for number in range(int(labels.max()) + 1))
-    return hold_out(Path(path).stem, images, labels.long(), classes, held_out, seed)
+    read = read_arrays(Path(path), value_range)
+    return _world(str(path), Path(path).stem, read, held_out, seed, Counter(), "")
 
 
 def hugging_face(
     source: str,
-    image: str = "image",
-    label: str | None = "label",
-    size: int | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    size: Size | None = None,
     held_out: float = 0.2,
     seed: int = 0,
+    skip_broken: bool = False,
 ) -> ImageWorld:
-    """A data set saved by ``datasets.save_to_disk`` (a folder), or the hub's (an id such as ``ylecun/mnist``).
+    """A data set saved by ``datasets.save_to_disk`` (a folder), a folder of parquet files, or an id of the hub's.
 
-    Its ``train`` and ``test`` splits are taken where it has both. ``image`` and ``label`` name columns of the types
-    Image and ClassLabel; ``label=None`` reads no labels. ``size`` is as in :func:`image_folder`.
+    Args:
+        source: the folder, or an id such as ``ylecun/mnist``.
+        image: the column of images; None takes the only one of type Image.
+        label: the column of labels; None takes the only ClassLabel, or else the column ``label``; "" reads none.
+        size: as in :func:`image_folder`, like the rest.
+        held_out: the share that is held out where there is no split ``test`` or ``validation``.
+        seed: of what is held out.
+        skip_broken: leave out rows whose image can't be read.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise Refusal("hub data sets need the package datasets, which is not here. Run: pip install datasets") from None
-    try:
-        local = Path(source).is_dir()
-        loaded: Any = datasets.load_from_disk(source) if local else datasets.load_dataset(source)
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{source!r} can't be loaded ({error}). Name a folder of save_to_disk, or a hub id.") from None
-    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-    fixed = "train" in splits and "test" in splits
-    parts = [splits["train"], splits["test"]] if fixed else list(splits.values())
-    kinds = {image: datasets.Image} | ({label: datasets.ClassLabel} if label else {})
-    for column, kind in kinds.items():
-        if not isinstance(parts[0].features.get(column), kind):
-            raise Refusal(
-                f"column {column!r} of {source!r} is not of type {kind.__name__}; it has {dict(parts[0].features)}. "
-                f"Name another column, or cast it with cast_column({column!r}, ...)."
-            )
-    name = Path(source).name
-    images = _stack(((f"row {i}", row) for part in parts for i, row in enumerate(part[image])), size)
-    classes = tuple(parts[0].features[label].names) if label else ()
-    labels = torch.tensor([number for part in parts for number in part[label]]) if label else None
-    if not fixed:
-        return hold_out(name, images, labels, classes, held_out, seed)
-    return split_at(name, images, labels, classes, len(parts[0]))
+    rows = read_dataset(source, image, label)
+    pixels = read_pixels(rows.pictures, size, skip_broken)
+    labels, classes = (None, ()) if rows.labels is None else (rows.labels[pixels.kept], rows.classes)
+    first = None if rows.first is None else sum(row < rows.first for row in pixels.kept)
+    skipped = rows.skipped + Counter(broken=rows.count - len(pixels.kept))
+    read = Collection(to_states(torch.from_numpy(pixels.images)), labels, classes, first)
+    return _world(source, Path(source).name, read, held_out, seed, skipped, _cropping(pixels, size))
 
 
-def _channels_first(images: np.ndarray) -> np.ndarray:
-    """``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with 1 or 3 channels to ``(N, C, H, W)``."""
-    if images.ndim == 3:
-        return images[:, None]
-    places = [axis for axis in (1, 3) if images.ndim == 4 and images.shape[axis] in (1, 3)]
-    if len(places) != 1:
-        raise Refusal(f"images must be (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3; got shape {images.shape}.")
-    return np.moveaxis(images, places[0], 1)
+def _by_folder(found: Found) -> tuple[Sequence[int], tuple[str, ...]] | None:
+    """Each picture's folder as its class, if there are any."""
+    if not any(found.classes):
+        return None
+    names = sorted(set(found.classes))
+    place = {name: number for number, name in enumerate(names)}
+    return [place[kind] for kind in found.classes], tuple(names)
 
 
-def _stack(pictures: Iterable[tuple[str, "Image"]], size: int | None) -> Tensor:
-    """Pictures with their names, in order, to states ``(N, C, H, W)``; refuse two sizes."""
-    rows: list[np.ndarray] = []
-    first = ""
-    for name, picture in pictures:
-        row = _pixels(name, picture, size)
-        first = first or name
-        if rows and row.shape[1:] != rows[0].shape[1:]:
-            sizes = [f"{w} x {h}" for h, w in (rows[0].shape[1:], row.shape[1:])]
-            raise Refusal(
-                f"pictures must have one size; {first} is {sizes[0]}, {name} is {sizes[1]}. Pass e.g. size=32."
-            )
-        rows.append(row)
-    channels = max(len(row) for row in rows)
-    return to_states(torch.from_numpy(np.stack([row.repeat(channels // len(row), axis=0) for row in rows])))
+def _cropping(pixels: Pixels, size: Size | None) -> str:
+    """What was done to the shapes of pictures, in words."""
+    if size is None:
+        return ""
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"; scaled to {width} x {height}, {pixels.cropped} of another shape cropped in the middle"
 
 
-def _pixels(name: str, picture: "Image", size: int | None) -> np.ndarray:
-    """One picture as bytes ``(1 or 3, H, W)``."""
-    from PIL import Image, ImageOps
-
-    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise Refusal(f"{name} has pixels of mode {picture.mode}, which is not 8 bits deep. Convert it first.")
-    if picture.mode not in ("1", "L", "RGB"):
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-    if size is not None:
-        check_at_least("size", size, 1)
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _open(file: Path) -> "Image":
-    """Open and decode a picture, the way up that its camera says."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as picture:
-            return ImageOps.exif_transpose(picture).copy()
-    except (OSError, UnidentifiedImageError) as error:
-        raise Refusal(f"{file} can't be read as a picture ({error}). Repair it or take it away.") from None
+def _world(
+    source: str, name: str, read: Collection, held_out: float, seed: int, skipped: Counter[str], note: str
+) -> ImageWorld:
+    """Make the world of what was read, and tell it in one line."""
+    world = read.world(name, held_out, seed)
+    shown, held = len(world.train.points), len(world.test.points)
+    count, kinds, left = shown + held, len(world.classes), sum(skipped.values())
+    told = f"{source}: {count} picture{'s' * (count != 1)}, {kinds} class{'es' * (kinds != 1)}, {left} skipped"
+    line = f"{told}{reasons(skipped)}; {shown} to train on, {held} held out{note}"
+    if rank() == 0:
+        print(line, file=sys.stderr)
+    return world

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -154,6 +154,23 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=len(header)).reshape(shape)
 
 
+class Collection(NamedTuple):
+    """Images that were read from somewhere, those of the training split first."""
+
+    images: Tensor
+    """States, ``(N, C, H, W)``."""
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    first: int | None = None
+    """How many rows are the training split; None where the source has no splits of its own."""
+
+    def world(self, name: str, held_out: float, seed: int) -> ImageWorld:
+        """Return the world of these images; without splits of their own a share is held out as in :func:`hold_out`."""
+        if self.first is None:
+            return hold_out(name, self.images, self.labels, self.classes, held_out, seed)
+        return split_at(name, self.images, self.labels, self.classes, self.first)
+
+
 def hold_out(
     name: str, images: Tensor, labels: Tensor | None, classes: tuple[str, ...], held_out: float, seed: int
 ) -> ImageWorld:
@@ -175,17 +192,42 @@ def split_at(name: str, images: Tensor, labels: Tensor | None, classes: tuple[st
     return ImageWorld(name, train, test, classes)
 
 
-def to_states(images: Tensor) -> Tensor:
-    """Scale bytes, or floats in [0, 1] or [-1, 1], to float32 in [-1, 1]."""
-    if images.dtype == torch.uint8:
+def to_states(images: Tensor, value_range: tuple[float, float] | None = None) -> Tensor:
+    """Scale images to float32 in [-1, 1]; their type, or the range that is declared, says what black and white are.
+
+    Bytes reach from 0 to 255. Floats from about 0 to 1 are in [0, 1], those that reach below -0.5 are in [-1, 1]; what
+    passes an end by less than a tenth, as bicubic resizing leaves it, is cut off. Floats between the two could be
+    either, and must be declared.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        value_range: black and white, where the type does not say it.
+
+    Raises:
+        Refusal: for floats of no known range, and for values far outside the one declared.
+    """
+    if value_range is None and images.dtype == torch.uint8:
         return images.float().div_(127.5).sub_(1.0)
-    low, high = (float(end) for end in images.aminmax()) if images.is_floating_point() else (math.nan, math.nan)
-    if not -1.0 <= low <= high <= 1.0:
-        raise Refusal(
-            f"images must be uint8, or floats in [0, 1] or [-1, 1]; got {images.dtype} from {low:.3g} to {high:.3g}. "
-            "Store bytes as uint8, or divide."
-        )
-    return images.float() if low < 0.0 else 2.0 * images.float() - 1.0
+    low, high = (float(end) for end in images.aminmax())
+    found = f"{images.dtype} from {low:.4g} to {high:.4g}"
+    if value_range is None:
+        if not images.is_floating_point() or not -1.1 <= low <= high <= 1.1:
+            raise Refusal(
+                f"images must be uint8, or floats in [0, 1] or [-1, 1]; got {found}. Store bytes as uint8, divide, or "
+                "declare the range: range=[black, white] beside the images of an .npz file."
+            )
+        if -0.5 < low < -0.1:
+            raise Refusal(
+                f"images could be floats in [0, 1] or in [-1, 1]; got {found}. Declare it: save range=[-1, 1] (or "
+                "[0, 1]) beside the images of an .npz file."
+            )
+        value_range = (0.0, 1.0) if low >= -0.1 else (-1.0, 1.0)
+    black, white = value_range
+    slack = 0.1 * (white - black)
+    if not black < white or not black - slack <= low <= high <= white + slack:
+        raise Refusal(f"images are declared to lie in [{black:g}, {white:g}]; got {found}. Declare another range.")
+    scale = 2.0 / (white - black)
+    return (images.float() * scale + (-1.0 - black * scale)).clamp_(-1.0, 1.0)
 
 
 WORLDS: dict[str, Callable[[], ImageWorld]] = {

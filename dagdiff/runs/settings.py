@@ -50,6 +50,8 @@ class Settings:
             names those that there are.
         heldout: number of chains of the measurement that closes a round; 0 measures nothing.
         samples: number of points drawn from the student for its final score.
+        size: side to which your own pictures are cropped, square and in their middle; null leaves them as they are.
+        skip_broken: train without those of your own pictures that can't be read, instead of refusing them all.
         seed: seed of everything random, from 0 to 2^32 - 1.
         device: auto, cpu, cuda, cuda:1, ...
     """
@@ -81,6 +83,8 @@ class Settings:
     metric: list[str] = field(default_factory=list)
     heldout: int = PLANE.settings["heldout"]
     samples: int = PLANE.settings["samples"]
+    size: int | None = None
+    skip_broken: bool = False
     seed: int = 0
     device: str = "auto"
 

@@ -1,8 +1,8 @@
 """Tasks of images: a data set, the part of it the student is shown, and a U-Net teacher that has learned all of it.
 
 The name's world is one of :data:`dagdiff.envs.images.WORLDS` (``digits-biased``, ``fashion14-matched-labelled``), or
-the path of your own pictures: a folder of png and jpg files, a folder that ``datasets`` saved, or an .npz file
-(``photos/cats-matched``).
+the path of your own pictures (``photos/cats-matched``): a folder of pictures, a folder that ``datasets`` saved, or a
+.npy or .npz file.
 
 Samples are compared with held-out images in the features of a classifier trained on the same data, and scores are means
 over parts of the held-out split's size: a Frechet distance depends on the number of images, and a small split must not
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dagdiff.checkpoint import cache_folder, content_hash
 from dagdiff.checks import Refusal, check_in, check_seed
+from dagdiff.envs.datasets import is_dataset
 from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
 from dagdiff.envs.images import SETS, WORLDS, ImageWorld
 from dagdiff.envs.sets import Points
@@ -107,24 +108,41 @@ class ImageTask(Task):
 
 
 def make(name: Name, schedule: Schedule | None = None, settings: Any = None) -> ImageTask:
-    """Return the task of a name that was read; refuse labels where there are none. It looks at no settings."""
-    world = image_world(name.world)
+    """Return the task of a name that was read; of a run's settings it takes ``size`` and ``skip_broken``.
+
+    Raises:
+        Refusal: if labels are asked for and there are none, or too few images are held out to score samples.
+    """
+    options = () if settings is None else (settings.size, settings.skip_broken)
+    world = image_world(name.world, *options)
     if name.labelled and not world.labels:
         raise Refusal(f"{name.world} has no labels, so there is no task {name.text!r}. Leave -labelled away.")
+    held = min(len(world.train.points), len(world.test.points))
+    if settings is not None and held < _FEWEST:
+        raise Refusal(
+            f"{name.world} shows {len(world.train.points)} images and holds out {len(world.test.points)}; samples are "
+            f"scored against at least {_FEWEST}. Give {5 * _FEWEST} images, or a split test of {_FEWEST}."
+        )
     shown = SETS[name.set](world)
     return ImageTask(name.text, world, shown, schedule or CosineSchedule(), name.labelled, world.shape)
 
 
+_FEWEST = 10
+"""Held-out images below which neighbours and classes say nothing."""
+
+
 @cache
-def image_world(of: str) -> ImageWorld:
-    """Return the data set of that name, or the pictures at that path."""
-    if of in WORLDS:
-        return WORLDS[of]()
+def image_world(of: str, size: int | None = None, skip_broken: bool = False) -> ImageWorld:
+    """Return the data set of that name, or the pictures at that path, cropped and scaled to the square of ``size``."""
     path = Path(of)
-    if path.is_file():
-        return image_arrays(path)
-    saved = (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
-    return hugging_face(of) if saved else image_folder(path)
+    arrays = of in WORLDS or path.is_file()
+    if size is not None and arrays:
+        raise Refusal(f"size={size} is for pictures in a folder or data set; {of} has its own. Leave --size away.")
+    if arrays:
+        return WORLDS[of]() if of in WORLDS else image_arrays(path)
+    if is_dataset(path):
+        return hugging_face(of, size=size, skip_broken=skip_broken)
+    return image_folder(path, size, skip_broken=skip_broken)
 
 
 class Teacher(teachers.Teacher):

@@ -4,15 +4,12 @@ import gzip
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 
 from dagdiff.checks import Refusal
 from dagdiff.envs import images
-from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
 from dagdiff.envs.images import (
     SETS,
     ImageWorld,
@@ -39,13 +36,6 @@ def counted(n: int = 40, classes: int = 4, size: int = 2) -> ImageWorld:
 
 def numbers(points: Tensor, n: int = 40) -> list[int]:
     return (points[:, 0, 0, 0] * n).round().long().tolist()
-
-
-def picture(path: Path, value: int = 0, mode: str = "L", size: tuple[int, int] = (4, 6)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    Image.new(mode, size, value if bands == 1 else (value,) * bands).save(path)
-    return path
 
 
 def test_the_splits_are_disjoint_and_together_everything() -> None:
@@ -158,6 +148,25 @@ def test_states_of_bytes_and_floats() -> None:
             to_states(bad)
 
 
+def test_the_range_of_floats_is_not_guessed_from_their_least_value() -> None:
+    """What resizing leaves outside [0, 1] is cut off; what could be either range must be declared."""
+    assert to_states(torch.tensor([-0.04, 0.0, 0.5, 0.99, 1.05])).tolist() == pytest.approx([-1, -1, 0, 0.98, 1])
+    assert to_states(torch.tensor([-1.05, -0.2, 1.0])).tolist() == pytest.approx([-1, -0.2, 1])
+    half = to_states(torch.tensor([0.0, 0.25, 1.0], dtype=torch.float16))
+    assert half.dtype == torch.float32 and half.tolist() == [-1.0, -0.5, 1.0]
+    dark = torch.tensor([-0.3, 0.3])
+    with pytest.raises(
+        Refusal, match=r"could be floats in \[0, 1\] or in \[-1, 1\]; got torch.float32 from -0.3 to 0.3"
+    ):
+        to_states(dark)
+    assert to_states(dark, (-1.0, 1.0)).tolist() == pytest.approx([-0.3, 0.3])
+    assert to_states(torch.tensor([0.0, 0.1]), (-1.0, 1.0)).tolist() == pytest.approx([0.0, 0.1])
+    assert to_states(torch.tensor([0, 51, 255]), (0.0, 255.0)).tolist() == pytest.approx([-1.0, -0.6, 1.0])
+    for values, declared in ((dark, (0.0, 1.0)), (dark, (1.0, -1.0)), (torch.tensor([float("nan")]), (0.0, 1.0))):
+        with pytest.raises(Refusal, match="images are declared to lie in"):
+            to_states(values, declared)
+
+
 def test_digits_are_whole() -> None:
     pytest.importorskip("sklearn")
     world = digits()
@@ -233,156 +242,3 @@ def test_idx_is_read_by_its_header(tmp_path: Path) -> None:
     for name in ("c.gz", "absent.gz"):
         with pytest.raises(Refusal, match=rf"{name} can't be read"):
             read_idx(tmp_path / name, (2, 3))
-
-
-def test_a_folder_is_read_with_its_classes(tmp_path: Path) -> None:
-    for i in range(6):
-        picture(tmp_path / "dark" / f"{i}.png", 0)
-        picture(tmp_path / "light" / f"{i}.PNG", 255)
-    (tmp_path / "notes.txt").write_text("no picture")
-    world = image_folder(tmp_path, held_out=0.5)
-    assert (world.shape, world.classes, world.name) == ((1, 6, 4), ("dark", "light"), tmp_path.name)
-    points, labels = world.sample_labelled(50, Generator().manual_seed(0))
-    assert torch.equal(points, (2.0 * labels - 1).reshape(-1, 1, 1, 1).expand_as(points))
-
-
-def test_a_folder_without_sub_folders_has_no_classes(tmp_path: Path) -> None:
-    for i in range(4):
-        picture(tmp_path / f"{i}.jpg", 10 * i)
-    world = image_folder(tmp_path, held_out=0.25)
-    assert (world.labels, world.train.labels, len(world.test.points)) == (0, None, 1)
-
-
-def test_train_and_test_folders_are_the_splits(tmp_path: Path) -> None:
-    for split, n in (("train", 3), ("test", 2)):
-        for i in range(n):
-            picture(tmp_path / split / f"class{i}" / "one.png", 100)
-    world = image_folder(tmp_path)
-    assert world.classes == ("class0", "class1", "class2")
-    assert world.train.labels is not None and world.test.labels is not None
-    assert (world.train.labels.tolist(), world.test.labels.tolist()) == ([0, 1, 2], [0, 1])
-
-
-def test_colour_grey_and_transparency(tmp_path: Path) -> None:
-    picture(tmp_path / "0.png", 255, "RGB")
-    picture(tmp_path / "1.png", 255, "L")
-    picture(tmp_path / "2.png", 0, "RGBA")  # all transparent: white
-    picture(tmp_path / "3.png", 255, "1")
-    world = image_folder(tmp_path, held_out=0.5)
-    assert world.shape == (3, 6, 4)
-    assert bool((torch.cat([world.train.points, world.test.points]) == 1.0).all())
-
-
-def test_two_sizes_are_refused_by_name_or_resized(tmp_path: Path) -> None:
-    one, other = picture(tmp_path / "a.png", 9, size=(4, 6)), picture(tmp_path / "b.png", 9, size=(8, 6))
-    with pytest.raises(Refusal) as error:
-        image_folder(tmp_path)
-    assert f"{one} is 4 x 6, {other} is 8 x 6. Pass e.g. size=32." in str(error.value)
-    world = image_folder(tmp_path, size=5, held_out=0.5)
-    assert world.shape == (1, 5, 5)
-    torch.testing.assert_close(world.train.points, torch.full((1, 1, 5, 5), 9 / 127.5 - 1))
-    with pytest.raises(Refusal, match="size must be at least 1"):
-        image_folder(tmp_path, size=0)
-
-
-def test_resizing_keeps_the_middle_square(tmp_path: Path) -> None:
-    pixels = np.zeros((8, 16), np.uint8)
-    pixels[:, 4:12] = 255
-    for i in range(2):
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    assert bool((image_folder(tmp_path, size=8, held_out=0.5).train.points == 1.0).all())
-
-
-def test_a_folder_refuses_what_it_cannot_read(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=f"no png or jpg file in {tmp_path}"):
-        image_folder(tmp_path)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(Refusal, match=r"broken\.png can't be read as a picture"):
-        image_folder(tmp_path)
-    (tmp_path / "broken.png").unlink()
-    picture(tmp_path / "deep.png", 1000, "I;16")
-    with pytest.raises(Refusal, match=r"deep.png has pixels of mode I;16, which is not 8 bits deep"):
-        image_folder(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ((10, 5, 4), (1, 5, 4)),
-        ((10, 5, 4, 3), (3, 5, 4)),
-        ((10, 3, 5, 4), (3, 5, 4)),
-        ((10, 5, 4, 1), (1, 5, 4)),
-        ((10, 1, 5, 4), (1, 5, 4)),
-    ],
-)
-def test_arrays_of_every_layout(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, shape, dtype=np.uint8)
-    np.savez(tmp_path / "mine.npz", images=pixels, labels=np.arange(10) % 3)
-    world = image_arrays(tmp_path / "mine.npz")
-    assert (world.shape, world.classes, world.name) == (expected, ("0", "1", "2"), "mine")
-    lines = {tuple(row.ravel().tolist()) for row in (np.moveaxis(pixels, -1, 1) if shape[-1] in (1, 3) else pixels)}
-    back = ((world.train.points + 1) * 127.5).round().long()
-    assert all(tuple(row.flatten().tolist()) in lines for row in back), "the channels are not where they belong"
-
-
-def test_arrays_without_labels(tmp_path: Path) -> None:
-    np.savez(tmp_path / "mine.npz", images=np.linspace(0, 1, 40).reshape(10, 2, 2))
-    world = image_arrays(tmp_path / "mine.npz")
-    assert world.labels == 0
-    assert float(torch.cat([world.train.points, world.test.points]).min()) == -1.0
-
-
-@pytest.mark.parametrize(
-    ("arrays", "told"),
-    [
-        ({"pictures": np.zeros((4, 2, 2))}, "holds no array 'images'; it holds .*pictures"),
-        ({"images": np.full((4, 2, 2), 300.0)}, "images must be uint8, or floats"),
-        ({"images": np.zeros((4, 3, 5, 3))}, r"C 1 or 3; got shape \(4, 3, 5, 3\)"),
-        ({"images": np.zeros((4, 2))}, r"C 1 or 3; got shape \(4, 2\)"),
-        ({"images": np.zeros((4, 2, 2)), "labels": np.zeros(4)}, r"labels must be whole numbers"),
-        ({"images": np.zeros((4, 2, 2)), "labels": np.zeros((4, 1), int)}, r"labels must be whole numbers"),
-        ({"images": np.zeros((4, 2, 2)), "labels": np.zeros(3, int)}, r"labels must be as many as images; got 3 and 4"),
-    ],
-)
-def test_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], told: str) -> None:
-    np.savez(tmp_path / "mine.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(Refusal, match=told):
-        image_arrays(tmp_path / "mine.npz")
-
-
-def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine.npz").write_bytes(b"PK no zip")
-    for name in ("mine.npz", "absent.npz"):
-        with pytest.raises(Refusal, match=f"{name} can't be read as .npz"):
-            image_arrays(tmp_path / name)
-
-
-def test_hub_data_name_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(Refusal, match="pip install datasets"):
-        hugging_face("mnist")
-
-
-def test_hub_data_from_disk(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    kind = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=["z", "a"])})
-
-    def rows(n: int) -> object:
-        pictures = [Image.new("L", (4, 4), 255 * (i % 2)) for i in range(n)]
-        return datasets.Dataset.from_dict({"img": pictures, "kind": [i % 2 for i in range(n)]}, features=kind)
-
-    datasets.DatasetDict({"train": rows(6), "test": rows(4)}).save_to_disk(str(tmp_path / "both"))
-    both = hugging_face(str(tmp_path / "both"), image="img", label="kind")
-    assert (both.shape, both.classes, both.name) == ((1, 4, 4), ("z", "a"), "both")
-    assert (len(both.train.points), len(both.test.points)) == (6, 4)
-    points, labels = both.sample_labelled(20, Generator().manual_seed(0))
-    assert torch.equal(points, (2.0 * labels - 1).reshape(-1, 1, 1, 1).expand_as(points))
-    rows(10).save_to_disk(str(tmp_path / "one"))  # type: ignore[attr-defined]
-    one = hugging_face(str(tmp_path / "one"), image="img", label=None, held_out=0.3)
-    assert (one.labels, len(one.test.points)) == (0, 3)
-    with pytest.raises(Refusal, match=r"column 'image' of '.*' is not of type Image"):
-        hugging_face(str(tmp_path / "one"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(Refusal, match="can't be loaded"):
-        hugging_face(str(tmp_path / "empty"))
