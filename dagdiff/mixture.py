@@ -8,7 +8,6 @@ https://arxiv.org/abs/1011.0686) and the growth of the on-policy shares.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagdiff.checks import Refusal, check_share, check_shares
@@ -67,9 +66,9 @@ def as_ramp(name: str, value: "Ramp | float") -> Ramp:
     """Return a ramp as it is, and a number in [0, 1] as a :class:`Constant`; refuse anything else, by its ``name``."""
     if callable(value):
         return value
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refusal(f"{name} must be a number in [0, 1] or a callable progress -> value; got {value!r}. Pass 0.5.")
-    check_share(name, float(value))
+    check_share(name, value)
     return Constant(float(value))
 
 

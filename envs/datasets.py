@@ -19,7 +19,7 @@ class Rows(NamedTuple):
 
     pictures: Iterator[tuple[str, Any]]
     """The name of each, and its image: an open file, a path, or None."""
-    count: int
+    number: int
     labels: Tensor | None
     """``(count,)`` int64."""
     classes: tuple[str, ...]

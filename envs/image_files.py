@@ -93,7 +93,7 @@ def hugging_face(
     pixels = read_pixels(rows.pictures, size, skip_broken)
     labels, classes = (None, ()) if rows.labels is None else (rows.labels[pixels.kept], rows.classes)
     first = None if rows.first is None else sum(row < rows.first for row in pixels.kept)
-    skipped = rows.skipped + Counter(broken=rows.count - len(pixels.kept))
+    skipped = rows.skipped + Counter(broken=rows.number - len(pixels.kept))
     read = Collection(to_states(torch.from_numpy(pixels.images)), labels, classes, first)
     return _world(source, Path(source).name, read, held_out, seed, skipped, _cropping(pixels, size))
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from dagdiff.checks import Refusal, check_at_least, check_finite, check_seed
 from dagdiff.envs.toy2d import World, uniform
-from dagdiff.points import Points
+from dagdiff.points import Points as Points
 
 
 class Matched:
