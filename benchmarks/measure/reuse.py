@@ -91,7 +91,8 @@ def main(words: Sequence[str]) -> None:
     if unknown := sorted(set(options) - set(CHOSEN)):
         raise Refusal(f"unknown option {unknown[0]!r}. Known: {', '.join(CHOSEN)}.")
     file = next((Path(word) for word in words if "=" not in word), FILE)
-    rows: list[dict[str, Any]] = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    rows: list[dict[str, Any]] = list(csv.DictReader(lines))
     there = {tuple(str(row[name]) for name in KEY) for row in rows}
     for run in runs({**CHOSEN, **options}):
         if tuple(str(run[name]) for name in KEY) not in there:
