@@ -1,21 +1,22 @@
 """Re-use of labels: the quality of students against the expert's evaluations that they cost.
 
 Run: python -m dagdiff.benchmarks.measure.reuse [FILE.csv] [WORD=VALUES ...], for example tasks=digits-biased seeds=3
-objectives=progressive,consistency reuse=1,4. Runs that the file holds already are not made again.
+objectives=progressive,consistency reuse=1,4. Runs that the file holds already are not made again; at the end the table
+of docs/reuse.md is printed.
 
-All runs make the updates of their recipe, so those of less re-use buy more labels. By re-use r a run buys about 1 / r
-of the labels of forward states, and rolls in about 1 / r of the chains.
+All runs make the updates of their recipe, so those of less re-use buy more labels.
 """
 
 import csv
-import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dagdiff.benchmarks.running.nfe import predict_nfe
-from dagdiff.checkpoint import save_text
+from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
@@ -46,12 +47,16 @@ def runs(chosen: Mapping[str, str]) -> Iterator[dict[str, Any]]:
                     yield dict(zip(KEY, (task, objective, float(times), seed), strict=True))
 
 
-def measure(run: Mapping[str, Any]) -> dict[str, Any]:
+def measure(run: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
     """Make one run; return its cost and quality.
 
     ``forward_part`` is the part of the expert's evaluations that labels forward states.
+
+    Args:
+        run: task, objective, reuse and seed.
+        settings: more settings of the run.
     """
-    config = configure({**run, "heldout": 0, "device": "cpu"})
+    config = configure({**run, "heldout": 0, "device": "cpu", **settings})
     it = Experiment.build(config)
     *_, (_, last) = it.rounds()
     metrics, _ = it.measure(it.sample(it.settings.samples, seed=0))
@@ -61,24 +66,39 @@ def measure(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**run, **cost, "forward_part": f"{part:.3f}", **found, "seconds": f"{last.seconds:.1f}"}
 
 
-def main(words: list[str]) -> None:
-    """Make the runs that are not there yet, and write the table after each."""
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return means over seeds as a table in Markdown; in brackets the least and the greatest quality of a seed."""
+    groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[str(row["task"]), str(row["objective"]), float(row["reuse"])].append(row)
+    lines = [
+        "| task | objective | re-use | seeds | expert evaluations | of these for forward labels | quality | own loss |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, objective, times), found in sorted(groups.items()):
+        quality = [float(row["fd"]) if row["fd"] else 1000.0 * float(row["energy"]) for row in found]
+        thousands = fmean(float(row["nfe_expert"]) for row in found) / 1000.0
+        part, own = (fmean(float(row[name]) for row in found) for name in ("forward_part", "loss_own"))
+        spread = f"{fmean(quality):.2f} [{min(quality):.2f}, {max(quality):.2f}]"
+        numbers = f"{thousands:,.0f} k | {100 * part:.0f} % | {spread} | {own:.3g} |"
+        lines.append(f"| {task} | {objective} | {times:g} | {len(found)} | {numbers}")
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str]) -> None:
+    """Make the runs that are not there yet, write the file after each, and print the table."""
     options = dict(word.split("=", 1) for word in words if "=" in word)
-    if unknown := set(options) - set(CHOSEN):
-        raise Refusal(f"unknown option {sorted(unknown)[0]!r}. Known: {', '.join(CHOSEN)}.")
+    if unknown := sorted(set(options) - set(CHOSEN)):
+        raise Refusal(f"unknown option {unknown[0]!r}. Known: {', '.join(CHOSEN)}.")
     file = next((Path(word) for word in words if "=" not in word), FILE)
-    rows: list[dict[str, Any]] = list(csv.DictReader(file.open())) if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    rows: list[dict[str, Any]] = list(csv.DictReader(lines))
     there = {tuple(str(row[name]) for name in KEY) for row in rows}
     for run in runs({**CHOSEN, **options}):
-        if tuple(str(run[name]) for name in KEY) in there:
-            continue
-        rows.append(measure(run))
-        text = io.StringIO()
-        table = csv.DictWriter(text, fieldnames=list(rows[-1]))
-        table.writeheader()
-        table.writerows(rows)
-        save_text(file, text.getvalue())
-        print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+        if tuple(str(run[name]) for name in KEY) not in there:
+            rows.append(measure(run))
+            save_csv(file, rows)
+    print(table(rows))
 
 
 if __name__ == "__main__":

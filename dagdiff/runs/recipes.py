@@ -42,7 +42,7 @@ PLANE = Recipe(
         "rounds": 20,
         "batch_size": 256,
         "chains": 256,
-        "reuse": 4.0,
+        "reuse": 4.0,  # docs/reuse.md
         "substeps": 8,
         "heldout": 256,
         "samples": 2000,
