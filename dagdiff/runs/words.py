@@ -65,8 +65,8 @@ def listed(text: str) -> str:
 
 def metric_names(value: Any) -> list[str]:
     """Return the metrics that a list, or text with commas, names."""
-    each = re.split(r"[\s,]+", value.strip("[]() ")) if isinstance(value, str) else value
-    if not isinstance(each, list) or not all(isinstance(name, str) and name for name in each):
+    each = re.findall(r"[^\s,]+", value.strip("[]() ")) if isinstance(value, str) else value
+    if not isinstance(each, list) or not all(isinstance(name, str) for name in each):
         raise Refusal(f"--metric takes names or import paths; got {value!r}. `dagdiff list metrics` names some.")
     return each
 

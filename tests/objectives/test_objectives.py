@@ -461,7 +461,7 @@ def test_the_gan_moves_the_student_by_its_softplus() -> None:
     objective.generator = seeded(4)
     answer = student(states()["x_t"], states()["t"])
     objective._perturb(answer)  # the draw of the matching part
-    gan = softplus(-objective._judge(answer, None, (states()["t"],))).mean()
+    gan = softplus(-objective._logit(answer, None, (states()["t"],))).mean()
     torch.testing.assert_close(found.parts["gan"], gan.detach())
     torch.testing.assert_close(found.loss.detach(), found.parts["matching"] + 0.3 * gan.detach())
 
@@ -524,13 +524,13 @@ def test_the_head_sees_real_points_with_their_own_labels() -> None:
     student = mlp(0, labels=5)
     expert = Expert(mlp(7, labels=5), student.schedule)
     objective = begun(DistributionMatching(gan_weight=0.1), student, expert, Telling(), conditional=True)
-    judge = objective._judge
+    judge = objective._logit
 
     def watched(x0: Tensor, condition: Tensor, origin: tuple[Tensor, ...]) -> Tensor:
         seen.append((x0, condition))
         return judge(x0, condition, origin)
 
-    objective._judge = watched
+    objective._logit = watched
     objective.improve_critic(student, states(labels=5))
     real = [(x0, condition) for x0, condition in seen if x0.min() >= 50]
     assert len(real) == 1
