@@ -5,6 +5,7 @@ imported. That both say the same is held by a test.
 """
 
 import ast
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -47,8 +48,10 @@ def describe_part(part: str, name: str) -> Described:
 
 def describe(kind: Callable[..., Any]) -> Described:
     """Describe an imported class or function."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    fresh = {each.name: each.default_factory() for each in fields if callable(each.default_factory)}
     found = [
-        (each.name, _path(each.default), _type(each.annotation))
+        (each.name, fresh.get(each.name, _path(each.default)), _type(each.annotation))
         for each in inspect.signature(kind).parameters.values()
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
