@@ -133,7 +133,7 @@ def _of_parts(parts: Sequence[str]) -> str:
 
 
 def _value(option: Option) -> str:
-    return "" if option.value is None or option.value is REQUIRED else f"`{manual.written(option.value)}`"
+    return "" if option.value in (None, []) or option.value is REQUIRED else f"`{manual.written(option.value)}`"
 
 
 def _cell(text: str) -> str:

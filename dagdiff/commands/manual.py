@@ -126,7 +126,7 @@ def _prefixed(owner: str, described: Described, said: Mapping[str, Any]) -> list
 def _default(option: Option) -> str:
     if option.value is REQUIRED:
         return " (required)"
-    return f" (default: {written(option.value)})" if option.value is not None else ""
+    return "" if option.value in (None, []) else f" (default: {written(option.value)})"
 
 
 def _metavar(kind: str) -> str:

@@ -5,9 +5,9 @@ imported. That both say the same is held by a test.
 """
 
 import ast
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,8 +48,10 @@ def describe_part(part: str, name: str) -> Described:
 
 def describe(kind: Callable[..., Any]) -> Described:
     """Describe an imported class or function."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    fresh = {each.name: each.default_factory() for each in fields if callable(each.default_factory)}
     found = [
-        (each.name, _path(_made(kind, each)), _type(each.annotation))
+        (each.name, fresh.get(each.name, _path(each.default)), _type(each.annotation))
         for each in inspect.signature(kind).parameters.values()
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
@@ -81,12 +83,6 @@ def _described(texts: list[str], found: list[tuple[str, Any, str]]) -> Described
     meanings = {each.arg_name: " ".join((each.description or "").split()) for doc in docs for each in doc.params}
     summary = " ".join((docs[0].short_description or "").split()) if docs else ""
     return Described(summary, [Option(*each, meanings.get(each[0], "")) for each in found])
-
-
-def _made(kind: Any, parameter: inspect.Parameter) -> Any:
-    """The usual value of a parameter, made where a data class makes it anew each time."""
-    factory = getattr(getattr(kind, "__dataclass_fields__", {}).get(parameter.name), "default_factory", MISSING)
-    return parameter.default if factory is MISSING else factory()
 
 
 def _path(value: Any) -> Any:

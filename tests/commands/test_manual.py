@@ -76,7 +76,7 @@ def test_help_is_for_readers(given: dict[str, Any]) -> None:
     text = manual.text(given, "Distil.")
     named = set(re.findall(r"\b(?:torch|tensordict|torchrl)\.\w+", text))
     assert named == set()
-    assert not re.search(r"known subclasses|\(type:|Optional\[|Callable|--\S+\+|CLASS_PATH|default: null", text)
+    assert not re.search(r"known subclasses|\(type:|Optional\[|Callable|--\S+\+|CLASS_PATH|default: null|<\w+>", text)
     assert all(re.search(rf"^  --{name}\b", text, re.M) for name in (*NAMES, *PARTS, *COMMAND))
 
 
