@@ -134,8 +134,9 @@ class DAgger:
         check_shares(shares)
         check_at_least("rounds", rounds, 1)
         check_at_least("heldout", heldout, 0)
-        self.student, self.expert, self.objective = student, expert, objective
         data = as_data(data)
+        check_fit(env, expert, objective, student, data, learning.batch_size)
+        self.student, self.expert, self.objective = student, expert, objective
         self.env, self.data, self.conditional = env, data, env.conditions is not None
         self.shares, self.gathering, self.rounds = Shares(*shares), gathering, rounds
         self.beta, self.shares_ramp = as_ramp("beta", gathering.beta), as_ramp("shares_ramp", gathering.shares_ramp)
@@ -146,7 +147,6 @@ class DAgger:
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
         self._started, self._nfe_before = time.perf_counter(), expert.nfe
 
-        check_fit(env, expert, objective, student, data, learning.batch_size)
         self.learner = Learner(student, learning, sum(self.updates_by_round))
         self.learner.remember()
         objective.begin(student, expert, self._clean, self.generator)

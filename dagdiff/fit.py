@@ -57,7 +57,13 @@ def check_fit(
 
 
 def _check_env(env: Any) -> None:
-    """Refuse an environment without device, grid, law or the word whether it has conditions."""
+    """Refuse an environment that is no batch of chains, or without device, grid, law or word of its conditions."""
+    rows = tuple(getattr(env, "batch_size", ()))
+    if len(rows) != 1:
+        raise Refusal(
+            f"the environment must be one batch of chains; got a {type(env).__name__} with batch_size={rows}. Give one "
+            "DenoisingEnv that holds all chains."
+        )
     missing = [name for name in ("times", "transition", "conditions") if not hasattr(env, name)]
     law = getattr(env, "transition", None)
     missing += [f"transition.{name}" for name in ("schedule", "horizon") if law is not None and not hasattr(law, name)]

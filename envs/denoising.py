@@ -81,6 +81,10 @@ class DenoisingEnv(EnvBase):
             shape=rows,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and copy everything but TorchRL's weak reference to a collector at work in it."""
+        return {name: value for name, value in self.__dict__.items() if name != "_collector"}
+
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         """Give birth to B chains: noise at the first time.
 
