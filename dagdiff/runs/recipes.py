@@ -51,10 +51,11 @@ PLANE = Recipe(
         "betas": (0.9, 0.999),
         "clip": 1.0,
     },
-    {"distribution": {"shares": (0.0, 0.5, 0.5)}},
+    {"distribution": {"shares": (0.0, 0.5, 0.5), "reuse": 24.0}},
 )
 """Points in the plane and small networks, tuned on the worlds gaussians8 and grid25. DMD2 leaves forward states out:
-answers at states that are made from half of the data cannot follow the whole distribution."""
+answers at states that are made from half of the data cannot follow the whole distribution. It buys no labels, so its
+states are re-used until a round needs about one batch of chains."""
 
 
 IMAGES = Recipe(
@@ -62,7 +63,7 @@ IMAGES = Recipe(
     {
         "progressive": {"lr": 1e-3},
         "consistency": {"lr": 1e-3, "shares": (0.5, 0.25, 0.25)},
-        "distribution": {"lr": 2e-4, "shares": (0.0, 1.0, 0.0)},
+        "distribution": {"lr": 2e-4, "shares": (0.0, 1.0, 0.0), "reuse": 24.0},
     },
 )
 """Images of some 8 to 32 pixels a side and a U-Net of our own, tuned on digits. LCM's outputs are rough after few
@@ -86,6 +87,7 @@ LATENTS = Recipe(
     {
         "distribution": {
             "shares": (0.0, 0.5, 0.5),
+            "reuse": 24.0,
             "objective.critic_lr": 1e-5,
             "objective.critic_updates": 5,
             "objective.tell_origin": False,
