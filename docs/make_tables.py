@@ -133,7 +133,8 @@ def _of_parts(parts: Sequence[str]) -> str:
 
 
 def _value(option: Option) -> str:
-    return "" if option.value is None or option.value is REQUIRED else f"`{manual.written(option.value)}`"
+    unsaid = option.value is None or option.value is REQUIRED or option.value == []
+    return "" if unsaid else f"`{manual.written(option.value)}`"
 
 
 def _cell(text: str) -> str:

@@ -7,6 +7,7 @@ imported. That both say the same is held by a test.
 import ast
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,8 +48,10 @@ def describe_part(part: str, name: str) -> Described:
 
 def describe(kind: Callable[..., Any]) -> Described:
     """Describe an imported class or function."""
+    made = {each.name: each.default_factory for each in fields(kind)} if is_dataclass(kind) else {}
+    usual = {name: make() for name, make in made.items() if callable(make)}
     found = [
-        (each.name, _path(each.default), _type(each.annotation))
+        (each.name, usual.get(each.name, _path(each.default)), _type(each.annotation))
         for each in inspect.signature(kind).parameters.values()
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
