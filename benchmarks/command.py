@@ -61,7 +61,8 @@ def bench(words: Sequence[str]) -> None:
     check_seed("verify_seed", given["verify_seed"])
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
     if metrics:
-        given["settings"] = {**given["settings"], "metric": metrics}
+        named = metric_names(given["settings"].get("metric") or [])
+        given["settings"] = {**given["settings"], "metric": [*named, *metrics]}
     if given["verify"]:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return
