@@ -35,10 +35,9 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         guess = "Windows-1252 or another 8-bit code page"
         where = f"holds the byte {raw[error.start]:#04x} at {error.start}"
-    raise Refusal(
-        f"{path} is not UTF-8: it {where}, so it seems to be {guess}. Save it as UTF-8 (iconv -f "
-        f"{guess.split()[0].upper()} -t UTF-8)."
-    )
+    packed = guess.startswith("packed")
+    cure = "Unpack it." if packed else f"Save it as UTF-8 (iconv -f {guess.split()[0].upper()} -t UTF-8)."
+    raise Refusal(f"{path} is not UTF-8: it {where}, so it seems to be {guess}. {cure}")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -132,7 +131,8 @@ def _parsed(path: Path, text: str, where: str) -> Any:
 
 def _shows(mark: str) -> bool:
     """Whether a character leaves anything to see."""
-    return unicodedata.category(mark)[0] not in "CZ" and mark not in _BLANK
+    kind = unicodedata.category(mark)
+    return kind[0] != "Z" and kind not in ("Cc", "Cf", "Cs") and mark not in _BLANK
 
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
@@ -141,7 +141,7 @@ USUAL = ("prompt", "prompts", "caption", "captions", "text")
 """Names that columns of prompts usually have."""
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16", b"\x1f\x8b": "gzip, packed", b"PK\x03\x04": "zip, packed",
+    codecs.BOM_UTF16_BE: "UTF-16", b"\x1f\x8b": "packed by gzip", b"PK\x03\x04": "packed by zip",
 }  # fmt: skip
 _AROUND = "\ufeff\u200b\u2060\u00ad\0"  # byte-order mark, zero-width space, word joiner, soft hyphen
 _BLANK = "\u2800\u3164\uffa0\u115f\u1160\u034f\ufe0e\ufe0f"  # letters, signs and marks that show nothing

@@ -57,11 +57,11 @@ def test_prompts_stand_on_lines(raw: str, expected: list[str], write: Write) -> 
             "a naïve cat\n".encode("cp1252"),
             "holds the byte 0xef at 4, so it seems to be Windows-1252.*iconv -f WINDOWS",
         ),
-        (b"\x1f\x8b\x08\x00", "seems to be gzip"),
+        (b"\x1f\x8b\x08\x00", "seems to be packed by gzip. Unpack it"),
     ],
 )
 def test_other_encodings_are_named(raw: bytes, told: str, write: Write) -> None:
-    with pytest.raises(Refusal, match=rf"prompts.txt is not UTF-8: it {told}") as error:
+    with pytest.raises(Refusal, match=rf"prompts.txt is not UTF-8: it .*{told}") as error:
         read_prompts(write(raw))
     assert len(str(error.value).splitlines()) == 1
 

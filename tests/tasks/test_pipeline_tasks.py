@@ -211,7 +211,7 @@ def test_captions_beside_pictures_are_their_prompts(
     prompts = {"images": str(tmp_path), "prompts": None}
     alone: Any = build(changed(of_text, **prompts)).task
     assert alone.teacher.network.conditions.prompts == ("an old ship", "a cat")
-    shown, held = alone.world.splits
+    shown = alone.world.splits[0]
     assert "10 pictures, 2 captions, 0 skipped; 8 to train on, 2 held out" in capsys.readouterr().err
     both: Any = build(changed(of_text, images=str(tmp_path))).task
     assert both.teacher.network.conditions.prompts == (*PROMPTS, "an old ship"), "captions join the prompts, once"
