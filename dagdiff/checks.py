@@ -31,8 +31,9 @@ def check_in(name: str, value: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, at most 300 characters, or its kind if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    """Return the first line of an error's message that is not blank, at most 300 characters, or its kind if none is."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:300]
 
 
 def check_at_least(name: str, value: float, least: float) -> None:

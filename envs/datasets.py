@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dagdiff.checks import Refusal, first_line
 from dagdiff.envs.array_files import name_classes
+from dagdiff.envs.picture_files import picture_suffixes
 
 
 class Rows(NamedTuple):
@@ -29,9 +30,9 @@ class Rows(NamedTuple):
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder is what ``save_to_disk`` wrote, or holds parquet files."""
-    saved = any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
-    return saved or next(folder.rglob("*.parquet"), None) is not None
+    """Whether a folder is what ``save_to_disk`` wrote, or holds parquet files and no pictures."""
+    ends = {file.suffix.lower() for file in folder.rglob("*")} if not _saved(folder) else set()
+    return _saved(folder) or (".parquet" in ends and not ends & picture_suffixes())
 
 
 def read_dataset(source: str, image: str | None = None, label: str | None = None) -> Rows:
@@ -73,10 +74,8 @@ def _load(source: str) -> dict[str, Any]:
         import datasets
     except ImportError:
         raise Refusal("data sets of this kind need the package datasets. Run: pip install datasets") from None
-    folder = Path(source)
-    saved = any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
     try:
-        loaded: Any = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
+        loaded: Any = datasets.load_from_disk(source) if _saved(Path(source)) else datasets.load_dataset(source)
     except Exception as error:  # of the network, the hub's client, pyarrow, or the library itself
         raise Refusal(
             f"{source!r} can't be loaded ({first_line(error)}). Name a folder of save_to_disk, or a hub id."
@@ -86,6 +85,10 @@ def _load(source: str) -> dict[str, Any]:
     if not filled:
         raise Refusal(f"{source!r} holds no rows in {sorted(splits)}. Save it again.")
     return filled
+
+
+def _saved(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
 
 
 def _image_column(source: str, features: dict[str, Any], asked: str | None) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,8 +20,18 @@ from dagdiff.envs.datasets import read_dataset
 from dagdiff.envs.images import Collection, ImageWorld, to_states
 from dagdiff.envs.picture_files import Found, Pixels, Size, find_pictures, read_pixels, reasons
 
-Labelling = Callable[[Found], tuple[Sequence[int], tuple[str, ...]] | None]
-"""``found -> (a number for each picture, the names of the numbers)``, or None for no labels."""
+
+class Labels(NamedTuple):
+    """What the pictures of a folder show."""
+
+    numbers: Sequence[int]
+    """Of each picture, in order."""
+    names: tuple[str, ...]
+    """Of the numbers."""
+    kind: str = "class"
+    """What the names are."""
+    files: Sequence[Path] = ()
+    """Files beside the pictures that say so."""
 
 
 def image_folder(
@@ -29,7 +40,7 @@ def image_folder(
     held_out: float = 0.2,
     seed: int = 0,
     skip_broken: bool = False,
-    labelling: Labelling | None = None,
+    labelling: Callable[[Found], Labels | None] | None = None,
 ) -> ImageWorld:
     """The pictures of a folder, of every format that Pillow reads; folders in it are classes, or splits.
 
@@ -46,12 +57,15 @@ def image_folder(
     """
     found = find_pictures(folder)
     pixels = read_pixels(((str(file), file) for file in found.files), size, skip_broken)
-    told = (labelling or _by_folder)(found)
-    labels, classes = (None, ()) if told is None else (torch.tensor(list(told[0]))[pixels.kept], told[1])
+    told = (labelling or _by_folder)(found) or Labels((), ())
     first = None if found.first is None else sum(row < found.first for row in pixels.kept)
     skipped = found.skipped + Counter(broken=len(found.files) - len(pixels.kept))
-    read = Collection(to_states(torch.from_numpy(pixels.images)), labels, classes, first)
-    return _world(str(folder), Path(folder).resolve().name, read, held_out, seed, skipped, _cropping(pixels, size))
+    skipped.subtract(file.suffix for file in told.files)
+    labels = torch.tensor(list(told.numbers))[pixels.kept] if told.names else None
+    read = Collection(to_states(torch.from_numpy(pixels.images)), labels, told.names, first)
+    return _world(
+        str(folder), Path(folder).resolve().name, read, held_out, seed, skipped, _cropping(pixels, size), told.kind
+    )
 
 
 def image_arrays(
@@ -66,7 +80,7 @@ def image_arrays(
         value_range: black and white, where neither the numbers' type nor the file says it.
     """
     read = read_arrays(Path(path), value_range)
-    return _world(str(path), Path(path).stem, read, held_out, seed, Counter(), "")
+    return _world(str(path), Path(path).stem, read, held_out, seed, Counter())
 
 
 def hugging_face(
@@ -98,13 +112,13 @@ def hugging_face(
     return _world(source, Path(source).name, read, held_out, seed, skipped, _cropping(pixels, size))
 
 
-def _by_folder(found: Found) -> tuple[Sequence[int], tuple[str, ...]] | None:
+def _by_folder(found: Found) -> Labels | None:
     """Each picture's folder as its class, if there are any."""
     if not any(found.classes):
         return None
     names = sorted(set(found.classes))
     place = {name: number for number, name in enumerate(names)}
-    return [place[kind] for kind in found.classes], tuple(names)
+    return Labels([place[kind] for kind in found.classes], tuple(names))
 
 
 def _cropping(pixels: Pixels, size: Size | None) -> str:
@@ -116,14 +130,21 @@ def _cropping(pixels: Pixels, size: Size | None) -> str:
 
 
 def _world(
-    source: str, name: str, read: Collection, held_out: float, seed: int, skipped: Counter[str], note: str
-) -> ImageWorld:
+    source: str, name: str, read: Collection, held_out: float, seed: int, skipped: Counter[str], note: str = "",
+    kind: str = "class",
+) -> ImageWorld:  # fmt: skip
     """Make the world of what was read, and tell it in one line."""
     world = read.world(name, held_out, seed)
     shown, held = len(world.train.points), len(world.test.points)
-    count, kinds, left = shown + held, len(world.classes), sum(skipped.values())
-    told = f"{source}: {count} picture{'s' * (count != 1)}, {kinds} class{'es' * (kinds != 1)}, {left} skipped"
-    line = f"{told}{reasons(skipped)}; {shown} to train on, {held} held out{note}"
+    kinds = len(world.classes) if kind == "class" else 0 if read.labels is None else len(read.labels.unique())
+    counts = (
+        f"{_many(shown + held, 'picture')}, {_many(kinds, kind)}, {sum(skipped.values())} skipped{reasons(skipped)}"
+    )
     if rank() == 0:
-        print(line, file=sys.stderr)
+        print(f"{source}: {counts}; {shown} to train on, {held} held out{note}", file=sys.stderr)
     return world
+
+
+def _many(count: int, what: str) -> str:
+    """A number of things: "1 class", "3 classes"."""
+    return f"{count} {what if count == 1 else what + ('es' if what.endswith('s') else 's')}"

@@ -104,11 +104,13 @@ def biased(world: ImageWorld, missing: Sequence[int] | None = None) -> Points:
     return Points(world.train.points[kept], world.train.labels[kept])
 
 
-def scarce(world: ImageWorld, images: int = 100, seed: int = 0) -> Points:
-    """A fixed handful of different training images, the same for the same ``seed``."""
+def scarce(world: ImageWorld, images: int | None = None, seed: int = 0) -> Points:
+    """A fixed handful of different training images, the same for the same ``seed``; None is 100, or half of fewer."""
     points, labels = world.train.points, world.train.labels
+    if images is None:
+        images = 100 if len(points) > 100 else max(1, len(points) // 2)
     if not 1 <= images <= len(points):
-        raise Refusal(f"images must lie in [1, {len(points)}] for {world.name!r}; got {images}. Pass e.g. 100.")
+        raise Refusal(f"images must lie in [1, {len(points)}] for {world.name!r}; got {images}. Pass e.g. 1.")
     rows = torch.randperm(len(points), generator=Generator().manual_seed(check_seed("seed", seed)))[:images]
     return Points(points[rows], None if labels is None else labels[rows])
 

@@ -17,8 +17,9 @@ from dagdiff.commands import make_parser
 from dagdiff.engine import find_device
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict
+from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
-from dagdiff.pipelines.pretrained import DiffusersExpert
+from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.report import figures
 from dagdiff.report.shift import shift_figure
 from dagdiff.runs import config
@@ -67,10 +68,12 @@ def load_pair(given: Any) -> Pair:
         )
     device = str(find_device(given.device))
     of = given.student or given.expert
+    prompts = as_prompts(Path(given.prompts), given.prompt_column) if given.prompts else ()
+    captions = folder_captions(given.images and str(given.images), given.prompt_column)
     teacher, student = (
         DiffusersExpert.from_pretrained(
-            path, Path(given.prompts) if given.prompts else (), given.sample_size, given.null_class, given.dtype,
-            device, given.variant, allow_pickle=given.allow_pickle,
+            path, prompts, given.sample_size, given.null_class, given.dtype, device, given.variant,
+            allow_pickle=given.allow_pickle, captions=captions,
         )
         for path in (given.expert, of)
     )  # fmt: skip
@@ -140,9 +143,10 @@ def _data(teacher: DiffusersExpert, given: Any) -> tuple[Tensor, Condition, str]
         told = f"{given.num} samples of the teacher itself, of {given.own_steps} steps each (no --images are given)"
         rows = torch.arange(given.num)
     else:
-        splits = encoded_images(teacher, given.images)
+        splits = encoded_images(teacher, given.images, given.prompt_column, given.skip_broken)
         rows = torch.randperm(sum(len(part.points) for part in splits), generator=generator)[: given.num]
-        told = f"{len(rows)} of the images in {given.images}, with prompts or classes drawn at random"
+        paired = "their captions" if splits[0].labels is not None else "prompts or classes drawn at random"
+        told = f"{len(rows)} of the images in {given.images}, with {paired}"
     if len(rows) < given.num:
         raise Refusal(f"--images {given.images} holds {len(rows)} images; got --num {given.num}. Ask for fewer.")
     points = torch.cat([part.points for part in splits])[rows]
@@ -168,7 +172,9 @@ def _parser() -> Any:
     )
     parser.add_argument("--steps", type=int, default=4, help="of the student's sampler")
     parser.add_argument("--prompts", type=str | None, default=None, help="a file of prompts, or a bank of embeddings")
+    parser.add_argument("--prompt_column", type=str | None, default=None, help="of a table of prompts or captions")
     parser.add_argument("--images", type=Path | None, default=None, help="a folder or .npz file for forward states")
+    parser.add_argument("--skip_broken", type=bool, default=False, help="leave out pictures that can't be read")
     parser.add_argument("--num", type=int, default=64, help="chains and forward states a step")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free weight of the teacher")
     parser.add_argument("--student_guidance", type=float, default=1.0, help="classifier-free weight of the student")

@@ -1,6 +1,7 @@
 """``dagdiff teacher``: the learned teacher of a task, trained once and cached."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from dagdiff.commands import make_parser
@@ -19,6 +20,8 @@ def teacher(words: Sequence[str]) -> None:
     parser.add_argument("--task", required=True, help="a task; its distillation set does not matter")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     kind = (read_name(given["task"]).kind if given.get("task") else PLANE).teacher()
+    parser.add_argument("--size", type=int | None, default=None, help="of your own pictures, as in distill")
+    parser.add_argument("--skip_broken", type=bool, default=False, help="train without pictures that can't be read")
     parser.add_class_arguments(kind, None, skip={"task"})
     if "help" in given:
         print(parser.format_help(), end="")
@@ -33,7 +36,8 @@ def _train(kind: Any, options: dict[str, Any]) -> None:
     from dagdiff.engine import find_device
     from dagdiff.schedule import CosineSchedule
 
-    task, device = make_task(options.pop("task"), CosineSchedule()), find_device(options.pop("device"))
+    reading = SimpleNamespace(size=options.pop("size"), skip_broken=options.pop("skip_broken"))
+    task, device = make_task(options.pop("task"), CosineSchedule(), reading), find_device(options.pop("device"))
     learner = kind(task, **options)
     if learner.path.exists():
         print(f"already trained: {learner.path}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dagdiff.checkpoint import write_atomically
 from dagdiff.checks import Refusal, check_finite, first_line
+from dagdiff.pipelines.prompt_files import TABLES, find_column, read_cell, read_lines, read_table, trimmed
 from dagdiff.shapes import Condition, States
 
 
@@ -151,13 +152,27 @@ class PromptBank(nn.Module):
         return cls(Text(**tensors), prompts)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Read prompts, one a line; blank lines are skipped."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} can't be read ({first_line(error)}). Give a text file with a prompt a line.") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+def read_prompts(path: Path, column: str | None = None) -> list[str]:
+    """Read prompts from a text file or a table; those that show nothing are left out.
+
+    Args:
+        path: the file; its suffix says what it is.
+        column: of a table; None takes the one called prompt, caption or text.
+
+    Raises:
+        Refusal: for a file that can't be read, is not UTF-8, lacks the column, or holds no prompt.
+    """
+    if path.suffix.lower() in TABLES:
+        records = read_table(path)
+        column = find_column(path, records, column)
+        found = [read_cell(path, number, record.get(column)) for number, record in enumerate(records, 1)]
+    elif column is not None:
+        raise Refusal(
+            f"{path} is read as a prompt a line and has no column {column!r}. Name a .csv, .tsv or .jsonl file."
+        )
+    else:
+        found = [trimmed(line) for line in read_lines(path)]
+    prompts = [prompt for prompt in found if prompt]
     if not prompts:
         raise Refusal(f"{path} holds no prompt. Write one a line.")
     return prompts

@@ -12,6 +12,7 @@ Importing this module imports diffusers.
 """
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ from dagdiff.pipelines.conditions import PromptBank, read_prompts
 from dagdiff.pipelines.families import FAMILIES, Family, Wanted
 from dagdiff.pipelines.latents import Autoencoder, Pixels
 from dagdiff.pipelines.noise_law import NoiseLaw, read_noise_law
+from dagdiff.pipelines.whole import AGAIN, check_whole
 from dagdiff.policies.student import Student
 from dagdiff.shapes import Condition, States, Times
 
@@ -77,7 +79,7 @@ class DiffusersExpert:
     def from_pretrained(
         cls,
         path: str,
-        prompts: str | Path | Sequence[str] = (),
+        prompts: str | Path | Sequence[str] | PromptBank = (),
         sample_size: int | None = None,
         null_class: int | None = None,
         dtype: str = "float32",
@@ -85,13 +87,15 @@ class DiffusersExpert:
         variant: str | None = None,
         family: Family | None = None,
         allow_pickle: bool = False,
+        captions: Sequence[str] = (),
     ) -> "DiffusersExpert":
         """Load a pipeline's network and what belongs to it.
 
         Args:
             path: a folder that ``save_pretrained`` wrote, or a hub id.
             prompts: of a text-to-image pipeline: the prompts themselves, or a file: of a prompt a line, or
-                (.safetensors) a saved :class:`~dagdiff.pipelines.conditions.PromptBank`, which needs no text encoder.
+                (.safetensors) a saved :class:`~dagdiff.pipelines.conditions.PromptBank`, which needs no text encoder;
+                or such a bank.
             sample_size: the side of the states, if not the network's usual one.
             null_class: the class that stands for none, if the network was trained with one.
             dtype: the network's precision: float32, bfloat16 or float16; its autoencoder stays in float32.
@@ -99,15 +103,19 @@ class DiffusersExpert:
             variant: of the weight files, such as fp16.
             family: how the network is asked, where it is not one of ``FAMILIES`` or is to be asked otherwise.
             allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
+            captions: of pictures: prompts too, if the pipeline takes any and they are not in a bank already.
 
         Raises:
             Refusal: if there is no such pipeline, it is incomplete, or its network can't be served.
         """
         precision = _PRECISIONS[check_in("dtype", dtype, _PRECISIONS)]
-        wanted = _prompts(prompts)
+        wanted = as_prompts(prompts)
         pipeline, network = _load(path, precision, variant, allow_pickle, bank=isinstance(wanted, PromptBank))
         if family is None:
             family = FAMILIES[check_in("network", type(network).__name__, FAMILIES)]
+        if not isinstance(wanted, PromptBank) and hasattr(pipeline, "encode_prompt"):
+            asked = set(wanted)
+            wanted += [caption for caption in dict.fromkeys(captions) if caption not in asked]
         vae = getattr(pipeline, "vae", getattr(pipeline, "vqvae", None))
         law = read_noise_law(pipeline.scheduler, latent=vae is not None)
         shape = _shape(network, family, vae, sample_size)
@@ -147,12 +155,12 @@ class DiffusersExpert:
         return Student(copy.deepcopy(self.network).requires_grad_(True), self.schedule, self.prediction)
 
 
-def _prompts(prompts: str | Path | Sequence[str]) -> PromptBank | list[str]:
-    """Read prompts or their bank from a file, or take them as they are."""
+def as_prompts(prompts: str | Path | Sequence[str] | PromptBank, column: str | None = None) -> PromptBank | list[str]:
+    """Read prompts (of a table's ``column``) or their bank from a file, or take them as they are."""
     if not isinstance(prompts, str | Path):
-        return list(prompts)
+        return prompts if isinstance(prompts, PromptBank) else list(prompts)
     path = Path(prompts)
-    return PromptBank.load(path) if path.suffix == ".safetensors" else read_prompts(path)
+    return PromptBank.load(path) if path.suffix == ".safetensors" else read_prompts(path, column)
 
 
 def _load(path: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool, bank: bool) -> tuple[Any, Any]:
@@ -173,13 +181,14 @@ def _load(path: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool
     left_out = dict.fromkeys([part for part in (*unused, *empty) if part in index])
     unchecked = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
     precision = {"default": dtype, "vae": torch.float32, "vqvae": torch.float32}
+    check_whole(Path(folder), index, unused, variant)
     pipeline = _tried(
         path,
         lambda: DiffusionPipeline.from_pretrained(folder, dtype=precision, **reading, **left_out, **unchecked),
     )
     for part, module in pipeline.components.items():
         if isinstance(module, nn.Module) and any(weight.is_meta for weight in module.parameters()):
-            raise Refusal(f"{path!r} is incomplete: weights of its {part} are missing from their file. {_AGAIN}")
+            raise Refusal(f"{path!r} is incomplete: weights of its {part} are missing from their file. {AGAIN}")
     return pipeline, getattr(pipeline, name)
 
 
@@ -187,6 +196,11 @@ def _folder(path: str, reading: Mapping[str, Any], unused: Sequence[str]) -> str
     """Return the folder at ``path``, or the one that the hub's files have been fetched to."""
     if Path(path).is_dir():
         return path
+    if Path(path).is_file():
+        raise Refusal(
+            f"{path!r} is a file, not a pipeline's folder. Make one: load it with from_single_file of its diffusers "
+            "pipeline, then save_pretrained(FOLDER)."
+        )
     if path.count("/") > 1 or path.startswith(("/", ".", "~")):
         raise Refusal(f"no pipeline at {path!r}: there is no such folder. Give one that save_pretrained wrote.")
     try:
@@ -199,12 +213,16 @@ def _folder(path: str, reading: Mapping[str, Any], unused: Sequence[str]) -> str
 
 
 def _tried(path: str, load: Callable[[], Any]) -> Any:
-    """Return what ``load`` returns; a folder that diffusers can't read becomes a refusal."""
+    """Return what ``load`` returns; a folder that diffusers can't read, or can't without a package, is refused."""
     try:
         return load()
+    except ImportError as error:
+        named = re.search(r"requires the (\S+) library|No module named '([^']+)'", str(error))
+        package = "a package that is" if named is None else f"the package {named[1] or named[2]}, which is"
+        raise Refusal(f"{path!r} needs {package} not installed here ({first_line(error)}). Install it.") from None
     except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
         raise Refusal(
-            f"{path!r} can't be loaded as a diffusers pipeline ({first_line(error)}). {_AGAIN}{_pickled(error)}"
+            f"{path!r} can't be loaded as a diffusers pipeline ({first_line(error)}). {AGAIN}{_pickled(error)}"
         ) from None
 
 
@@ -247,4 +265,3 @@ PICKLES = (
     "Weights in pickles (.bin), which can run code, are read only with --pipeline.allow_pickle true "
     "(dagdiff shift --expert: --allow_pickle true)."
 )
-_AGAIN = "Download or save it again, whole."

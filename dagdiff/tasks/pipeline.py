@@ -25,10 +25,11 @@ from dagdiff.metrics.samples import Energy
 from dagdiff.metrics.standing import Standing, compare
 from dagdiff.metrics.teacher import TeacherSamples
 from dagdiff.metrics.truth import Truth
+from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
-from dagdiff.pipelines.pretrained import DiffusersExpert
+from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.policies.student import Student
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, States
@@ -45,8 +46,10 @@ class PipelineSettings:
 
     Args:
         path: a folder that save_pretrained wrote, or a hub id.
-        prompts: of a text-to-image pipeline: a file with a prompt a line, or a saved bank of embeddings (.safetensors).
-        images: a folder of pictures or an .npz file for forward states; null takes the teacher's own samples.
+        prompts: of a text-to-image pipeline: a file with a prompt a line, a table (.csv, .tsv, .jsonl), or a saved bank
+            of embeddings (.safetensors); null takes the captions of the images.
+        prompt_column: of a table of prompts, or of the captions in metadata.jsonl; null takes prompt, caption or text.
+        images: a folder of pictures or a file of arrays for forward states; null takes the teacher's own samples.
         dtype: of the expert's weights: float32, bfloat16 or float16; the autoencoder's stay in float32.
         variant: of the weight files, such as fp16.
         allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
@@ -58,6 +61,7 @@ class PipelineSettings:
 
     path: str | None = None
     prompts: str | None = None
+    prompt_column: str | None = None
     images: str | None = None
     dtype: str = "float32"
     variant: str | None = None
@@ -116,19 +120,26 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     if settings is None:
         raise Refusal("a pipeline is its own teacher: there is none to train. Use dagdiff distill --task pipeline.")
     chosen: Any = settings.pipeline
+    if settings.size is not None:
+        raise Refusal(
+            "--size is not for a pipeline: pictures take its own size. Pass --pipeline.sample_size, or nothing."
+        )
     if schedule is not None:
         raise Refusal("--schedule is not for a pipeline: its network knows one schedule, its own. Leave it away.")
     teacher = load_teacher(chosen, settings.device)
     conditions: Any = teacher.network.conditions
     probe = conditions.draw(1)
     if probe is not None and int(probe) < 0:
-        raise Refusal(f"{chosen.path!r} is asked with prompts. Give a file of them: --pipeline.prompts prompts.txt.")
+        raise Refusal(
+            f"{chosen.path!r} is asked with prompts. Give a file of them, --pipeline.prompts "
+            "prompts.txt, or pictures with captions."
+        )
     if probe is None and settings.guidance != 1.0:
         raise Refusal(f"{chosen.path!r} takes no condition, so guidance has nothing to weigh. Leave --guidance away.")
     if chosen.images is None:
         read = partial(own_samples, teacher, chosen.own_samples, chosen.own_steps, settings.guidance)
     else:
-        read = partial(encoded_images, teacher, Path(chosen.images))
+        read = partial(encoded_images, teacher, Path(chosen.images), chosen.prompt_column, settings.skip_broken)
     world = PipelineWorld(
         Path(chosen.path).name, conditions.draw, read, latent=not isinstance(teacher.autoencoder, Pixels)
     )
@@ -141,18 +152,20 @@ def load_teacher(chosen: Any, device: str) -> DiffusersExpert:
     """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once."""
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
-    told = (chosen.prompts, chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
-    return _loaded(chosen.path, *told, str(find_device(device)))
+    captions = tuple(folder_captions(chosen.images, chosen.prompt_column))
+    text = (chosen.prompts, chosen.prompt_column, captions)
+    told = (chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
+    return _loaded(chosen.path, *text, *told, str(find_device(device)))
 
 
 @lru_cache(maxsize=2)
 def _loaded(
-    path: str, prompts: str | None, sample_size: int | None, null_class: int | None, dtype: str, variant: str | None,
-    allow_pickle: bool, device: str,
+    path: str, prompts: str | None, column: str | None, captions: tuple[str, ...], sample_size: int | None,
+    null_class: int | None, dtype: str, variant: str | None, allow_pickle: bool, device: str,
 ) -> DiffusersExpert:  # fmt: skip
-    asked = () if prompts is None else Path(prompts)
+    asked = () if prompts is None else as_prompts(Path(prompts), column)
     return DiffusersExpert.from_pretrained(
-        path, asked, sample_size, null_class, dtype, device, variant, allow_pickle=allow_pickle
+        path, asked, sample_size, null_class, dtype, device, variant, allow_pickle=allow_pickle, captions=captions
     )
 
 

@@ -1,12 +1,13 @@
 """What stands for data where a pipeline is distilled: your own images, or samples that its network draws itself.
 
-Forward states are noised clean points. *Images* are read, cropped to the pipeline's size and encoded once; a fifth of
-them is held out. Without images the teacher draws its *own samples*: distillation then needs no data but the prompts,
-and a student is shown exactly the law that its teacher has. They cost one long chain each, are drawn when they are
-first needed, and are kept in the cache, the prompts that they show beside them; a fifth is held out here too.
+Forward states are noised clean points. *Images* are read, cropped to the pipeline's size and encoded once, with their
+captions as prompts if there are any; a fifth of them is held out. Without images the teacher draws its *own samples*:
+distillation then needs no data but the prompts, and a student is shown exactly the law that its teacher has. They cost
+one long chain each, are drawn when they are first needed, and are kept in the cache, the prompts that they show beside
+them; a fifth is held out here too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from tqdm import tqdm
 
 from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors
 from dagdiff.checks import Refusal, check_at_least
-from dagdiff.envs.image_files import image_arrays, image_folder
-from dagdiff.envs.images import ImageWorld
+from dagdiff.envs.image_files import Labels, image_arrays, image_folder
+from dagdiff.envs.picture_files import Found
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
+from dagdiff.pipelines.captions import Captions, read_captions
+from dagdiff.pipelines.conditions import PromptBank
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.schedule import step_grid
@@ -89,22 +92,51 @@ class PipelineWorld:
         return held[rows.to(held.device)].to(rows.device)
 
 
-def encoded_images(teacher: DiffusersExpert, path: Path) -> Splits:
-    """Return the states of the images in a folder or an .npz file, shown and held out; encoded once and cached.
+def encoded_images(
+    teacher: DiffusersExpert, path: Path, column: str | None = None, skip_broken: bool = False
+) -> Splits:
+    """Return the states of images, shown and held out; encoded once and cached.
+
+    Captions beside pictures become their conditions, by their numbers among the teacher's prompts.
+
+    Args:
+        teacher: whose states they become.
+        path: a folder of pictures, which are cropped in their middle to the pipeline's size, or a file of arrays.
+        column: of captions in a ``metadata`` file; None takes the one called prompt, caption or text.
+        skip_broken: leave out pictures that can't be read.
 
     Raises:
-        Refusal: if there are none, or an .npz file's are of another size than the pipeline's.
+        Refusal: if there are none, a file's are of another size than the pipeline's, or a caption is not among the
+            prompts.
     """
     if not path.exists():
-        raise Refusal(f"no images at {path}. Name a folder of png and jpg files, or an .npz file.")
+        raise Refusal(f"no images at {path}. Name a folder of pictures, or a .npy or .npz file.")
+    if path.is_file():
+        world = image_arrays(path, HELD_OUT)
+        return Points(_encoded(teacher, world.train.points)), Points(_encoded(teacher, world.test.points))
     height, width = teacher.autoencoder.image_shape[1:]
-    if path.is_dir() and height != width:
+    conditions: Any = teacher.network.conditions
+    prompts = conditions.prompts if isinstance(conditions, PromptBank) else ()
+
+    def labelling(found: Found) -> Labels | None:
+        captions = read_captions(path, found, column) if prompts else None
+        return None if captions is None else _among(prompts, captions, path)
+
+    world = image_folder(path, (height, width), HELD_OUT, skip_broken=skip_broken, labelling=labelling)
+    shown, held = (Points(_encoded(teacher, split.points), split.labels) for split in (world.train, world.test))
+    return shown, held
+
+
+def _among(prompts: Sequence[str], captions: Captions, path: Path) -> Labels:
+    """The numbers of captions among a teacher's prompts."""
+    numbers = {prompt: number for number, prompt in enumerate(prompts)}
+    strange = [text for text in captions.texts if text not in numbers]
+    if strange:
         raise Refusal(
-            f"pictures are cropped to squares, and this pipeline's are {height} x {width}. Give an .npz file."
+            f"{len(strange)} captions in {path} are not among the prompts, such as {strange[0][:80]!r}. Embed them "
+            "with the others, or take the captions away."
         )
-    world: ImageWorld = image_arrays(path, HELD_OUT) if path.is_file() else image_folder(path, height, HELD_OUT)
-    shown, held = (_encoded(teacher, split.points) for split in (world.train, world.test))
-    return Points(shown), Points(held)
+    return Labels([numbers[text] for text in captions.texts], tuple(prompts), "caption", captions.files)
 
 
 def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: float = 1.0, at_once: int = 8) -> Splits:

@@ -351,7 +351,7 @@ def test_record_video(tmp_path: Path) -> None:
 
 
 def test_refused_pictures() -> None:
-    with pytest.raises(Refusal, match="unknown render_mode 'human'.* Known: rgb_array"):
+    with pytest.raises(Refusal, match=r"unknown render_mode 'human'.* Known: rgb_array"):
         DenoisingGymEnv(render_mode="human")
     env = DenoisingGymEnv(render_mode="rgb_array")
     with pytest.raises(Refusal, match="render was called before reset"):

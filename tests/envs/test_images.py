@@ -98,6 +98,7 @@ def test_the_scarce_set_is_a_fixed_handful() -> None:
     assert few.labels.tolist() == [i % 4 for i in numbers(few.points)]
     assert torch.equal(few.points, scarce(world, images=7).points)
     assert not torch.equal(few.points, scarce(world, images=7, seed=1).points)
+    assert len(scarce(world).points) == 15 and len(scarce(counted(400)).points) == 100, "100, or half of fewer"
 
 
 def test_unlabelled_worlds_serve_all_sets_but_the_biased() -> None:

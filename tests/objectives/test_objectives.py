@@ -449,7 +449,7 @@ def test_told_of_origins_needs_a_network_that_can_be() -> None:
 
     schedule = CosineSchedule()
     for student in (Bare(), Student(Bare(), schedule)):
-        with pytest.raises(Refusal, match=rf"with_origin\(\); {type(student).__name__} has none. Set tell_origin=False"):
+        with pytest.raises(Refusal, match=rf"with_origin\(\); {type(student).__name__} has none. Set tell_origin"):
             begun(DistributionMatching(), student, Expert(exact(schedule), schedule))
 
 

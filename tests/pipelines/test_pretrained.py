@@ -30,7 +30,7 @@ from helpers import ROOT
 
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
-from dagdiff.pipelines.conditions import Labels, PromptBank, Text, Unconditional, read_prompts
+from dagdiff.pipelines.conditions import Labels, PromptBank, Text, Unconditional
 from dagdiff.pipelines.families import Flux, ImageUNet, TextUNet, Wanted
 from dagdiff.pipelines.latents import Autoencoder
 from dagdiff.pipelines.noise_law import read_noise_law
@@ -421,17 +421,6 @@ def test_many_prompts_are_embedded_a_few_at_a_time(
     assert bank.draw(500, torch.Generator().manual_seed(0)).unique().numel() == 71
 
 
-def test_prompt_files_that_hold_none_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("\n  \n")
-    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Refusal, match=r"empty.txt holds no prompt. Write one a line"):
-        read_prompts(tmp_path / "empty.txt")
-    with pytest.raises(Refusal, match=r"bytes.txt can't be read .*Give a text file"):
-        read_prompts(tmp_path / "bytes.txt")
-    with pytest.raises(Refusal, match=r"none.txt can't be read"):
-        DiffusersExpert.from_pretrained("unused", tmp_path / "none.txt")
-
-
 def test_banks_that_are_none_are_refused(tmp_path: Path, diffusion: tuple[Any, str]) -> None:
     from safetensors.torch import save_file
 
@@ -588,9 +577,7 @@ def test_a_hub_id_is_fetched_without_what_is_never_used(pixels: str) -> None:
 def test_a_folder_half_downloaded_is_refused(pixels: str, tmp_path: Path, missing: str) -> None:
     half = Path(shutil.copytree(pixels, tmp_path / "half"))
     (half / missing).unlink()
-    with pytest.raises(
-        Refusal, match=r"half' can't be loaded as a diffusers pipeline .*Download or save it again"
-    ) as no:
+    with pytest.raises(Refusal, match=r"half' (can't be loaded as|is incomplete: ).*Download or save it again") as no:
         DiffusersExpert.from_pretrained(str(half))
     assert len(str(no.value).splitlines()) == 1
 
@@ -602,7 +589,7 @@ def test_weights_half_downloaded_are_refused(pixels: str, tmp_path: Path) -> Non
     weights = half / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = {name: values.clone() for name, values in load_file(weights).items()}  # they lie in the file itself
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(Refusal, match=r"can't be loaded as a diffusers pipeline"):
+    with pytest.raises(Refusal, match=r"unet/diffusion_pytorch_model\.safetensors is cut off"):
         DiffusersExpert.from_pretrained(str(half))
     tensors.pop("conv_in.bias")
     save_file(tensors, weights, {"format": "pt"})

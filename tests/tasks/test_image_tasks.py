@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import score
 from dagdiff.metrics.classifier import kept_classifier
+from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run
 from dagdiff.schedule import CosineSchedule, step_grid
@@ -78,6 +80,46 @@ def test_own_pictures_are_named_by_their_path(own: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "plain.npz", images=np.zeros((20, 8, 8), np.uint8))
     with pytest.raises(Refusal, match=r"plain.npz has no labels, so there is no task 'plain.npz-matched-labelled'"):
         make_task("plain.npz-matched-labelled")
+
+
+def test_own_pictures_of_every_size_and_broken_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(60):
+        Image.new("RGB", (8 + number % 3, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    words = ["distill", "--task", f"{tmp_path}-matched", "--steps", "2", "--updates", "2", "--rounds", "1"]
+    words += [
+        "--expert.updates",
+        "2",
+        "--expert.channels",
+        "8,16",
+        "--chains",
+        "2",
+        "--batch_size",
+        "4",
+        "--heldout",
+        "0",
+    ]
+    words += ["--samples", "10", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "pictures must have one size" in (told := capsys.readouterr().err) and "--size 32" in told
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert main([*words, "--size", "8"]) == 2
+    told = capsys.readouterr().err
+    assert "broken.png can't be read as a picture" in told and "--skip_broken true" in told and "\n" not in told[:-1]
+    assert main([*words, "--size", "8", "--skip_broken", "true"]) == 0
+    told = capsys.readouterr().err
+    assert (
+        f"{tmp_path}: 60 pictures, 0 classes, 1 skipped (1 broken); 48 to train on, 12 held out; scaled to 8 x 8"
+        in told
+    )
+    assert open_run(tmp_path / "run", "cpu").task.shape == (3, 8, 8)
+
+
+def test_too_few_pictures_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", images=np.zeros((20, 8, 8), np.uint8))
+    with pytest.raises(Refusal, match=r"few\.npz shows 16 images and holds out 4; .* at least 10\. Give 50 images"):
+        Experiment.build(configure({"task": "few.npz-matched"}))
+    with pytest.raises(Refusal, match=r"size=8 is for pictures in a folder or data set; few\.npz has its own"):
+        image_world("few.npz", 8)
 
 
 def test_networks_of_the_wrong_kind_are_refused(own: str) -> None:

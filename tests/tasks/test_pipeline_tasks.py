@@ -184,6 +184,60 @@ def test_pictures_of_a_folder_are_cropped_to_the_pipelines_size(pixels: str, tmp
     assert points.shape == (30, 1, 8, 8) and len(points.unique()) == 8
 
 
+def test_pictures_of_another_shape_and_broken_ones(pixels: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(10):
+        Image.new("L", (20, 12), number * 20).save(tmp_path / f"{number}.webp")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    settings = {"path": pixels, "images": str(tmp_path)}
+    task: Any = build(SMALL, pipeline=settings).task
+    with pytest.raises(Refusal, match=r"broken\.png can't be read as a picture .*--skip_broken true"):
+        task.world.splits  # noqa: B018
+    task = build(SMALL, pipeline=settings, skip_broken=True).task
+    assert [len(part.points) for part in task.world.splits] == [8, 2]
+    with pytest.raises(Refusal, match=r"--size is not for a pipeline"):
+        build(SMALL, pipeline=settings, size=8)
+
+
+def test_captions_beside_pictures_are_their_prompts(
+    of_text: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    for number in range(10):
+        Image.new("L", (16, 16), number * 20).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a cat" if number % 2 else "an old ship")
+    prompts = {"images": str(tmp_path), "prompts": None}
+    alone: Any = build(changed(of_text, **prompts)).task
+    assert alone.teacher.network.conditions.prompts == ("an old ship", "a cat")
+    shown = alone.world.splits[0]
+    assert "10 pictures, 2 captions, 0 skipped; 8 to train on, 2 held out" in capsys.readouterr().err
+    both: Any = build(changed(of_text, images=str(tmp_path))).task
+    assert both.teacher.network.conditions.prompts == (*PROMPTS, "an old ship"), "captions join the prompts, once"
+    assert torch.equal(torch.where(both.world.splits[0].labels == 3, 0, 1), shown.labels)
+    points, condition = alone.data.sample_labelled(40, torch.Generator().manual_seed(0))
+    bright = [float(shown.points[row].sum()) for row in range(8)]
+    where = [bright.index(float(point.sum())) for point in points]
+    assert torch.equal(condition, shown.labels[where]), "each picture is shown with its own caption"
+    bank = tmp_path / "bank.safetensors"
+    both.teacher.network.conditions.save(bank)
+    assert torch.equal(build(changed(of_text, images=str(tmp_path), prompts=str(bank))).task.world.splits[1].labels,
+                       both.world.splits[1].labels)  # fmt: skip
+    (tmp_path / "0.txt").write_text("an old boat")
+    with pytest.raises(Refusal, match=r"1 captions in .* are not among the prompts, such as 'an old boat'"):
+        build(changed(of_text, images=str(tmp_path), prompts=str(bank))).task.world.splits  # noqa: B018
+
+
+def test_prompts_come_from_the_column_of_a_table(of_text: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text("id\twhat\n1\ta cat\n2\ta dog\n")
+    told = {"prompts": str(tmp_path / "p.tsv")}
+    task: Any = build(changed(of_text, **told, prompt_column="what")).task
+    assert task.teacher.network.conditions.prompts == ("a cat", "a dog")
+    with pytest.raises(Refusal, match=r"no column called prompt.*--pipeline\.prompt_column"):
+        build(changed(of_text, **told))
+
+
 def test_samples_are_scored_by_the_teachers(pixels: str) -> None:
     it = build(SMALL, pipeline={"path": pixels, **FEW})
     metrics, by_step = it.measure(it.sample(10, seed=0))
