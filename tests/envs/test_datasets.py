@@ -117,7 +117,7 @@ def test_broken_rows_are_named_or_skipped(datasets: Any, tmp_path: Path) -> None
 
 def test_sets_without_a_column_of_their_own_are_refused(datasets: Any, tmp_path: Path) -> None:
     kinds = datasets.ClassLabel(names=["a", "b"])
-    two = rows(datasets, 4, "front").add_column("back", pictures(4), feature=datasets.Image())
+    two = rows(datasets, 4, "front", back=(datasets.Image(), pictures(4)))
     with pytest.raises(Refusal, match=r"has 2 columns of type Image, \['front', 'back'\].*remove_columns"):
         image_world(kept(datasets, tmp_path / "two", train=two))
     fine = rows(datasets, 4, fine=(kinds, [0, 1, 0, 1]), coarse=(kinds, [0, 0, 1, 1]))
