@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.verify import conclude, verify
 from dagdiff.checks import Refusal, check_in, check_seed
 from dagdiff.commands import add_trust, check_given, make_parser
@@ -67,7 +68,7 @@ def bench(words: Sequence[str]) -> None:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return
     chosen = suite.Suite(**{option: given[option] for option in dataclasses.asdict(suite.QUICK)})
-    found = suite.run(chosen, out, workers)
+    found = run_suite(suite, chosen, out, workers)
     if found["records"]:
         results = Results.load(out)
         write_summary(results, out / "summary.csv")

@@ -8,7 +8,7 @@ name of a variant. Cells with equal configurations are one run, listed under eac
 import multiprocessing
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +133,23 @@ def run_cells(
     results["records"] = others + [{**found[cell.key], **cell.labels} for cell in cells if cell.key in found]
     save_json(out / "results.json", results)
     return results
+
+
+def run_suite(suite: Any, options: Any, out: Path, workers: int = 1) -> dict[str, Any]:
+    """Run what ``out`` does not hold yet of a suite; return all results, as :func:`run_cells` does.
+
+    Args:
+        suite: its module: ``cells(options)``, and a ``run`` where cells can't run apart from each other.
+        options: of the suite.
+        out: the folder of results.
+        workers: processes.
+    """
+    if hasattr(suite, "run"):
+        found: dict[str, Any] = suite.run(options, out, workers)
+        return found
+    name = suite.__name__.rpartition(".")[2]
+    open_results(out, name)  # a folder that can't be is refused before the configurations are resolved
+    return run_cells(name, list(suite.cells(options)), asdict(options), out, workers)
 
 
 def own_numbers(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:

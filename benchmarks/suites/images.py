@@ -13,10 +13,9 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
+from dagdiff.benchmarks.running.executor import Cell
 from dagdiff.benchmarks.running.options import check_choices
 from dagdiff.benchmarks.running.variants import shares_of, threshold_of
 from dagdiff.benchmarks.suites.toy2d import OWN
@@ -54,12 +53,6 @@ class Suite:
 
 QUICK = Suite(tasks=["digits-biased"], variants=["forward", "mixture"], steps=[4], seeds=1, updates=100)
 """The main contrast in a few minutes: ``--quick``."""
-
-
-def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
-    """Run what ``out`` does not hold yet; return all results, as ``run_cells`` does."""
-    open_results(out, "images")  # a folder that can't be is refused before the configurations are resolved
-    return run_cells("images", list(cells(suite)), dataclasses.asdict(suite), out, workers)
 
 
 def cells(suite: Suite) -> Iterator[Cell]:

@@ -22,13 +22,11 @@ cost-to-go, Gaussian KL and epsilon scaling are made for the labels and the samp
 left out for other objectives.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
+from dagdiff.benchmarks.running.executor import Cell
 from dagdiff.benchmarks.running.options import check_choices
 from dagdiff.benchmarks.running.variants import shares_of
 from dagdiff.runs.config import Config, configure
@@ -93,12 +91,6 @@ class Suite:
 
 QUICK = Suite(tasks=["gaussians8-biased"], students=["fresh"], seeds=1, updates=400)
 """Every variant once: ``--quick``."""
-
-
-def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
-    """Run what ``out`` does not hold yet; return all results, as ``run_cells`` does."""
-    open_results(out, "imitation")  # a folder that can't be is refused before the configurations are resolved
-    return run_cells("imitation", list(cells(suite)), dataclasses.asdict(suite), out, workers)
 
 
 def cells(suite: Suite) -> Iterator[Cell]:

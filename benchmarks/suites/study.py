@@ -44,10 +44,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
+from dagdiff.benchmarks.running.executor import Cell
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.running.options import check_settings
 from dagdiff.benchmarks.running.variants import MIXES, shares_of, threshold_of
@@ -103,12 +102,6 @@ class Suite:
     few_seeds: int = 3
     updates: int = 1200
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
-    """Run what ``out`` does not hold yet; return all results, as ``run_cells`` does."""
-    open_results(out, "study")
-    return run_cells("study", list(cells(suite)), dataclasses.asdict(suite), out, workers)
 
 
 def cells(suite: Suite) -> Iterator[Cell]:

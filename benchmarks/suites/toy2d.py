@@ -8,13 +8,11 @@ meets; on ``biased`` and ``scarce`` a loss on student states that forward traini
 reduces.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from dagdiff.benchmarks.running.executor import Cell, open_results, run_cells
+from dagdiff.benchmarks.running.executor import Cell
 from dagdiff.benchmarks.running.options import check_choices
 from dagdiff.benchmarks.running.variants import shares_of, threshold_of
 from dagdiff.runs.config import Config, configure
@@ -66,12 +64,6 @@ QUICK = Suite(
     settings={"samples": 1000},
 )
 """The main contrast in a few minutes: ``--quick``."""
-
-
-def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
-    """Run what ``out`` does not hold yet; return all results, as ``run_cells`` does."""
-    open_results(out, "toy2d")  # a folder that can't be is refused before the configurations are resolved
-    return run_cells("toy2d", list(cells(suite)), dataclasses.asdict(suite), out, workers)
 
 
 def cells(suite: Suite) -> Iterator[Cell]:

@@ -131,8 +131,8 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     probe = conditions.draw(1)
     if probe is not None and int(probe) < 0:
         raise Refusal(
-            f"{chosen.path!r} is asked with prompts. Give a file of them: --pipeline.prompts prompts.txt, or pictures with "
-            "captions: --pipeline.images FOLDER."
+            f"{chosen.path!r} is asked with prompts. Give a file of them: --pipeline.prompts prompts.txt, or "
+            "pictures with captions: --pipeline.images FOLDER."
         )
     if probe is None and settings.guidance != 1.0:
         raise Refusal(f"{chosen.path!r} takes no condition, so guidance has nothing to weigh. Leave --guidance away.")

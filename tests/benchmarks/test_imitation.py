@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dagdiff.benchmarks.running import executor
+from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.suites import imitation
 from dagdiff.benchmarks.suites.imitation import QUICK, VARIANTS, Suite
 from dagdiff.checks import Refusal
@@ -134,4 +135,4 @@ def test_suites_that_cannot_be(changes: dict[str, Any], match: str) -> None:
 def test_a_folder_of_another_suite_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"suite": "toy2d", "records": [], "references": {}}))
     with pytest.raises(Refusal, match="results of the suite 'toy2d', not 'imitation'"):
-        imitation.run(QUICK, tmp_path)
+        run_suite(imitation, QUICK, tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from dagdiff.benchmarks.running.executor import Cell
+from dagdiff.benchmarks.running.executor import Cell, run_suite
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.suites import study, toy2d
 from dagdiff.checks import Refusal
@@ -204,9 +204,9 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_study_runs_block_by_block(quick: Path) -> None:
     """A block more adds its runs; a run that two blocks share is made once."""
     wanted = study.Suite(blocks=["thresholds"], seeds=1, few_seeds=1, updates=4, settings=SMALL)
-    first = study.run(wanted, quick)
+    first = run_suite(study, wanted, quick)
     assert len(first["records"]) == 15 and not first["failures"]
-    second = study.run(dataclasses.replace(wanted, blocks=["thresholds", "sources"]), quick)
+    second = run_suite(study, dataclasses.replace(wanted, blocks=["thresholds", "sources"]), quick)
     assert len(second["records"]) == 15 + 18 - 6
     before, after = (
         {(record["config"], record["seconds"]) for record in found["records"]} for found in (first, second)
