@@ -4,11 +4,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from dagdiff.gathering import Gathering
 from dagdiff.learner import Learning
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A CPU generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    """All parameters and buffers of a module as they are now, in one row."""
+    return torch.cat([values.detach().flatten().double() for values in module.state_dict().values()])
 
 
 def loop_options(**flat: Any) -> dict[str, Any]:

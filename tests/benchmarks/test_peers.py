@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import seeded
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -42,10 +43,6 @@ RF, WORLD, ROWS, GRID = FlowSchedule(), world("gaussians8"), 64, step_grid(4)
 def fastgen() -> Any:
     """The peer; its tests are skipped where it is not installed. Importing it takes seconds."""
     return pytest.importorskip("modelopt.torch.fastgen", exc_type=ImportError)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(seed: int) -> Tensor:

@@ -1,6 +1,5 @@
 """The loop: its ledger, its seeds, its measurements, its best round, and how it stops."""
 
-import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import loop_options
+from helpers import loop_options, weights
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -75,14 +74,6 @@ def loop(objective: Any = None, learner: nn.Module | None = None, seed: int = 0,
     return DAgger(learner, expert, objective, env, DATA, generator=generator, **loop_options(**arguments))
 
 
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy(module.state_dict())
-
-
-def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-
-
 MIXED = {"shares": (0.4, 0.4, 0.2), "beta": Constant(0.3)}
 
 
@@ -144,7 +135,7 @@ def test_held_out_measurement_changes_neither_training_nor_ledger(make: Callable
         laws = ("loss_forward", "loss_own", "loss_expert")
         assert all(len(getattr(done, law)) == (4 if heldout else 0) for done in rounds for law in laws)
         assert all(math.isnan(done.heldout) == (heldout == 0) for done in rounds)
-    assert same(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])
+    assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])
     assert ends[0][2] == ends[1][2]
     assert torch.equal(ends[0][3], ends[1][3])
 
@@ -165,8 +156,8 @@ def run_weights(make: Callable, seed: int, global_seed: int) -> dict[str, Tensor
 )
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(make: Callable) -> None:
     first = run_weights(make, 0, global_seed=1)
-    assert same(first, run_weights(make, 0, global_seed=2)), "no global seed has a say"
-    assert not same(first, run_weights(make, 1, global_seed=1))
+    assert torch.equal(first, run_weights(make, 0, global_seed=2)), "no global seed has a say"
+    assert not torch.equal(first, run_weights(make, 1, global_seed=1))
 
 
 def test_without_a_generator_the_loop_is_seeded_with_zero() -> None:
@@ -183,7 +174,7 @@ def test_without_a_generator_the_loop_is_seeded_with_zero() -> None:
         for _ in run:
             pass
         ends.append(weights(learner))
-    assert same(*ends)
+    assert torch.equal(*ends)
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------
@@ -225,7 +216,7 @@ def test_rounds_may_have_updates_of_their_own() -> None:
 def test_even_updates_are_those_of_one_number() -> None:
     one, other = loop(**MIXED), loop(updates_per_round=[4, 4, 4], **MIXED)
     assert [done.losses for done in one] == [done.losses for done in other]
-    assert same(weights(one.student), weights(other.student))
+    assert torch.equal(weights(one.student), weights(other.student))
 
 
 @pytest.mark.parametrize("updates", range(3, 14))
@@ -331,7 +322,7 @@ def test_the_best_round_has_the_least_held_out_loss() -> None:
     assert run.best is not None
     assert run.best[0] == best + 1
     assert run.best[1] == told[best]
-    assert same(run.best[2], kept[best])
+    assert torch.equal(run.best[2], kept[best])
 
 
 def test_nothing_measured_has_no_best() -> None:
@@ -372,7 +363,7 @@ def test_the_averaged_student_is_the_closed_formula(decay: float) -> None:
             warm = min(decay, (1 + updates) / (10 + updates))
             expected = warm * expected + (1 - warm) * one[key]
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
-    assert not same(run.learner.averaged.module.state_dict(), weights(run.student))
+    assert not torch.equal(run.learner.averaged.module.state_dict(), weights(run.student))
     assert loop().learner.averaged is None
 
 
@@ -419,7 +410,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_good_round(at: int,
     ):
         for done in run:
             kept[done.updates] = weights(run.student)
-    assert same(weights(run.student), kept[back])
+    assert torch.equal(weights(run.student), kept[back])
     assert not run.student._forward_hooks
 
 
@@ -444,7 +435,7 @@ def test_the_generator_can_be_stopped_early() -> None:
     rounds = iter(run)
     assert isinstance(next(rounds), Round)
     rounds.close()
-    assert same(weights(run.student), kept[0])
+    assert torch.equal(weights(run.student), kept[0])
     assert not run.student._forward_hooks, "the counter is taken off"
     before = run.ledger.nfe
     assert before > 0
@@ -466,7 +457,7 @@ def test_a_loop_of_ones_own_may_use_its_pieces() -> None:
         assert own.learner.close({"loss": torch.stack(losses).detach()})["loss"] == done.losses["loss"]
         assert own.ledger.nfe == done.nfe_student
         own.student(torch.randn(5, 2), torch.rand(5))  # nobody counts now
-    assert same(weights(own.student), weights(whole.student))
+    assert torch.equal(weights(own.student), weights(whole.student))
     with pytest.raises(NonFiniteLoss, match="is not finite at update 14; the student is back at update 12"):
         own.learner.close({"loss": torch.tensor([0.0, math.nan, 0.0, 0.0])})
 
@@ -477,7 +468,7 @@ def test_the_loop_is_lazy() -> None:
     assert asked <= 4 and run.expert.nfe == 0
     next(rounds)
     moved = weights(run.student)
-    assert not same(start, moved)
+    assert not torch.equal(start, moved)
     assert run.learner.updates == 4, "no round is run ahead of being asked for"
 
 

@@ -4,15 +4,12 @@ import math
 
 import pytest
 import torch
+from helpers import seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dagdiff.checks import Refusal
 from dagdiff.mixture import SOURCES, Constant, CosineRamp, ExponentialRamp, Indicator, LinearRamp, Ramp, Shares
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @given(

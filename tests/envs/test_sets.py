@@ -4,19 +4,15 @@ import math
 
 import pytest
 import torch
+from helpers import seeded
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Generator
 
 from dagdiff.checks import Refusal
 from dagdiff.envs.sets import SETS, Biased, Matched, Points, Scarce
 from dagdiff.envs.toy2d import CURVES, WORLDS, GaussianMixture, world
 
 every_world = pytest.mark.parametrize("name", WORLDS)
-
-
-def seeded(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 @every_world

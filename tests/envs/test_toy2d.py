@@ -4,17 +4,14 @@ import math
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from helpers import seeded
+from torch import Tensor
 
 from dagdiff.checks import Refusal
 from dagdiff.envs.toy2d import MIXTURES, WORLDS, GaussianMixture, Mixture, world
 
 every_world = pytest.mark.parametrize("name", WORLDS)
 every_mixture = pytest.mark.parametrize("name", MIXTURES)
-
-
-def seeded(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def mode_counts(points: Tensor, mixture: Mixture) -> Tensor:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers import seeded
 from torch import Tensor
 
 from dagdiff.checks import Refusal
@@ -43,10 +44,6 @@ def teacher(law: Transition) -> Callable:
 
 def student(x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
     return 0.5 * x_t
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def clouds(shape: tuple[int, ...], n: int = 200) -> tuple[Tensor, Tensor]:

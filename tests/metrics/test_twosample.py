@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import seeded
 from torch import Tensor
 
 from dagdiff.checks import Refusal
@@ -16,10 +17,6 @@ SHAPES = [(2,), (3, 4, 4)]
 
 def normal(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

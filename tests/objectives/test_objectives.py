@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LCMScheduler
-from helpers import loop_options
+from helpers import loop_options, seeded, weights
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -41,10 +41,6 @@ every_objective = pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJEC
 DATA = world("gaussians8")
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def mlp(seed: int, schedule: Any = SCHEDULES["cosine"], labels: int = 0, width: int = 16) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -72,14 +68,6 @@ def begun(
     generator = seeded(seed)
     objective.begin(student, expert, lambda n: draw(data, n, generator, conditional), generator)
     return objective
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy(module.state_dict())
-
-
-def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 # --- progressive distillation -----------------------------------------------------------------------------------------
@@ -170,7 +158,7 @@ def test_forward_shares_alone_are_plain_pd_number_for_number(schedule: Any, subs
         optimiser.step()
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(student.state_dict()[key], value, atol=1e-6, rtol=1e-5)
-    assert not same(weights(student), weights(mlp(1, schedule)))
+    assert not torch.equal(weights(student), weights(mlp(1, schedule)))
 
 
 # --- consistency distillation -----------------------------------------------------------------------------------------
@@ -220,7 +208,7 @@ def test_lcms_target_network_starts_as_the_student_and_takes_no_gradient() -> No
     student, schedule = mlp(0), CosineSchedule()
     expert = Expert(exact(schedule), schedule)
     objective = begun(Consistency(), student, expert)
-    assert same(weights(objective.target.module), weights(student))
+    assert torch.equal(weights(objective.target.module), weights(student))
     objective.loss(student, objective.annotate(expert, states())).loss.backward()
     assert all(parameter.grad is None for parameter in objective.target.parameters())
     assert any(parameter.grad is not None for parameter in student.parameters())
@@ -393,7 +381,7 @@ def test_the_critics_update_changes_the_critic_alone(gan: float) -> None:
     before = weights(student), weights(teacher), [parameter.detach().clone() for parameter in critic(objective)]
     parts = objective.improve_critic(student, states())
     assert set(parts) == ({"fake", "head"} if gan else {"fake"})
-    assert same(before[0], weights(student)) and same(before[1], weights(teacher))
+    assert torch.equal(before[0], weights(student)) and torch.equal(before[1], weights(teacher))
     assert all(parameter.grad is None for parameter in [*student.parameters(), *teacher.parameters()])
     assert len(critic(objective)) == len(list(objective.fake.parameters())) + (4 if gan else 0)
     moved = [not torch.equal(one, two) for one, two in zip(before[2], critic(objective), strict=True)]
@@ -403,7 +391,7 @@ def test_the_critics_update_changes_the_critic_alone(gan: float) -> None:
 def test_the_fake_score_starts_as_the_student_and_learns_its_answers() -> None:
     student, made = mlp(0), torch.tensor([0.5, -1.0])
     objective = begun(DistributionMatching(critic_lr=5e-3), student, Expert(exact(student.schedule), student.schedule))
-    assert same({name: weights(objective.fake)[name] for name in weights(student)}, weights(student))
+    assert torch.equal({name: weights(objective.fake)[name] for name in weights(student)}, weights(student))
     batch = states()
     x_t, t = batch["x_t"], batch["t"]
     assert torch.equal(objective.fake(x_t, t, None, t), student(x_t, t))
@@ -504,7 +492,7 @@ def test_the_heads_first_weights_come_from_the_generator() -> None:
         student, objective = mlp(0), DistributionMatching(gan_weight=0.1)
         begun(objective, student, Expert(exact(student.schedule), student.schedule))
         heads.append(weights(objective.head))
-    assert same(*heads)
+    assert torch.equal(*heads)
 
 
 def test_the_head_sees_real_points_with_their_own_labels() -> None:
@@ -610,9 +598,9 @@ def test_the_teacher_never_changes(make: Any, shares: tuple[float, float, float]
     run = loop(make(), student, Expert(teacher, student.schedule, 2), shares=shares, heldout=16)
     for _ in run:
         pass
-    assert same(before, weights(teacher))
+    assert torch.equal(before, weights(teacher))
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert not same(start, weights(student))
+    assert not torch.equal(start, weights(student))
 
 
 @every_schedule

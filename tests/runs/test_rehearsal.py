@@ -9,6 +9,7 @@ import numpy as np
 import pipelines
 import pytest
 import torch
+from helpers import weights
 from PIL import Image
 from torch import nn
 
@@ -34,10 +35,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def experiment(**changes: Any) -> Experiment:
     return Experiment.build(configure({**SMALL, **changes}))
-
-
-def weights(student: nn.Module) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in student.parameters()])
 
 
 # What ends a run ends it before it trains

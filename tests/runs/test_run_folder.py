@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers import weights
 from safetensors.torch import load_file
 
 from dagdiff.checks import Refusal
@@ -45,10 +46,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def experiment(**changes: Any) -> Experiment:
     return Experiment.build(configure({**SMALL, **changes}))
-
-
-def weights(network: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([value.flatten() for value in network.state_dict().values()])
 
 
 def distilled(out: Path, **changes: Any) -> tuple[Experiment, dict[str, Any]]:

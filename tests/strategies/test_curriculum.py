@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import loop_options
+from helpers import loop_options, weights
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -90,14 +90,6 @@ def stepwise() -> Counting:
     return Counting(Stepwise(student(), step_grid(STEPS)))
 
 
-def weights(module: nn.Module) -> list[Tensor]:
-    return [value.detach().clone() for value in module.parameters()]
-
-
-def same(one: list[Tensor], two: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-
-
 def trained(curriculum: Curriculum, run: DAgger) -> list[Tensor]:
     for _ in curriculum(run):
         pass
@@ -138,7 +130,7 @@ def test_only_the_network_of_the_stage_changes(ema: float) -> None:
     before = [weights(network) for network in run.student.networks]
     for done in ForwardTraining()(run):
         after = [weights(network) for network in run.student.networks]
-        changed = [not same(*pair) for pair in zip(before, after, strict=True)]
+        changed = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
         assert changed == [step == (done.number - 1) // 2 for step in range(STEPS)]
         before = after
     assert done.number == 8
@@ -236,9 +228,9 @@ def test_loops_that_cannot_be_trained_forward(make: Callable[[], DAgger], match:
 
 
 def test_coaching_without_ease_is_pd_number_for_number() -> None:
-    assert same(trained(Coaching(ease=0.0), loop()), trained(Plain(), loop()))
-    assert same(trained(Plain(), loop()), trained(iter, loop()))
-    assert not same(trained(Coaching(ease=0.5), loop()), trained(Plain(), loop()))
+    assert torch.equal(trained(Coaching(ease=0.0), loop()), trained(Plain(), loop()))
+    assert torch.equal(trained(Plain(), loop()), trained(iter, loop()))
+    assert not torch.equal(trained(Coaching(ease=0.5), loop()), trained(Plain(), loop()))
 
 
 def test_an_eased_label_lies_between_the_experts_and_the_guess_of_then() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from helpers import weights
 from PIL import Image
 
 from dagdiff.checks import Refusal
@@ -48,10 +49,6 @@ def own(tmp_path: Path) -> str:
         image[:, 2 * label : 2 * label + 2] += 200
     np.savez(tmp_path / "bars.npz", images=images, labels=labels)
     return "bars.npz"
-
-
-def weights(network: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([value.flatten().double() for value in network.state_dict().values()])
 
 
 def scores(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import weights
 
 from dagdiff.checkpoint import cache_folder
 from dagdiff.checks import Refusal
@@ -30,10 +31,6 @@ TINY = {"width": 8, "depth": 2, "updates": 3}
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"
-
-
-def weights(network: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([value.flatten().double() for value in network.state_dict().values()])
 
 
 TOYS = [name for name in task_names() if read_name(name).kind is PLANE]
