@@ -115,11 +115,11 @@ def _read_cut(path: Path, tabs: bool) -> list[Record]:
         ) from None
 
 
-def _rows(text: str, cut: str, quoting: Literal[0, 1, 2, 3]) -> list[Record]:
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=cut, quoting=quoting, strict=True, restkey="", restval=""
-    )
-    return [dict(row) for row in reader]
+def _rows(text: str, cut: str, quoting: Literal[0, 3]) -> list[Record]:
+    """The rows of a cut table; cells beyond the last column are left out."""
+    lines = io.StringIO(text, newline="")
+    reader = csv.DictReader(lines, restkey="", restval="", delimiter=cut, quoting=quoting, strict=True)
+    return [{name: cell for name, cell in row.items() if name} for row in reader]
 
 
 def _parsed(path: Path, text: str, where: str) -> Any:

@@ -171,10 +171,12 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _encoded(teacher: DiffusersExpert, images: Tensor) -> Tensor:
-    """Images as states, on the CPU; grey ones in as many channels as the pipeline has."""
+    """Images as states, on the CPU, in as many channels as the pipeline has; colours become greys where it has one."""
     autoencoder = teacher.autoencoder
     channels = autoencoder.image_shape[0]
     images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images
+    if channels == 1 and images.shape[1] == 3:  # luma of ITU-R BT.601, as Pillow takes it
+        images = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).clamp(-1, 1)
     if isinstance(autoencoder, Pixels):
         return autoencoder.encode(images)
     path = cache_folder() / "latents" / f"{content_hash(images, *autoencoder.vae.state_dict().values())}.safetensors"
