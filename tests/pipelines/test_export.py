@@ -471,7 +471,7 @@ def test_runs_that_cannot_leave_are_refused_and_leave_nothing(
 
 
 def test_our_own_networks_have_no_adapters(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.savez("images.npz", images=np.zeros((20, 8, 8), dtype=np.uint8))
+    np.savez("images.npz", images=np.zeros((60, 8, 8), dtype=np.uint8))
     finished(Path("run"), task=f"{here / 'images.npz'}-matched", policy="fresh-unet", expert="unet")
     assert main(["export", "run", "--out", "out", "--format", "lora"]) == 2
     assert "this student has no adapters" in capsys.readouterr().err
