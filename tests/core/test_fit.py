@@ -1,5 +1,6 @@
 """Parts that do not fit together are refused before anything is trained, and those that fit are not."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchrl.envs import GymEnv, SerialEnv
 
 from dagdiff.checks import Refusal
 from dagdiff.dagger import DAgger
@@ -156,6 +158,17 @@ def test_the_loop_refuses_them_before_it_begins() -> None:
     with pytest.raises(Refusal, match="Give the environment the transition Renoise"):
         DAgger(told["student"], told["expert"], told["objective"], told["env"], told["data"])
     assert not hasattr(told["objective"], "target"), "no copy of the student has been made"
+
+
+def test_environments_that_are_no_batch_of_chains() -> None:
+    """TorchRL's SerialEnv has two batch dimensions and GymEnv none."""
+    told = parts()
+    one = told["env"]
+    for env, rows in ((SerialEnv(2, lambda: one), "(2, 8)"), (GymEnv("dagdiff/Denoising-v0"), "()")):
+        told["env"] = env
+        message = f"the environment must be one batch of chains; got a {type(env).__name__} with batch_size={rows}"
+        with pytest.raises(Refusal, match=re.escape(message)):
+            DAgger(**told)
 
 
 @pytest.mark.parametrize("name", ["times", "transition", "conditions", "transition.horizon"])

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -13,15 +14,18 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from torchrl.collectors import MultiSyncCollector
 from torchrl.envs import GymWrapper
 from torchrl.envs.utils import check_env_specs
 
 from dagdiff.checks import Refusal
-from dagdiff.envs.denoising import DenoisingEnv, DenoisingGymEnv, DenoisingVectorEnv
+from dagdiff.envs.denoising import DenoisingEnv
+from dagdiff.envs.gymnasium import DenoisingGymEnv, DenoisingVectorEnv
 from dagdiff.expert import Expert
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
+from dagdiff.rollout import MixturePolicy
 from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule, step_grid
 from dagdiff.shapes import column
 from dagdiff.transition import Ddim, Renoise, sample
@@ -116,7 +120,7 @@ def test_torchrl_accepts_the_native_env(shape: tuple[int, ...], law: Callable, c
 @pytest.mark.parametrize("count", [0, 3])
 def test_gymnasium_accepts_the_single_env(shape: tuple[int, ...], count: int) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Box.*")  # unbounded boxes are meant
+        warnings.filterwarnings("ignore", message=".*Box.*")  # states without bounds are meant
         warnings.filterwarnings("ignore", message=".*render_modes.*")
         check_env(DenoisingGymEnv(shape=shape, labels=count), skip_render_check=True)
 
@@ -241,6 +245,50 @@ def test_reset_into_a_given_step_still_has_a_condition() -> None:
     env = native(conditions=labels)
     given_state = TensorDict({"x_t": torch.randn(5, 2), "step": torch.full((5, 1), 2)}, [5])
     assert env.reset(given_state)["condition"].shape == (5,)
+
+
+def test_a_finished_chain_starts_anew() -> None:
+    env = native(conditions=labels, generator=torch.Generator().manual_seed(0))
+    ended = run_native(env, env.reset())
+    born = env.reset(ended.clone())
+    assert (born["step"] == 0).all() and (born["t"] == 1).all() and (born["s"] == 0.75).all()
+    assert not born["done"].any() and not born["terminated"].any()
+    assert not torch.isclose(born["x_t"], ended["x_t"]).any()
+    assert run_native(env, born)["done"].all()
+
+
+def test_only_the_finished_chains_of_a_given_state_start_anew() -> None:
+    env, x_t, asked = native(conditions=labels), torch.randn(5, 2), torch.tensor([50, 51, 52, 53, 54])
+    step = torch.tensor([[4], [0], [3], [4], [2]])
+    born = env.reset(TensorDict({"x_t": x_t, "step": step, "condition": asked}, [5]))
+    assert born["step"].flatten().tolist() == [0, 0, 3, 0, 2]
+    kept = torch.tensor([1, 2, 4])
+    assert torch.equal(born["x_t"][kept], x_t[kept]) and torch.equal(born["condition"][kept], asked[kept])
+    assert not torch.isclose(born["x_t"][[0, 3]], x_t[[0, 3]]).any() and (born["condition"][[0, 3]] < 8).all()
+
+
+def test_the_grid_of_the_native_env_is_any_numbers() -> None:
+    for times in ([1.0, 0.5, 0.0], (1, 0.5, 0), np.linspace(0.0, 1.0, 3)[::-1]):
+        assert native(times=times).times.tolist() == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.slow
+def test_a_student_acts_in_several_processes() -> None:
+    """TorchRL's collector of processes pickles the policy and the recipe of its environments."""
+    make = partial(DenoisingEnv, (2,), Ddim(CosineSchedule()), step_grid(4), 8)
+    student = MixturePolicy(Student(MLP(width=8), CosineSchedule()), exact(CosineSchedule()), Ddim(CosineSchedule()))
+    collector = MultiSyncCollector(
+        [make, make], student, frames_per_batch=64, total_frames=128, auto_register_policy_transforms=False
+    )
+    try:
+        batches = [batch.clone() for batch in collector]
+    finally:
+        collector.shutdown()
+    assert [batch.numel() for batch in batches] == [64, 64]
+    for batch in batches:
+        flat = batch.reshape(-1)
+        guess = student.student(flat["x_t"], flat["t"].squeeze(-1))
+        torch.testing.assert_close(flat["action"], guess, rtol=1e-4, atol=1e-5)
 
 
 def exact(schedule: Callable) -> Expert:
