@@ -231,7 +231,7 @@ def _told_classes(folder: Path, files: Sequence[Path]) -> dict[Path, str] | None
     """What a ``dataset.json`` says of each picture's class; None where there is none."""
     path = folder / "dataset.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
         if not isinstance(content, dict) or "labels" not in content:
             return None
         labels = {str(name): str(number) for name, number in content["labels"] or ()}

@@ -44,7 +44,11 @@ def image_unet(
     widths = channels or _widths(max(size))
     lower = len(widths) - 1
     if any(side % 2**lower for side in size):
-        raise Refusal(f"{size[0]} x {size[1]} can't be halved {lower} times. Resize, or give fewer channels: {widths}.")
+        side = max(2**lower, max(size) // 2**lower * 2**lower)
+        raise Refusal(
+            f"{size[0]} x {size[1]} can't be halved {lower} times. Resize (your own pictures: --size {side}), or give "
+            f"fewer channels: {widths}."
+        )
     if any(width % _GROUP for width in widths):
         raise Refusal(f"channels must be multiples of {_GROUP}; got {widths}. Pass e.g. (32, 64).")
     network = UNet2DModel(

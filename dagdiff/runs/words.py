@@ -6,7 +6,9 @@ Text is left as it is; types are checked where all is known (:mod:`dagdiff.runs.
 """
 
 import re
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ Given = dict[str, Any]
 """Name -> value, of what was given and nothing else."""
 
 _LISTS = lists_of(Settings)
+SWITCHES = frozenset(field.name for field in fields(Settings) if field.type is bool)
+"""Settings that are true or false: ``--bf16`` alone means ``--bf16 true``."""
 
 
 def spell(arguments: Sequence[str], flags: Collection[str] = ()) -> Given:
@@ -40,9 +44,13 @@ def spread(settings: Mapping[str, Any]) -> Given:
 
 
 def split(arguments: Iterable[str], flags: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the text of each option on a command line, True for a flag; a stray word has the name ""."""
-    words = iter(arguments)
-    for word in words:
+    """Yield the name and the text of each option on a command line, True for a flag; a stray word has the name "".
+
+    A switch without a value is on.
+    """
+    words = deque(arguments)
+    while words:
+        word = words.popleft()
         name, equals, text = word.removeprefix("--").partition("=")
         if word == "-h":
             yield "help", True
@@ -50,8 +58,10 @@ def split(arguments: Iterable[str], flags: Collection[str] = ()) -> Iterator[tup
             yield "", word
         elif name in flags or name == "help":
             yield name, text != "false"
+        elif name in SWITCHES and not equals and (not words or words[0].startswith("-")):
+            yield name, "true"
         else:
-            text = text if equals else next(words, "")
+            text = text if equals else words.popleft() if words else ""
             if not equals and (not text or text.startswith("--")):
                 part = name.removesuffix(".class")
                 raise Refusal(f"--{part} needs a value{': ' + known(part) if part in PARTS else ''}.")

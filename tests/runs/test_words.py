@@ -27,6 +27,8 @@ from dagdiff.runs.words import nested, spell, split, spread
         ("--expert exact --expert null --steps 2 --steps null", {}),
         ("--policy.alpha null", {"policy.alpha": "null"}),
         ("--print_config --help -h", {"print_config": True, "help": True}),
+        ("--skip_broken --bf16 true --per_chain", {"skip_broken": "true", "bf16": "true", "per_chain": "true"}),
+        ("--skip_broken=false --stepwise false", {"skip_broken": "false", "stepwise": "false"}),
         ("stray", {"": "stray"}),
     ],
 )  # fmt: skip
