@@ -6,7 +6,7 @@ from typing import Any
 
 from dagdiff.commands import make_parser
 from dagdiff.runs import config
-from dagdiff.runs.words import split
+from dagdiff.runs.words import spell
 from dagdiff.tasks.names import PLANE, make_task, read_name
 
 
@@ -15,7 +15,7 @@ def teacher(words: Sequence[str]) -> None:
 
     A training that was stopped is resumed.
     """
-    given = dict(split(words))
+    given = spell(words)
     parser = make_parser("teacher", teacher)
     parser.add_argument("--task", required=True, help="a task; its distillation set does not matter")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")

@@ -289,3 +289,10 @@ def test_an_unknown_task_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_images_come_from_the_schedule_of_the_task() -> None:
     assert isinstance(make_task("digits-matched").schedule, CosineSchedule)
+
+
+def test_the_channels_of_a_teacher_are_told_with_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "teacher --task digits-matched --channels 8,16 --updates 1 --batch_size 8 --device cpu"
+    assert main(words.split()) == 0, capsys.readouterr().err
+    assert "trained for 1 updates" in capsys.readouterr().out
+    assert main(words.replace("8,16", "[8,16]").split()) == 0 and "already trained" in capsys.readouterr().out
