@@ -8,7 +8,7 @@ https://arxiv.org/abs/1011.0686) and the growth of the on-policy shares.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, SupportsFloat
 
 from dagdiff.checks import Refusal, check_share, check_shares
 
@@ -62,13 +62,13 @@ class Constant:
         return self.value
 
 
-def as_ramp(name: str, value: "Ramp | float") -> Ramp:
+def as_ramp(name: str, value: "Ramp | SupportsFloat") -> Ramp:
     """Return a ramp as it is, and a number in [0, 1] as a :class:`Constant`; refuse anything else, by its ``name``."""
     if callable(value):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         raise Refusal(f"{name} must be a number in [0, 1] or a callable progress -> value; got {value!r}. Pass 0.5.")
-    check_share(name, value)
+    check_share(name, float(value))
     return Constant(float(value))
 
 
