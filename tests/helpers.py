@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ def seeded(seed: int = 0) -> torch.Generator:
 def weights(module: nn.Module) -> torch.Tensor:
     """All parameters and buffers of a module as they are now, in one row."""
     return torch.cat([values.detach().flatten().double() for values in module.state_dict().values()])
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers of a module as they are now, by name."""
+    return copy.deepcopy(module.state_dict())
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are equal, bit for bit."""
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 def loop_options(**flat: Any) -> dict[str, Any]:

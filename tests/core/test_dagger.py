@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import loop_options, weights
+from helpers import loop_options, same, state
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -131,11 +131,11 @@ def test_held_out_measurement_changes_neither_training_nor_ledger(make: Callable
         rounds = list(run)
         ledger = [(done.nfe_student, done.nfe_expert, done.losses) for done in rounds]
         assert run.learner.averaged is not None
-        ends.append((weights(run.student), weights(run.learner.averaged), ledger, run.generator.get_state()))
+        ends.append((state(run.student), state(run.learner.averaged), ledger, run.generator.get_state()))
         laws = ("loss_forward", "loss_own", "loss_expert")
         assert all(len(getattr(done, law)) == (4 if heldout else 0) for done in rounds for law in laws)
         assert all(math.isnan(done.heldout) == (heldout == 0) for done in rounds)
-    assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])
+    assert same(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])
     assert ends[0][2] == ends[1][2]
     assert torch.equal(ends[0][3], ends[1][3])
 
@@ -148,7 +148,7 @@ def run_weights(make: Callable, seed: int, global_seed: int) -> dict[str, Tensor
     run = loop(make(), seed=seed, **MIXED)
     for _ in run:
         pass
-    return weights(run.student)
+    return state(run.student)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def run_weights(make: Callable, seed: int, global_seed: int) -> dict[str, Tensor
 )
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(make: Callable) -> None:
     first = run_weights(make, 0, global_seed=1)
-    assert torch.equal(first, run_weights(make, 0, global_seed=2)), "no global seed has a say"
-    assert not torch.equal(first, run_weights(make, 1, global_seed=1))
+    assert same(first, run_weights(make, 0, global_seed=2)), "no global seed has a say"
+    assert not same(first, run_weights(make, 1, global_seed=1))
 
 
 def test_without_a_generator_the_loop_is_seeded_with_zero() -> None:
@@ -173,8 +173,8 @@ def test_without_a_generator_the_loop_is_seeded_with_zero() -> None:
         )  # fmt: skip
         for _ in run:
             pass
-        ends.append(weights(learner))
-    assert torch.equal(*ends)
+        ends.append(state(learner))
+    assert same(*ends)
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_rounds_may_have_updates_of_their_own() -> None:
 def test_even_updates_are_those_of_one_number() -> None:
     one, other = loop(**MIXED), loop(updates_per_round=[4, 4, 4], **MIXED)
     assert [done.losses for done in one] == [done.losses for done in other]
-    assert torch.equal(weights(one.student), weights(other.student))
+    assert same(state(one.student), state(other.student))
 
 
 @pytest.mark.parametrize("updates", range(3, 14))
@@ -242,7 +242,7 @@ class Watching(Progressive):
         return found
 
     def follow(self, student: nn.Module) -> None:
-        self.after.append(weights(student))
+        self.after.append(state(student))
 
 
 def test_losses_are_means_over_the_rounds_updates() -> None:
@@ -316,13 +316,13 @@ def test_the_best_round_has_the_least_held_out_loss() -> None:
     told, kept = [], []
     for done in run:
         told.append(done.heldout)
-        kept.append(weights(run.student))
+        kept.append(state(run.student))
     best = min(range(8), key=told.__getitem__)
     assert told != sorted(told, reverse=True), "the last round is not meant to be the best here"
     assert run.best is not None
     assert run.best[0] == best + 1
     assert run.best[1] == told[best]
-    assert torch.equal(run.best[2], kept[best])
+    assert same(run.best[2], kept[best])
 
 
 def test_nothing_measured_has_no_best() -> None:
@@ -363,7 +363,7 @@ def test_the_averaged_student_is_the_closed_formula(decay: float) -> None:
             warm = min(decay, (1 + updates) / (10 + updates))
             expected = warm * expected + (1 - warm) * one[key]
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
-    assert not torch.equal(run.learner.averaged.module.state_dict(), weights(run.student))
+    assert not same(run.learner.averaged.module.state_dict(), state(run.student))
     assert loop().learner.averaged is None
 
 
@@ -371,7 +371,7 @@ def test_the_averaged_student_is_the_closed_formula(decay: float) -> None:
 def test_gradients_are_clipped(clip: float) -> None:
     objective = Watching()
     run = loop(objective, clip=clip, optimiser=lambda p: torch.optim.SGD(p, 1.0), shares=(1, 0, 0))
-    start = weights(run.student)
+    start = state(run.student)
     for _ in run:
         pass
     for before, after in itertools.pairwise([start, *objective.after]):
@@ -404,13 +404,13 @@ class Exploding(Progressive):
 @pytest.mark.parametrize(("at", "back"), [(1, 0), (4, 0), (5, 4), (7, 4), (12, 8)])
 def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_good_round(at: int, back: int, value: float) -> None:
     run = loop(Exploding(at, value), **MIXED)
-    kept = {0: weights(run.student)}
+    kept = {0: state(run.student)}
     with pytest.raises(
         NonFiniteLoss, match=rf"not finite at update {at}; the student is back at update {back}\. Lower the"
     ):
         for done in run:
-            kept[done.updates] = weights(run.student)
-    assert torch.equal(weights(run.student), kept[back])
+            kept[done.updates] = state(run.student)
+    assert same(state(run.student), kept[back])
     assert not run.student._forward_hooks
 
 
@@ -431,11 +431,11 @@ def test_the_generator_can_be_stopped_early() -> None:
     whole, run = loop(**MIXED), loop(**MIXED)
     kept = []
     for _ in whole:
-        kept.append(weights(whole.student))
+        kept.append(state(whole.student))
     rounds = iter(run)
     assert isinstance(next(rounds), Round)
     rounds.close()
-    assert torch.equal(weights(run.student), kept[0])
+    assert same(state(run.student), kept[0])
     assert not run.student._forward_hooks, "the counter is taken off"
     before = run.ledger.nfe
     assert before > 0
@@ -457,18 +457,18 @@ def test_a_loop_of_ones_own_may_use_its_pieces() -> None:
         assert own.learner.close({"loss": torch.stack(losses).detach()})["loss"] == done.losses["loss"]
         assert own.ledger.nfe == done.nfe_student
         own.student(torch.randn(5, 2), torch.rand(5))  # nobody counts now
-    assert torch.equal(weights(own.student), weights(whole.student))
+    assert same(state(own.student), state(whole.student))
     with pytest.raises(NonFiniteLoss, match="is not finite at update 14; the student is back at update 12"):
         own.learner.close({"loss": torch.tensor([0.0, math.nan, 0.0, 0.0])})
 
 
 def test_the_loop_is_lazy() -> None:
     run = loop(**MIXED)
-    start, rounds, asked = weights(run.student), iter(run), run.expert.denoiser.rows
+    start, rounds, asked = state(run.student), iter(run), run.expert.denoiser.rows
     assert asked <= 4 and run.expert.nfe == 0
     next(rounds)
-    moved = weights(run.student)
-    assert not torch.equal(start, moved)
+    moved = state(run.student)
+    assert not same(start, moved)
     assert run.learner.updates == 4, "no round is run ahead of being asked for"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LCMScheduler
-from helpers import loop_options, seeded, weights
+from helpers import loop_options, same, seeded, state
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -158,7 +158,7 @@ def test_forward_shares_alone_are_plain_pd_number_for_number(schedule: Any, subs
         optimiser.step()
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(student.state_dict()[key], value, atol=1e-6, rtol=1e-5)
-    assert not torch.equal(weights(student), weights(mlp(1, schedule)))
+    assert not same(state(student), state(mlp(1, schedule)))
 
 
 # --- consistency distillation -----------------------------------------------------------------------------------------
@@ -190,13 +190,13 @@ def test_the_pseudo_huber_distance() -> None:
 def test_lcms_target_is_the_closed_formula_of_the_average(decay: float) -> None:
     student = mlp(0)
     objective = begun(Consistency(ema=decay), student, Expert(exact(student.schedule), student.schedule))
-    history = [weights(student)]
+    history = [state(student)]
     for _ in range(6):
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(torch.randn_like(parameter))
         objective.follow(student)
-        history.append(weights(student))
+        history.append(state(student))
     for key, value in objective.target.module.state_dict().items():
         expected = decay**6 * history[0][key]
         for i in range(1, 7):
@@ -208,7 +208,7 @@ def test_lcms_target_network_starts_as_the_student_and_takes_no_gradient() -> No
     student, schedule = mlp(0), CosineSchedule()
     expert = Expert(exact(schedule), schedule)
     objective = begun(Consistency(), student, expert)
-    assert torch.equal(weights(objective.target.module), weights(student))
+    assert same(state(objective.target.module), state(student))
     objective.loss(student, objective.annotate(expert, states())).loss.backward()
     assert all(parameter.grad is None for parameter in objective.target.parameters())
     assert any(parameter.grad is not None for parameter in student.parameters())
@@ -378,10 +378,10 @@ def test_the_generators_loss_does_not_leak_into_the_critics_update(gan: float) -
 def test_the_critics_update_changes_the_critic_alone(gan: float) -> None:
     student, teacher = mlp(0), mlp(7)
     objective = begun(DistributionMatching(gan_weight=gan), student, Expert(teacher, student.schedule))
-    before = weights(student), weights(teacher), [parameter.detach().clone() for parameter in critic(objective)]
+    before = state(student), state(teacher), [parameter.detach().clone() for parameter in critic(objective)]
     parts = objective.improve_critic(student, states())
     assert set(parts) == ({"fake", "head"} if gan else {"fake"})
-    assert torch.equal(before[0], weights(student)) and torch.equal(before[1], weights(teacher))
+    assert same(before[0], state(student)) and same(before[1], state(teacher))
     assert all(parameter.grad is None for parameter in [*student.parameters(), *teacher.parameters()])
     assert len(critic(objective)) == len(list(objective.fake.parameters())) + (4 if gan else 0)
     moved = [not torch.equal(one, two) for one, two in zip(before[2], critic(objective), strict=True)]
@@ -391,7 +391,7 @@ def test_the_critics_update_changes_the_critic_alone(gan: float) -> None:
 def test_the_fake_score_starts_as_the_student_and_learns_its_answers() -> None:
     student, made = mlp(0), torch.tensor([0.5, -1.0])
     objective = begun(DistributionMatching(critic_lr=5e-3), student, Expert(exact(student.schedule), student.schedule))
-    assert torch.equal({name: weights(objective.fake)[name] for name in weights(student)}, weights(student))
+    assert same({name: state(objective.fake)[name] for name in state(student)}, state(student))
     batch = states()
     x_t, t = batch["x_t"], batch["t"]
     assert torch.equal(objective.fake(x_t, t, None, t), student(x_t, t))
@@ -491,8 +491,8 @@ def test_the_heads_first_weights_come_from_the_generator() -> None:
         torch.manual_seed(seed)
         student, objective = mlp(0), DistributionMatching(gan_weight=0.1)
         begun(objective, student, Expert(exact(student.schedule), student.schedule))
-        heads.append(weights(objective.head))
-    assert torch.equal(*heads)
+        heads.append(state(objective.head))
+    assert same(*heads)
 
 
 def test_the_head_sees_real_points_with_their_own_labels() -> None:
@@ -594,13 +594,13 @@ def test_a_loss_has_parts_without_gradient(make: Any) -> None:
 @pytest.mark.parametrize("shares", [(0.5, 0.5, 0.0), (0.4, 0.3, 0.3)])
 def test_the_teacher_never_changes(make: Any, shares: tuple[float, float, float]) -> None:
     student, teacher = mlp(1), mlp(7)
-    before, start = weights(teacher), weights(student)
+    before, start = state(teacher), state(student)
     run = loop(make(), student, Expert(teacher, student.schedule, 2), shares=shares, heldout=16)
     for _ in run:
         pass
-    assert torch.equal(before, weights(teacher))
+    assert same(before, state(teacher))
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert not torch.equal(start, weights(student))
+    assert not same(start, state(student))
 
 
 @every_schedule
