@@ -41,6 +41,7 @@ def results(*records: Record) -> Results:
 
 def test_a_setting_reaches_the_processes_that_are_started_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_CBWR", "AVX2")  # as it is means without it
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     ask = "import os, torch; print(os.environ.get('MKL_CBWR'), torch.backends.cpu.get_cpu_capability())"
 
     def told(setting: str) -> str:
