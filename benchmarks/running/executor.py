@@ -20,7 +20,7 @@ from dagdiff import __version__
 from dagdiff.checkpoint import load_json, save_arrays, save_json
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
-from dagdiff.metrics.base import score
+from dagdiff.metrics.base import numbers_of, score
 from dagdiff.report.results import IDENTITY
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs.config import Config
@@ -155,7 +155,7 @@ def run_suite(suite: Any, options: Any, out: Path, workers: int = 1) -> dict[str
 def own_numbers(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     """What metrics that a run names say of their numbers, so that a report can say it without them."""
     names = dict.fromkeys(name for cell in cells for name in cell.config["metric"])
-    numbers = {id_: number for name in names for id_, number in getattr(resolve("metric", name), "numbers", {}).items()}
+    numbers = {id_: number for name in names for id_, number in numbers_of(resolve("metric", name)).items()}
     return {id_: number._asdict() for id_, number in numbers.items()}
 
 

@@ -102,9 +102,9 @@ def score(metrics: Iterable[Scorer], samples: Tensor, truth: Truth) -> dict[str,
     return found
 
 
-def numbers_of(metric: Scorer) -> dict[str, Number]:
-    """What a metric says of its numbers; nothing, if it is a plain function."""
-    return dict(metric.numbers) if isinstance(metric, Metric) else {}
+def numbers_of(metric: Scorer | type[Metric]) -> dict[str, Number]:
+    """What a metric, or its class, says of its numbers; nothing, if it is a plain function."""
+    return dict(getattr(metric, "numbers", {}))
 
 
 def _sees_parts(metric: Scorer) -> bool:
