@@ -1,7 +1,7 @@
 """The expert: the many-step teacher, asked for advice at any state, wherever that state came from.
 
 It answers with a *guess* of x0, like every policy. Asked for ``target(x_t, t, s)`` it first walks its own path from t
-to s in k DDIM sub-steps and then names the guess with which ONE step lands at the same place: the progressive target of
+to s in k sub-steps and then names the guess with which ONE DDIM step lands at the same place: the progressive target of
 Salimans and Ho (2022, https://arxiv.org/abs/2202.00512), for any k. Every network evaluation is counted in ``nfe``.
 """
 
@@ -11,12 +11,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dagdiff.checks import check_at_least, check_same_shape
+from dagdiff.checks import check_above, check_at_least, check_same_shape
 from dagdiff.ledger import Ledger
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, Denoiser, States, Times, column
+from dagdiff.solvers import Before, DdimSolver, Solver, check_solver
 from dagdiff.threshold import NoThreshold, Threshold
-from dagdiff.transition import ddim
 
 
 def no_label(condition: Tensor) -> Tensor:
@@ -30,11 +30,14 @@ class Expert:
     Args:
         denoiser: the teacher, ``(x_t, t, condition) -> x0``.
         schedule: the noise schedule of its states.
-        substeps: DDIM sub-steps k between the two ends of a question; 1 is the plain guess.
+        substeps: sub-steps k between the two ends of a question; 1 is the plain guess.
         guidance: classifier-free weight w (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598), used where a
             condition is given: x0_null + w (x0_condition - x0_null), two evaluations; 1 asks the denoiser alone.
         threshold: the reflected operator, applied to every guess.
         null: makes the null condition from a condition.
+        solver: of the sub-steps.
+        span: the time that k sub-steps are for; a walk of another length takes its part of k, rounded up. None: each
+            walk takes k, whatever its length.
     """
 
     def __init__(
@@ -45,10 +48,15 @@ class Expert:
         guidance: float = 1.0,
         threshold: Threshold | None = None,
         null: Callable[[Tensor], Tensor] = no_label,
+        solver: Solver = DdimSolver(),  # noqa: B008  (frozen)
+        span: float | None = None,
     ) -> None:
         check_at_least("substeps", substeps, 1)
+        check_above("span", 1.0 if span is None else span, 0.0)
+        check_solver(solver, schedule)
         self.denoiser, self.schedule, self.null = denoiser, schedule, null
         self.substeps, self.guidance, self.threshold = substeps, guidance, threshold or NoThreshold()
+        self.solver, self.span = solver, span
         self.ledger = Ledger()
 
     @property
@@ -74,12 +82,35 @@ class Expert:
         return self.threshold(guess)
 
     def advance(self, x_t: States, t: Times, s: Times, condition: Condition = None) -> States:
-        """Walk from t to s in k equal DDIM sub-steps, row by row; return x_s, ``(B, *D)``."""
-        start = t
-        for i in range(1, self.substeps + 1):
-            end = torch.lerp(start, s, i / self.substeps)
-            x_t, t = ddim(x_t, self(x_t, t, condition), t, end, self.schedule), end
-        return x_t
+        """Walk from t to s, row by row, in equal sub-steps; return x_s, ``(B, *D)``.
+
+        With a ``span`` the rows' numbers of sub-steps differ; they are looked at once, on the host.
+        """
+        if self.span is None:
+            return self._advance(x_t, t, s, condition, [len(x_t)] * self.substeps, self.substeps)
+        counts = ((t - s) * (self.substeps / self.span) - _WHOLE).ceil().clamp(min=1.0)
+        order = counts.argsort(descending=True, stable=True)
+        at_work = counts[order].tolist()
+        rows = [sum(count > number for count in at_work) for number in range(int(at_work[0]) if at_work else 0)]
+        asked = None if condition is None else condition[order]
+        landed = self._advance(x_t[order], t[order], s[order], asked, rows, counts[order])
+        return torch.empty_like(landed).index_copy(0, order, landed)
+
+    def _advance(
+        self, x_t: States, t: Times, s: Times, condition: Condition, rows: list[int], counts: Tensor | int
+    ) -> States:
+        """Walk in ``counts`` sub-steps a row; ``rows[i]`` rows, the first ones, take part in sub-step i."""
+        start, landed, before = t, [], None
+        for number, left in enumerate(rows):
+            if left < len(x_t):
+                landed.append(x_t[left:])
+                x_t, t, before = x_t[:left], t[:left], None if before is None else before.of(left)
+            asked = None if condition is None else condition[:left]
+            part = (number + 1) / counts if isinstance(counts, int) else (number + 1) / counts[:left]
+            end = torch.lerp(start[:left], s[:left], part)
+            x_s, answer = self.solver(lambda x, at, to=asked: self(x, at, to), x_t, t, end, before, self.schedule)
+            x_t, t, before = x_s, end, Before(answer, t)
+        return torch.cat([x_t, *reversed(landed)]) if landed else x_t
 
     def walk(self, noise: States, times: Times, condition: Condition = None) -> list[States]:
         """Walk its own chain down the grid, k sub-steps an interval; return the states at all its times."""
@@ -90,7 +121,7 @@ class Expert:
 
     def target(self, x_t: States, t: Times, s: Times, condition: Condition = None) -> States:
         """Return the guess with which one DDIM step from t to s < t lands where k sub-steps lead, ``(B, *D)``."""
-        if self.substeps == 1:
+        if self.substeps == 1 and self.span is None:
             return self(x_t, t, condition)
         x_s = self.advance(x_t, t, s, condition)
         alpha_t, sigma_t = (column(values, x_t) for values in self.schedule(t))
@@ -101,3 +132,7 @@ class Expert:
     def _ask(self, x_t: States, t: Times, condition: Condition) -> States:
         self.ledger.charge(len(x_t))
         return check_same_shape("the expert", self.denoiser(x_t, t, condition), x_t)
+
+
+_WHOLE = 1e-3
+"""Sub-steps that rounding may add to a whole number of them, and that are none."""

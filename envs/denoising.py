@@ -4,7 +4,7 @@
 observation  ``x_t`` the state, ``t`` the time it is at, ``s`` the time the step lands, ``step``, perhaps ``condition``
 action       the clean guess x0, never the next state
 transition   ``x_s = transition(x_t, x0, t, s, noise)``
-reward       minus the mean squared distance to the expert's guess where an expert is given, else 0
+reward       minus the mean squared distance to the expert's label of this step where an expert is given, else 0
 episode      K steps, from noise at ``times[0]`` to ``times[K] = 0``
 ===========  =========================================================================================================
 
@@ -108,7 +108,7 @@ class DenoisingEnv(EnvBase):
         t, s = tensordict["t"].squeeze(-1), tensordict["s"].squeeze(-1)
         condition = tensordict.get("condition", None)
         x_s = self.transition(x_t, x0, t, s, fresh_noise(self.transition, x_t, self.generator))
-        earned = reward(self.expert, x_t, x0, t, condition).unsqueeze(-1)
+        earned = reward(self.expert, self.transition, x_t, x0, t, s, condition).unsqueeze(-1)
         done = step + 1 >= len(self.times) - 1
         return self._observe(x_s, step + 1, condition).update(
             {"reward": earned, "done": done, "terminated": done.clone()}

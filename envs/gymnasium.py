@@ -184,7 +184,8 @@ class DenoisingVectorEnv(VectorEnv):
         chosen = torch.from_numpy(rows.nonzero()[0])
         x_t, x0 = self._x[chosen], guesses[chosen]
         t, s = interval(self.times, torch.from_numpy(self._step)[chosen])
-        earned = reward(self.expert, x_t, x0, t, self._condition[chosen] if self.labels else None)
+        condition = self._condition[chosen] if self.labels else None
+        earned = reward(self.expert, self.transition, x_t, x0, t, s, condition)
         self._x = self._x.index_copy(0, chosen, self.transition(x_t, x0, t, s, self._noise()[chosen]))
         self._step = self._step + rows
         self._remember(rows)

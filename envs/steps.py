@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dagdiff.expert import Expert
 from dagdiff.shapes import Condition, States, Times
+from dagdiff.transition import Transition
 
 
 def interval(times: Times, step: Tensor) -> tuple[Times, Times]:
@@ -13,8 +14,14 @@ def interval(times: Times, step: Tensor) -> tuple[Times, Times]:
     return times[step], times[(step + 1).clamp(max=last)]
 
 
-def reward(expert: Expert | None, x_t: States, x0: States, t: Times, condition: Condition) -> Tensor:
-    """Return minus the mean squared distance of each guess to the expert's, ``(B,)``; 0 without an expert."""
+def reward(
+    expert: Expert | None, transition: Transition, x_t: States, x0: States, t: Times, s: Times, condition: Condition
+) -> Tensor:
+    """Return minus the mean squared distance of each guess to the expert's, ``(B,)``; 0 without an expert.
+
+    The expert's guess is the one that its sub-steps amount to up to ``transition.horizon(s)``: what imitation asks for.
+    """
     if expert is None:
         return torch.zeros(len(x_t), device=x_t.device)
-    return -(x0 - expert(x_t, t, condition)).square().flatten(1).mean(1)
+    advice = expert.target(x_t, t, transition.horizon(s), condition)
+    return -(x0 - advice).square().flatten(1).mean(1)

@@ -1,9 +1,11 @@
 r"""Consistency distillation (LCM): answer alike along the expert's path (Luo et al. 2023, https://arxiv.org/abs/2310.04378).
 
-.. math:: L = \mathbb{E}\; d\big(f(x_t, t),\; f_{ema}(x_{t'}, t')\big), \qquad f(x, t) = c_{skip} x + c_{out} x_0^S
+.. math:: L = \mathbb{E}\; d\big(f(x_t, t),\; f_{ema}(x_{e}, e)\big), \qquad f(x, t) = c_{skip} x + c_{out} x_0^S
 
-where the expert steps once from (x_t, t) to (x_t', t') on a fine solver grid. f is the identity at t = 0, which ties
-the chain of equal answers to the data.
+where the expert walks from (x_t, t) to (x_e, e), its label's *end*. f is the identity at t = 0, which ties the chain of
+equal answers to the data. Published is one step of a fine solver grid, e = t - 1/50: the student's own average says the
+rest of the path, and copies its errors some fifty times. With e = 0 the expert walks the whole path, the goal is
+where it ends, and there is no target network (:mod:`dagdiff.objectives.label_end`).
 """
 
 from functools import partial
@@ -14,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dagdiff.average import follow
-from dagdiff.checks import check_at_least, check_share
+from dagdiff.checks import check_above, check_at_least, check_share
 from dagdiff.expert import Expert
 from dagdiff.objectives.base import Clean, Loss, Objective
+from dagdiff.objectives.label_end import Data, LabelEnd, as_label_end, check_label_end
 from dagdiff.schedule import perturb, step_grid
 from dagdiff.shapes import States, Times, column
 from dagdiff.transition import Renoise, ddim
@@ -43,6 +46,8 @@ class Consistency(Objective):
     Args:
         solver_steps: steps of the expert's grid; forward states take its times, and one solver step is 1 / solver_steps
             long.
+        label_end: to where the expert walks for a label: "step" (one solver step, as published), "data" (the whole
+            walk), "uniform" (a time of the grid below t, drawn), or the time on, in (0, 1].
         ema: decay of the target network, an update.
         huber_width: c of the pseudo-Huber distance.
         renoise: spread on-policy states over the solver's times, by perturbing each guess of a roll-in to a time of the
@@ -53,17 +58,27 @@ class Consistency(Objective):
     sampler = Renoise
 
     def __init__(
-        self, solver_steps: int = 50, ema: float = 0.95, huber_width: float = 1e-3, renoise: bool = True
+        self,
+        solver_steps: int = 50,
+        ema: float = 0.95,
+        huber_width: float = 1e-3,
+        renoise: bool = True,
+        label_end: float | str | LabelEnd = "step",
     ) -> None:
         check_at_least("solver_steps", solver_steps, 1)
         check_share("ema", ema)
+        check_above("huber_width", huber_width, 0.0)
         self.solver_steps, self.ema, self.huber_width, self.renoise = solver_steps, ema, huber_width, renoise
+        self.published, self.label_end = label_end == "step", as_label_end(label_end, solver_steps)
+        self.target: AveragedModel | None = None
+        self.generator: torch.Generator | None = None
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
-        """Start the target network from the student."""
-        self.target = AveragedModel(student, multi_avg_fn=partial(follow, self.ema), use_buffers=True).eval()
-        self.target.update_parameters(student)
-        self.threshold, self.schedule = expert.threshold, expert.schedule
+        """Start the target network from the student, where labels end before the data."""
+        self.threshold, self.schedule, self.generator = expert.threshold, expert.schedule, generator
+        if not isinstance(self.label_end, Data):
+            self.target = AveragedModel(student, multi_avg_fn=partial(follow, self.ema), use_buffers=True).eval()
+            self.target.update_parameters(student)
 
     def horizon(self, s: Times) -> Times:
         """Time 0: all states of a path are answered with its clean end."""
@@ -89,23 +104,30 @@ class Consistency(Objective):
         )
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add ``x_next`` and ``end``, the state and the time to which one expert solver step leads."""
-        t = states["t"]
-        end = (t - 1.0 / self.solver_steps).clamp(min=0.0)
-        guess = expert(states["x_t"], t, states.get("condition"))
-        states["x_next"] = ddim(states["x_t"], guess, t, end, expert.schedule)
+        """Add ``x_next`` and ``end``, the state and the time to which the expert walks.
+
+        It is asked once for the published solver step, and else as often as its sub-steps say.
+        """
+        x_t, t, condition = states["x_t"], states["t"], states.get("condition")
+        end = check_label_end(self.label_end(t, self.generator), t)
+        if self.published:
+            states["x_next"] = ddim(x_t, expert(x_t, t, condition), t, end, expert.schedule)
+        else:
+            states["x_next"] = expert.advance(x_t, t, end, condition)
         return states.set("end", end)
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
-        """Return the mean pseudo-Huber distance of the student's answer to the target network's, one solver step on."""
-        condition = batch.get("condition")
+        """Return the mean pseudo-Huber distance of the student's answer to where the path ends, as far as is known."""
+        condition, goal = batch.get("condition"), batch["x_next"]
         answer = boundary(batch["x_t"], student(batch["x_t"], batch["t"], condition), batch["t"])
-        with torch.no_grad():
-            guess = self.threshold(self.target(batch["x_next"], batch["end"], condition))
-            goal = boundary(batch["x_next"], guess, batch["end"])
+        if self.target is not None:
+            with torch.no_grad():
+                guess = self.threshold(self.target(goal, batch["end"], condition))
+                goal = boundary(goal, guess, batch["end"])
         loss = pseudo_huber(answer, goal, self.huber_width)
         return Loss(loss, {"distance": loss.detach()})
 
     def follow(self, student: nn.Module) -> None:
         """Move the target network towards the student."""
-        self.target.update_parameters(student)
+        if self.target is not None:
+            self.target.update_parameters(student)

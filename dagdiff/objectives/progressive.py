@@ -4,7 +4,9 @@ Source: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512.
 
 .. math:: L = \mathbb{E}\; w(t)\, \lVert x_0^S(x_t, t) - x^*(x_t, t, s) \rVert^2, \qquad w = \max(SNR_t, 1)
 
-where x* is the guess with which one DDIM step from t to s lands where the expert's k sub-steps land.
+where x* is the guess with which one DDIM step from t to s lands where the expert's k sub-steps land. With labels that
+end at data s is 0: x* is where the expert's whole walk ends, and the student answers every state with data, for a chain
+that perturbs each guess afresh.
 
 Two things may change while it trains. ``ease`` blends the label of a roll-in's state with the guess that the policy
 itself made there, an easier target (coaching: He, Daume and Eisner 2012,
@@ -19,9 +21,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from dagdiff.checks import check_in
 from dagdiff.expert import Expert
 from dagdiff.objectives.base import Clean, Loss, Objective
 from dagdiff.shapes import Times, column
+from dagdiff.transition import Ddim, Renoise
 
 Weight = Callable[[Tensor, Tensor], Tensor]
 """``(alpha, sigma) -> weight`` of a squared error in x0."""
@@ -56,10 +60,14 @@ class Progressive(Objective):
 
     Args:
         weight: of the squared error, by noise level.
+        label_end: to where the expert walks for a label: "step" (where the student's step lands, as published) or
+            "data" (the whole walk).
     """
 
-    def __init__(self, weight: Weight = truncated_snr) -> None:
-        self.weight = weight
+    def __init__(self, weight: Weight = truncated_snr, label_end: str = "step") -> None:
+        check_in("label_end", label_end, ("step", "data"))
+        self.weight, self.label_end = weight, label_end
+        self.sampler = Renoise if label_end == "data" else Ddim
         self.ease = 0.0
         self.by_time: Callable[[Times], Tensor] | None = None
 
@@ -68,16 +76,17 @@ class Progressive(Objective):
         self.schedule = expert.schedule
 
     def horizon(self, s: Times) -> Times:
-        """The landing time itself: up to there the expert's sub-steps walk."""
-        return s
+        """The landing time itself, or time 0: up to there the expert's sub-steps walk."""
+        return torch.zeros_like(s) if self.label_end == "data" else s
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add ``target``: the expert's guess for the step from t to s, with ``ease`` blended with the policy's own."""
-        target = expert.target(states["x_t"], states["t"], states["s"], states.get("condition"))
+        """Add ``target``: the expert's guess for the walk from t, with ``ease`` blended with the policy's own."""
+        end = self.horizon(states["s"])
+        target = expert.target(states["x_t"], states["t"], end, states.get("condition"))
         own = states.get("action", None)
         if self.ease > 0.0 and own is not None:
             target = torch.lerp(target, own, column(self.ease * (states["actor"] == 0), target))
-        return states.set("target", target).set("end", states["s"].clone())
+        return states.set("target", target).set("end", end.clone())
 
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the weighted squared distance to the target."""

@@ -108,7 +108,22 @@ class Experiment:
         denoiser = _to(named, self.device)
         if self.settings.bf16 and isinstance(denoiser, nn.Module):  # a closed form stays exact
             denoiser = in_bfloat16(denoiser)
-        return Expert(denoiser, self.task.schedule, self.settings.substeps, self.settings.guidance, self.threshold)
+        chosen, solver = self.settings, _make("solver", self.settings.solver)
+        return Expert(
+            denoiser,
+            self.task.schedule,
+            chosen.substeps,
+            chosen.guidance,
+            self.threshold,
+            solver=solver,
+            span=self.span,
+        )
+
+    @property
+    def span(self) -> float | None:
+        """The time that the expert's sub-steps are for: the whole chain, where guesses must be right at data."""
+        ends = self.transition.horizon(self.times[1:])
+        return 1.0 if bool((ends == 0.0).all()) else None
 
     @cached_property
     def metrics(self) -> list[Scorer]:
@@ -271,6 +286,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "policy": (nn.Module, "a torch.nn.Module"),
     "data": (Data, "anything with sample(n, generator)"),
     "threshold": (Callable, "a callable x0 -> x0"),
+    "solver": (Callable, "a callable (ask, x_t, t, s, before, schedule) -> x_s, answer"),
     "schedule": (Callable, "a callable t -> (alpha_t, sigma_t)"),
     **dict.fromkeys(("beta", "shares_ramp", "lr_ramp"), _RAMP),
     "driver": (MixturePolicy, "a subclass of dagdiff.rollout.MixturePolicy"),

@@ -47,6 +47,11 @@ PARTS: dict[str, dict[str, str]] = {
         "lora": "dagdiff.tasks.pipeline.adapted_student",
     },
     "data": {},
+    "solver": {
+        "ddim": "dagdiff.solvers.DdimSolver",
+        "heun": "dagdiff.solvers.HeunSolver",
+        "dpm": "dagdiff.solvers.DpmSolver",
+    },
     "threshold": {
         "none": "dagdiff.threshold.NoThreshold",
         "box": "dagdiff.tasks.plane.box_threshold",
@@ -88,6 +93,7 @@ HELP = {
     "expert": "the teacher; by default exact for mixtures, else learned; unet or pipeline for such tasks",
     "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline",
     "data": "what forward states are made of, anything with sample(n, generator); by default the task's set",
+    "solver": "how the expert makes a sub-step",
     "threshold": "the reflected operator, on expert, targets and rollouts; by default of pipelines teacher",
     "schedule": "the noise schedule; a pipeline keeps its own",
     "beta": "share of rollout steps that the expert drives, by progress",
@@ -101,6 +107,7 @@ HELP = {
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "objective": {"class": "progressive"},
+    "solver": {"class": "ddim"},
     "threshold": {"class": "none"},
     "schedule": {"class": "cosine"},
     "beta": {"class": "constant", "value": 0.0},

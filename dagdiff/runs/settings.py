@@ -28,7 +28,8 @@ class Settings:
         rounds: number of rounds of sampling and training; with --stages, of each stage.
         batch_size: number of states of an update.
         chains: number of chains that are sampled at a time.
-        substeps: number of DDIM steps of the expert within one step of the student.
+        substeps: number of steps of the expert within one step of the student; where guesses must be right at data
+            (LCM, DMD2), on its way from noise to data, and a part of them from a state between.
         guidance: weight of classifier-free guidance of the expert, on labelled tasks.
         per_chain: let one driver keep a chain to its end.
         stepwise: give the student a network of its own for each step.

@@ -291,9 +291,10 @@ def test_a_student_acts_in_several_processes() -> None:
         torch.testing.assert_close(flat["action"], guess, rtol=1e-4, atol=1e-5)
 
 
-def exact(schedule: Callable) -> Expert:
+def exact(schedule: Callable, substeps: int = 1) -> Expert:
     means = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
-    return Expert(GaussianMixtureExpert(means, torch.tensor([0.2, 0.3]), torch.tensor([0.5, 0.5]), schedule), schedule)
+    mixture = GaussianMixtureExpert(means, torch.tensor([0.2, 0.3]), torch.tensor([0.5, 0.5]), schedule)
+    return Expert(mixture, schedule, substeps)
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -319,12 +320,17 @@ def test_the_reward_is_minus_the_squared_distance_to_the_experts_guess(count: in
     assert single.step(action[0].numpy())[1] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_experts_own_guess_is_the_best_action_and_no_expert_no_reward() -> None:
-    expert = exact(CosineSchedule())
-    env = native(expert=expert)
-    state = env.reset()
-    best = env.step(state.set("action", expert(state["x_t"], torch.ones(5))))["next", "reward"]
+@pytest.mark.parametrize("law", [Ddim, Renoise])
+def test_the_label_of_the_step_is_the_best_action_and_no_expert_no_reward(law: Callable) -> None:
+    schedule, times = CosineSchedule(), step_grid(4)
+    expert = exact(schedule, substeps=8)
+    env = DenoisingEnv((2,), law(schedule), times, 5, expert=expert, generator=torch.Generator().manual_seed(0))
+    state, t = env.reset(), torch.ones(5)
+    plain = env.step(state.clone().set("action", expert(state["x_t"], t)))["next", "reward"]
+    label = expert.target(state["x_t"], t, env.transition.horizon(times[1].expand(5)))
+    best = env.step(state.set("action", label))["next", "reward"]
     assert (best == 0).all()
+    assert (plain < 0).all(), "the plain guess is another action where the expert walks in sub-steps"
     bare = native()
     assert (bare.step(bare.reset().set("action", torch.randn(5, 2)))["next", "reward"] == 0).all()
 

@@ -23,6 +23,7 @@ ROOMS = (
     "schedule",
     "threshold",
     "transition",
+    "solvers",
     "ledger",
     "expert",
     "policy",

@@ -122,7 +122,7 @@ def test_pd_weighs_the_squared_error(schedule: Any, name: str) -> None:
 
 
 def loop(objective: Objective, student: nn.Module, expert: Expert, **more: Any) -> DAgger:
-    law = type(objective).sampler(expert.schedule)
+    law = objective.sampler(expert.schedule)
     env = DenoisingEnv((2,), law, step_grid(4), 16, generator=seeded(8))
     arguments = {"rounds": 3, "updates_per_round": 4, "batch_size": 24, "generator": seeded(9), "reuse": 1.0, **more}
     return DAgger(student, expert, objective, env, DATA, **loop_options(**arguments))
