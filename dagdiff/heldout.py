@@ -1,8 +1,8 @@
 """The held-out measurement that closes a round: how the student does, step by step, on each law of states.
 
-The laws are those that training mixes: forward-diffused data, the student's own chains, and the expert's, which walks
-its own path from the noise that the student starts from. The same noise and the same data rows serve every round, so
-that rounds compare.
+The laws are those of :mod:`dagdiff.metrics.shift`: forward-diffused data, the student's own chains, and chains of the
+expert in the student's place. The same noise and the same data rows serve every round, so that rounds compare; the
+expert's chains are made in the first.
 """
 
 import torch
@@ -11,10 +11,10 @@ from tensordict import TensorDict
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import imitation_loss
 from dagdiff.objectives.base import Objective
-from dagdiff.policy import StudentPolicy
+from dagdiff.policy import ExpertPolicy, StudentPolicy
 from dagdiff.rollout import Data, draw
 from dagdiff.schedule import perturb
-from dagdiff.shapes import States, Times
+from dagdiff.shapes import Denoiser, States, Times
 from dagdiff.transition import Step, Transition, chain
 
 
@@ -37,13 +37,13 @@ class HeldOut:
         generator = self._generator()
         self.x0, self.condition = draw(data, rows, generator, conditional)
         self.noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
+        self._led: tuple[Expert, list[States]] | None = None
 
     def imitation(self, policy: StudentPolicy, expert: Expert) -> dict[str, list[float]]:
         """Return ``loss_forward``, ``loss_own`` and ``loss_expert``, the imitation loss at each step, at no charge."""
         generator = self._generator()
         steps = self._chains(policy)
-        with expert.ledger.free():
-            led = expert.walk(self.noise, self.times[:-1], self.condition)
+        led = self._expert_states(expert)
         return {
             "loss_forward": [self._loss(policy, expert, self._forward(step, generator), step) for step in steps],
             "loss_own": [self._loss(policy, expert, step.x_t, step) for step in steps],
@@ -60,7 +60,17 @@ class HeldOut:
         policy.student.eval()
         return float(objective.loss(policy.student, own).loss)
 
-    def _chains(self, policy: StudentPolicy) -> list[Step]:
+    def _expert_states(self, expert: Expert) -> list[States]:
+        """Where the expert's chains are at each step; they are run once for an expert, for it is frozen."""
+        if self._led is None or self._led[0] is not expert:
+            with expert.ledger.free():
+                self._led = (
+                    expert,
+                    [step.x_t for step in self._chains(ExpertPolicy(expert, self.transition, self.times))],
+                )
+        return self._led[1]
+
+    def _chains(self, policy: Denoiser) -> list[Step]:
         return list(chain(policy, self.transition, self.times, self.noise, self.condition, self._generator()))
 
     def _loss(self, policy: StudentPolicy, expert: Expert, x_t: States, step: Step) -> float:

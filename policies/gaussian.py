@@ -55,6 +55,12 @@ class GaussianMixtureExpert:
         pull = (responsibility * (1.0 - gain * alpha)) @ self.means
         return pull + (responsibility * gain).sum(1, keepdim=True) * x_t
 
+    def log_density(self, x_t: States, t: Times) -> Tensor:
+        """Return log q_t(x_t), ``(B,)``, without the constant D / 2 log 2 pi."""
+        alpha, sigma = (values.unsqueeze(-1) for values in self.schedule(t))
+        joint = self._log_joint(x_t, alpha, (alpha * self.stds) ** 2 + sigma**2, None)
+        return torch.logsumexp(joint, dim=1)
+
     def _log_joint(self, x_t: States, alpha: Tensor, variance: Tensor, condition: Condition) -> Tensor:
         """Return log p(x_t, k) up to a constant a row, ``(B, M)``; a condition leaves its own component alone."""
         apart = (

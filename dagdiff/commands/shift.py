@@ -9,14 +9,16 @@ from dagdiff.checks import check_at_least, check_seed
 from dagdiff.commands import add_trust, make_parser
 from dagdiff.metrics.amplification import StepAmplification, format_amplification, measure_amplification
 from dagdiff.metrics.intervention import Intervention, format_interventions, measure_interventions
-from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict
+from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.report import figures
+from dagdiff.report.anatomy import advice, format_shift
 from dagdiff.report.shift import amplification_figure, intervention_figure, shift_figure
 from dagdiff.rollout import draw
 from dagdiff.runs import config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run
 from dagdiff.runs.words import split
+from dagdiff.tasks.plane import exact_expert
 
 
 def shift(words: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ def shift(words: Sequence[str]) -> None:
 class Found(NamedTuple):
     """What was measured, each under the name of its files."""
 
-    shift: list[StepShift]
+    shift: Shift
     intervention: list[Intervention]
     amplification: list[StepAmplification]
 
@@ -57,8 +59,9 @@ def measure(it: Experiment, num: int, seed: int) -> Found:
     parts = it.policy, it.expert, it.sampler, it.times
     generator = it.generator(7, seed)
     x0, condition = draw(it.task.data, num, generator, it.task.conditional)
-    shifts = measure_shift(*parts, x0, condition, generator)
-    truth = it.task.reference(num, it.generator(4, seed))
+    truth, mixture = it.task.reference(num, it.generator(4, seed)), getattr(it.task.world, "mixture", None)
+    density = None if mixture is None or condition is not None else exact_expert(it.task).log_density
+    shifts = measure_shift(*parts, x0, condition, generator, density, truth)
     noise, condition, generator = it.start(num, seed)
     acted = measure_interventions(*parts, noise, truth, generator, condition)
     noise, condition, generator = it.start(num, seed)
@@ -69,16 +72,17 @@ def measure(it: Experiment, num: int, seed: int) -> Found:
 
 def keep(found: Found, folder: Path) -> None:
     """Write a table and a figure of each."""
-    for name, rows in found._asdict().items():
+    tables = {**found._asdict(), "shift": found.shift.rows}
+    for name, rows in tables.items():
         save_csv(folder / f"{name}.csv", [row.as_row() for row in rows])
-    figures.save(shift_figure(found.shift), folder / "shift.png")
+    figures.save(shift_figure(found.shift.rows), folder / "shift.png")
     figures.save(intervention_figure(found.intervention), folder / "intervention.png")
     figures.save(amplification_figure(found.amplification), folder / "amplification.png")
 
 
 def told(found: Found) -> str:
-    """Return the tables, with the verdict on the first."""
+    """Return the tables, with what the first advises."""
     costs = f"the error made at each step, and its cost at the end:\n{format_amplification(found.amplification)}"
     return "\n\n".join(
-        (format_table(found.shift), verdict(found.shift), format_interventions(found.intervention), costs)
+        (format_shift(found.shift), advice(found.shift.rows), format_interventions(found.intervention), costs)
     )

@@ -16,11 +16,12 @@ from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import make_parser
 from dagdiff.engine import find_device
 from dagdiff.expert import Expert
-from dagdiff.metrics.shift import StepShift, format_table, measure_shift, verdict
+from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.report import figures
+from dagdiff.report.anatomy import advice, format_shift
 from dagdiff.report.shift import shift_figure
 from dagdiff.runs import config
 from dagdiff.shapes import Condition, Denoiser, States, Times
@@ -39,11 +40,11 @@ def shift_pair(words: Sequence[str]) -> None:
     check_seed("seed", given.seed)
     pair = load_pair(given)
     x0, condition, told = _data(pair.teacher, given)
-    rows = measure(pair, given, x0, condition)
-    print(f"{pair.told}\nforward states: {told}\n\n{format_table(rows)}\n\n{verdict(rows)}")
+    shift = measure(pair, given, x0, condition)
+    print(f"{pair.told}\nforward states: {told}\n\n{format_shift(shift)}\n\n{advice(shift.rows)}")
     if given.out is not None:
-        save_csv(given.out / "shift.csv", [row.as_row() for row in rows])
-        figures.save(shift_figure(rows), given.out / "shift.png")
+        save_csv(given.out / "shift.csv", [row.as_row() for row in shift.rows])
+        figures.save(shift_figure(shift.rows), given.out / "shift.png")
         print(f"\nkept in {given.out}: shift.csv, shift.png")
 
 
@@ -104,7 +105,7 @@ def check_alike(teacher: DiffusersExpert, student: DiffusersExpert, expert: str,
         )
 
 
-def measure(pair: Pair, given: Any, x0: States, condition: Condition) -> list[StepShift]:
+def measure(pair: Pair, given: Any, x0: States, condition: Condition) -> Shift:
     """Return the shift at each step, on as many chains as there are rows of data."""
     teacher, student = pair.teacher, pair.student
     asked = InParts(teacher, given.batch_size)

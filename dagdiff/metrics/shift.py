@@ -1,47 +1,57 @@
-"""Covariate shift, measured: at each step, how far the student's own states are from those it was trained on.
+r"""Covariate shift, measured: what a student's loss on its own states is made of, step by step.
 
-Three state laws meet at every time t of the grid: forward-diffused data, the expert's chains, and the student's own
-chains. The *imitation loss* is the squared distance between the student's guess and the expert's; on the student's own
-states minus on forward states it is the *loss gap*: what off-policy training does not see. Distances between the laws,
-and a classifier that tries to tell them apart, say where the chain has gone; the gap says whether the student can cope
-there. Only where it can't is there anything to repair, so :func:`verdict` looks at the gap alone.
+Three laws of states meet at every time t of the grid: forward-diffused data, chains of the expert in the student's own
+environment, and the student's own chains; chains start from the same noise and take the same fresh noise. The
+*imitation loss* is the squared distance between the student's guess and the expert's. Off-policy training sees it on
+forward states; what it does not see is the sum of two gaps,
+
+.. math:: L_{own} - L_{forward} = \underbrace{L_{expert} - L_{forward}}_{\text{data mismatch}}
+          + \underbrace{L_{own} - L_{expert}}_{\text{own errors}} .
+
+*Data mismatch*: the states of the data are not those to which an expert leads. Its own chains, or the student's, show
+them. *Own errors*: the student leaves the expert's states, and does worse where it goes. Only its own states show that:
+it is what DAgger is for. How far it goes is the *displacement*; its *growth* is what the rest of the chain, in the
+expert's hands, makes of it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
-from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import Number
 from dagdiff.metrics.samples import energy_distance, sliced_wasserstein
 from dagdiff.metrics.statistics import Interval, bootstrap_mean
 from dagdiff.metrics.twosample import classifier_accuracy, scaled_mmd
+from dagdiff.policy import ExpertPolicy
 from dagdiff.schedule import perturb
 from dagdiff.shapes import Condition, Denoiser, States, Times
-from dagdiff.transition import Transition, chain
+from dagdiff.transition import Step, Transition, chain
 
 
 @dataclass(frozen=True)
 class StepShift:
     """The shift at one step: the student's imitation loss on each law of states, and distances between the laws.
 
-    Distances compare the student's states with forward and with expert states: energy distance and sliced
-    2-Wasserstein, both in units of x, and the squared MMD. ``accuracy_*`` is a classifier's share of right answers when
-    asked which of the two a held-out state is, 0.5 by chance give or take ``accuracy_error``. ``gap_low`` and
-    ``gap_high`` bound the loss gap. ``loss_zero`` is the mean square of the expert's guesses on own states: the loss of
-    a student that always answers 0, a scale for the others. What was not measured is NaN.
+    ``mismatch_*`` and ``errors_*`` bound data mismatch and own errors. ``displacement`` is the root mean square
+    distance of an own state to the expert's of the same noise; ``growth`` that of the ends to which the expert leads
+    both, over it. Distances compare the student's states with forward and with expert states: energy distance and
+    sliced 2-Wasserstein, both in units of x, and the squared MMD. ``accuracy_*`` is a classifier's share of right
+    answers when asked which of the two a held-out state is, 0.5 by chance give or take ``accuracy_error``. ``surprise``
+    is how much less likely own states are, in nats, than states of the true law are on average. ``loss_zero`` is the
+    mean square of the expert's guesses on own states: the loss of a student that always answers 0, a scale for the
+    others. What was not measured is NaN.
     """
 
     step: int
     t: float
     loss_forward: float
-    loss_own: float
     loss_expert: float
+    loss_own: float
     energy_forward: float
     energy_expert: float
     sliced_w2_forward: float
@@ -52,33 +62,60 @@ class StepShift:
     accuracy_expert: float = math.nan
     accuracy_error: float = math.nan
     loss_zero: float = math.nan
-    gap_low: float = math.nan
-    gap_high: float = math.nan
+    mismatch_low: float = math.nan
+    mismatch_high: float = math.nan
+    errors_low: float = math.nan
+    errors_high: float = math.nan
+    displacement: float = math.nan
+    growth: float = math.nan
+    surprise: float = math.nan
 
     @property
-    def loss_gap(self) -> float:
-        """Imitation loss on own states minus on forward states."""
-        return self.loss_own - self.loss_forward
+    def data_mismatch(self) -> float:
+        """Imitation loss on expert states minus on forward states."""
+        return self.loss_expert - self.loss_forward
 
     @property
-    def ratio(self) -> Interval:
-        """Own loss over forward loss with its bounds, or 1 where both are negligible; the verdict's currency."""
-        if max(self.loss_own, self.loss_forward) <= NEGLIGIBLE * self.loss_zero:
+    def own_errors(self) -> float:
+        """Imitation loss on own states minus on expert states."""
+        return self.loss_own - self.loss_expert
+
+    @property
+    def mismatch_ratio(self) -> Interval:
+        """Loss on expert states over loss on forward states, with its bounds; 1 where both are negligible."""
+        return self._ratio(self.loss_forward, self.data_mismatch, self.mismatch_low, self.mismatch_high)
+
+    @property
+    def errors_ratio(self) -> Interval:
+        """Loss on own states over loss on expert states, with its bounds; 1 where both are negligible."""
+        return self._ratio(self.loss_expert, self.own_errors, self.errors_low, self.errors_high)
+
+    def _ratio(self, below: float, *gaps: float) -> Interval:
+        least = NEGLIGIBLE * self.loss_zero
+        if max(below, below + gaps[0]) <= least:
             return Interval(1.0, 1.0, 1.0)
-        forward = max(self.loss_forward, NEGLIGIBLE * self.loss_zero, 1e-12)
-        return Interval(*(1.0 + gap / forward for gap in (self.loss_gap, self.gap_low, self.gap_high)))
+        return Interval(*(1.0 + gap / max(below, least, 1e-12) for gap in gaps))
 
     def as_row(self) -> dict[str, float]:
-        """The fields and the gap, by name."""
-        return {**asdict(self), "loss_gap": self.loss_gap}
+        """The fields and the two gaps, by name."""
+        return {**asdict(self), "data_mismatch": self.data_mismatch, "own_errors": self.own_errors}
 
 
 LOSSES = {
     "loss_forward": Number(
         "Imitation loss on forward states (noised data): squared difference of the two predictions.", floor="0"
     ),
+    "loss_expert": Number("Imitation loss on expert states: the same, where the expert acts in each step.", floor="0"),
     "loss_own": Number(
         "Imitation loss on student states: the same, at the states of the student's own chains.", floor="0"
+    ),
+    "data_mismatch": Number(
+        "Loss on expert states minus on forward states: what the data shown do not cover.", floor="0", compared=True
+    ),
+    "own_errors": Number(
+        "Loss on student states minus on expert states: what the student's own errors lead to.",
+        floor="0",
+        compared=True,
     ),
     "loss_gap": Number(
         "Loss on student states minus on forward states: what training on noised data alone does not see.",
@@ -91,11 +128,38 @@ LOSSES = {
 NEGLIGIBLE = 1e-6
 """A loss below this part of ``loss_zero`` is none: errors of a thousandth of the guess need no repair."""
 
-SURE = 1.1
-"""A step shifts if its ratio of losses is surely above this: below it, there is hardly anything to repair."""
 
-OPEN = 2.0
-"""A step that is not surely shifted is undecided if its ratio may still be above this."""
+def gaps(losses: Mapping[str, float]) -> dict[str, float]:
+    """Return what lies between the mean losses on the three laws of states, by name."""
+    forward, expert, own = (losses[f"loss_{law}"] for law in ("forward", "expert", "own"))
+    return {"data_mismatch": expert - forward, "own_errors": own - expert, "loss_gap": own - forward}
+
+
+class Bracket(NamedTuple):
+    """Bounds of the 2-Wasserstein distance between the ends of own and of expert chains, in units of x."""
+
+    low: float
+    high: float
+
+
+class Shift(NamedTuple):
+    """The shift at each step, and how far apart the ends of the chains are, of these samples.
+
+    Own and expert end of the same noise are one way to pair the two clouds, so their root mean square distance bounds
+    the 2-Wasserstein distance from above. The root of the dimension times the sliced one bounds it from below: a
+    direction sees, on average, one of D parts of a squared distance.
+    """
+
+    rows: list[StepShift]
+    ends: Bracket
+
+
+class Density(Protocol):
+    """What is known of the true law of states: ``(x_t, t) -> log q_t(x_t)``, ``(B,)``, up to a constant of t."""
+
+    def __call__(self, x_t: States, t: Times) -> Tensor:
+        """Return the logarithm of the density."""
+        ...
 
 
 def imitation_loss(
@@ -124,75 +188,56 @@ def measure_shift(
     x0: States,
     condition: Condition = None,
     generator: torch.Generator | None = None,
-) -> list[StepShift]:
-    """Return the shift at every step of the grid, measured on as many chains as there are rows of clean data ``x0``.
+    density: Density | None = None,
+    truth: States | None = None,
+) -> Shift:
+    """Return the shift, measured on as many chains as there are rows of clean data ``x0``, at nobody's cost.
 
-    ``x0`` are data of the kind that the student's forward states are made of; ``condition`` goes with its rows. Student
-    and expert chains start from the same noise; the expert walks its own DDIM path. The bounds of the loss gap come
-    from a bootstrap over rows, chain i beside forward state i (they share their condition), and hold for all K steps at
-    once with 95 % (each at 1 - 0.05 / K, Bonferroni).
+    The bounds of both gaps come from a bootstrap over rows, row i of a law beside row i of the other (they share their
+    condition, and chains their noise), and hold for all K steps at once with 95 % (each gap at 1 - 0.05 / 2 K,
+    Bonferroni).
+
+    Args:
+        policy: the student in its role, or any denoiser.
+        expert: the teacher in its role.
+        transition: the student's law of motion.
+        times: its grid, K + 1 times.
+        x0: data of the kind that the student's forward states are made of, ``(B, *D)``.
+        condition: of the rows of ``x0``, and of the chains.
+        generator: of all draws.
+        density: of the true states, where it is known.
+        truth: points of the true law, for the mean of ``density`` there.
     """
     noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-    with torch.no_grad():
-        own = list(chain(policy, transition, times, noise, condition, generator))
-    with expert.ledger.free():
-        led = expert.walk(noise, times, condition)
+    fresh = int(torch.randint(2**31, (), generator=generator, device=x0.device))
+    led_by = ExpertPolicy(expert, transition, times)
+
+    def run(by: Denoiser, start: States, first: int) -> list[Step]:
+        draws = torch.Generator(x0.device).manual_seed(fresh + first)
+        return list(chain(by, transition, times[first:], start, condition, draws))
+
     rows = []
-    for number, (mine, theirs) in enumerate(zip(own, led, strict=False)):
-        fresh = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        laws = {"forward": perturb(x0, fresh, mine.t, expert.schedule), "own": mine.x_t, "expert": theirs}
-        asked = {law: _errors(policy, expert, transition, x_t, mine.t, mine.s, condition) for law, x_t in laws.items()}
-        found = _losses(asked, len(own)) | _distances(laws, generator)
-        rows.append(StepShift(step=number, t=float(mine.t[0]), **found))
-    return rows
-
-
-def verdict(rows: Sequence[StepShift]) -> str:
-    """Say in words where there is a shift to repair, by this rule on the ratio of own to forward loss at each step.
-
-    *Shift*: the ratio's lower bound is above 1.1. *Undecided*: it is not, but the upper bound is above 2; measure more
-    chains. *No shift to repair*: otherwise, and where both losses are below a millionth of ``loss_zero``. The ratio
-    named for some steps is that of their summed losses. The bounds hold for all steps at once (:func:`measure_shift`),
-    so a student without any shift is accused in at most about one verdict of forty.
-
-    A trap: the rule takes the expert's path for the right answer. Students of distribution matching (DMD2) are not
-    asked to follow it, only to end in the same law, so their imitation loss is large everywhere and its gap a weak
-    yardstick; for them trust the distances, the classifier, and the intervention curve
-    (:mod:`dagdiff.metrics.intervention`).
-
-    Raises:
-        Refusal: if there are no rows, or the loss gap of one has no bounds.
-    """
-    if not rows or any(math.isnan(row.gap_low) for row in rows):
-        raise Refusal("a verdict needs rows whose loss gap has bounds. Pass the rows of measure_shift.")
-    shifted = [row for row in rows if row.ratio.low > SURE]
-    unsure = [row for row in rows if row not in shifted and row.ratio.high > OPEN]
-    clear = [row for row in rows if row not in shifted and row not in unsure]
-    told = [_told_shift(shifted)] if shifted else []
-    told += [_told_unsure(unsure)] if unsure else []
-    return "; ".join(told) if told else _told_none(clear)
-
-
-def format_table(rows: Sequence[StepShift]) -> str:
-    """Return the shift as a table of fixed width (97 columns), one line a step, and a line on reading the classifier's.
-
-    Columns: the loss on each law of states and the ratio of own to forward; then own states compared with forward and
-    with expert states, by energy distance, squared MMD and the classifier's accuracy.
-    """
-    lines = [
-        "           imitation loss on          own/      energy distance           MMD^2          classifier",
-        "step    t  forward      own   expert  forward  forward   expert  forward   expert  forward  expert",
-    ]
-    for row in rows:
-        numbers = row.energy_forward, row.energy_expert, row.mmd_forward, row.mmd_expert
-        lines.append(
-            f"{row.step:>4} {row.t:>4.2f} {row.loss_forward:>8.3g} {row.loss_own:>8.3g} {row.loss_expert:>8.3g} "
-            f"{_times(row.ratio.mean):>8} {' '.join(f'{number:>8.2g}' for number in numbers)} "
-            f"{row.accuracy_forward:>8.3f} {row.accuracy_expert:>7.3f}"
-        )
-    chance = max(row.accuracy_error for row in rows)
-    lines.append(f"classifier: how often own states are told from those; up to {0.5 + 2 * chance:.3f} may be chance")
-    return "\n".join(lines)
+    with torch.no_grad(), expert.ledger.free():
+        own, led = run(policy, noise, 0), run(led_by, noise, 0)
+        for number, (mine, theirs) in enumerate(zip(own, led, strict=True)):
+            eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+            laws = {"forward": perturb(x0, eps, mine.t, expert.schedule), "own": mine.x_t, "expert": theirs.x_t}
+            asked = {
+                law: _errors(policy, expert, transition, x_t, mine.t, mine.s, condition) for law, x_t in laws.items()
+            }
+            found = _losses(asked, len(own)) | _distances(laws, generator)
+            found["displacement"] = _rms(mine.x_t - theirs.x_t)
+            if found["displacement"] > 0.0:
+                ends = [run(led_by, start, number)[-1].x_s for start in (mine.x_t, theirs.x_t)]
+                found["growth"] = _rms(ends[0] - ends[1]) / found["displacement"]
+            if density is not None and truth is not None:
+                real = perturb(
+                    truth, torch.randn(truth.shape, generator=generator, device=x0.device), mine.t[:1], expert.schedule
+                )
+                known = float(density(real, mine.t[:1].expand(len(real))).mean())
+                found["surprise"] = known - float(density(mine.x_t, mine.t).mean())
+            rows.append(StepShift(step=number, t=float(mine.t[0]), **found))
+    return Shift(rows, _bracket(own[-1].x_s, led[-1].x_s, generator))
 
 
 def _errors(
@@ -205,12 +250,22 @@ def _errors(
 
 
 def _losses(asked: dict[str, tuple[States, States]], steps: int) -> dict[str, Any]:
-    """The loss on each law, the scale of the own one, and the bounds of the gap."""
-    losses = {f"loss_{law}": float(error.square().mean()) for law, (error, _) in asked.items()}
-    own, forward = (asked[law][0].double().square().flatten(1).mean(dim=1).cpu() for law in ("own", "forward"))
-    gap = bootstrap_mean(own - forward, level=1.0 - 0.05 / steps, resamples=_RESAMPLES)
-    scale = float(asked["own"][1].square().mean())
-    return {**losses, "loss_zero": scale, "gap_low": gap.low, "gap_high": gap.high}
+    """The loss on each law, the scale of the own one, and the bounds of both gaps."""
+    rows = {law: error.double().square().flatten(1).mean(dim=1).cpu() for law, (error, _) in asked.items()}
+    found = {f"loss_{law}": float(losses.mean()) for law, losses in rows.items()}
+    found["loss_zero"] = float(asked["own"][1].square().mean())
+    for name, high, low in (("mismatch", "expert", "forward"), ("errors", "own", "expert")):
+        gap = bootstrap_mean(rows[high] - rows[low], level=1.0 - 0.05 / (2 * steps), resamples=_RESAMPLES)
+        found |= {f"{name}_low": gap.low, f"{name}_high": gap.high}
+    return found
+
+
+def _bracket(own: States, led: States, generator: torch.Generator | None) -> Bracket:
+    """The bounds for two clouds, row by row from the same noise."""
+    dimension = own[0].numel()
+    low = math.sqrt(dimension) * sliced_wasserstein(own, led, generator=generator)
+    high = math.sqrt(dimension) * _rms(own - led)
+    return Bracket(min(low, high), high)
 
 
 def _distances(laws: dict[str, States], generator: torch.Generator | None) -> dict[str, float]:
@@ -224,33 +279,8 @@ def _distances(laws: dict[str, States], generator: torch.Generator | None) -> di
     return found
 
 
-def _told_shift(rows: Sequence[StepShift]) -> str:
-    own, forward = sum(row.loss_own for row in rows), sum(row.loss_forward for row in rows)
-    times = _times(own / max(forward, 1e-12))
-    return f"shift at {_named(rows)}: loss on own states {times} that on forward states"
-
-
-def _told_unsure(rows: Sequence[StepShift]) -> str:
-    low, high = min(row.ratio.low for row in rows), max(row.ratio.high for row in rows)
-    return f"undecided at {_named(rows)} (between {_times(max(low, 0.0))} and {_times(high)}): measure more chains"
-
-
-def _told_none(rows: Sequence[StepShift]) -> str:
-    most = max(row.ratio.high for row in rows)
-    return f"no shift to repair at these steps: loss on own states at most {_times(most)} that on forward states"
-
-
-def _named(rows: Sequence[StepShift]) -> str:
-    """Steps in words: "step 2", "steps 0, 2-4"."""
-    steps = [row.step for row in rows]
-    starts = [steps[0], *(b for a, b in pairwise(steps) if b != a + 1)]
-    ends = [*(a for a, b in pairwise(steps) if b != a + 1), steps[-1]]
-    spans = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
-    return f"step{'s' if len(steps) > 1 else ''} {spans}"
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f}x" if ratio < 10.0 else f"{ratio:.0f}x" if ratio < 1000.0 else "over 1000x"
+def _rms(difference: Tensor) -> float:
+    return float(difference.square().mean().sqrt())
 
 
 _RESAMPLES = 4000

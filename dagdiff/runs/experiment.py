@@ -24,6 +24,7 @@ from dagdiff.gathering import Gathering
 from dagdiff.heldout import HeldOut
 from dagdiff.learner import Learning
 from dagdiff.metrics.base import Scorer, score
+from dagdiff.metrics.shift import gaps
 from dagdiff.metrics.standing import Standing
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
@@ -262,8 +263,8 @@ class Experiment:
         metrics = score((*self.task.metrics, *self.metrics), samples, truth)
         heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
         found = heldout.imitation(self.policy, self.expert)
-        forward, own = (sum(found[name]) / len(found[name]) for name in ("loss_forward", "loss_own"))
-        metrics |= {"loss_forward": forward, "loss_own": own, "loss_gap": own - forward}
+        losses = {name: sum(by_step) / len(by_step) for name, by_step in found.items()}
+        metrics |= losses | gaps(losses)
         return metrics, {"t": self.times[:-1].tolist(), **found}
 
     def stand(self, samples: Tensor, seed: int = 0, paired: Tensor | None = None) -> Standing:

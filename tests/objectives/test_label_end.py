@@ -143,5 +143,5 @@ def test_a_law_that_draws_outside_the_chain_is_refused(drawn: Callable[[Tensor, 
 
 
 def test_pd_knows_two_ends() -> None:
-    with pytest.raises(Refusal, match="unknown label_end .uniform.. Known: data, step"):
+    with pytest.raises(Refusal, match=r"unknown label_end 'uniform'\. Known: data, step"):
         Progressive(label_end="uniform")

@@ -29,6 +29,7 @@ def test_the_defaults_hold_every_setting_and_every_part() -> None:
         "expert": "exact",
         "data": None,
         "policy": "teacher",
+        "solver": "ddim",
         "threshold": "none",
         "schedule": "cosine",
         "beta": "constant",

@@ -240,7 +240,16 @@ def test_prompts_come_from_the_column_of_a_table(of_text: dict[str, Any], tmp_pa
 def test_samples_are_scored_by_the_teachers(pixels: str) -> None:
     it = build(SMALL, pipeline={"path": pixels, **FEW})
     metrics, by_step = it.measure(it.sample(10, seed=0))
-    assert set(metrics) == {"energy", "state_gap", "loss_forward", "loss_own", "loss_gap"}
+    assert set(metrics) == {
+        "energy",
+        "state_gap",
+        "loss_forward",
+        "loss_expert",
+        "loss_own",
+        "data_mismatch",
+        "own_errors",
+        "loss_gap",
+    }
     noise, asked, _ = it.start(10, 0)
     perfect = it.task.pair(it.expert, noise, it.times, asked)
     assert perfect is not None
