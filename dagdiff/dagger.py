@@ -161,7 +161,7 @@ class DAgger:
             objective,
             gathering.input_perturbation,
             self.generator,
-            learning.batch_size,
+            max(learning.batch_size, env.batch_size.numel() * (len(env.times) - 1)),
         )
         self.aggregate = self._empty_aggregate()
 

@@ -6,14 +6,13 @@ where the expert steps once from (x_t, t) to (x_t', t') on a fine solver grid. f
 the chain of equal answers to the data.
 """
 
-from functools import partial
+import copy
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from dagdiff.average import follow
+from dagdiff.average import Follower
 from dagdiff.checks import check_at_least, check_share
 from dagdiff.expert import Expert
 from dagdiff.objectives.base import Clean, Loss, Objective
@@ -61,8 +60,8 @@ class Consistency(Objective):
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Start the target network from the student."""
-        self.target = AveragedModel(student, multi_avg_fn=partial(follow, self.ema), use_buffers=True).eval()
-        self.target.update_parameters(student)
+        self.target = copy.deepcopy(student).eval().requires_grad_(False)
+        self.follower = Follower(self.target, student, self.ema)
         self.threshold, self.schedule = expert.threshold, expert.schedule
 
     def horizon(self, s: Times) -> Times:
@@ -108,4 +107,4 @@ class Consistency(Objective):
 
     def follow(self, student: nn.Module) -> None:
         """Move the target network towards the student."""
-        self.target.update_parameters(student)
+        self.follower.follow()

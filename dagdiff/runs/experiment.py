@@ -173,7 +173,7 @@ class Experiment:
         """Return how the student learns; in several processes, in batches of this one's part."""
         chosen = self.settings
         return Learning(
-            optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas)),
+            optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas), fused=True),
             lr_ramp=_make("lr_ramp", chosen.lr_ramp),
             clip=chosen.clip,
             ema=chosen.ema,
