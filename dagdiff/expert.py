@@ -16,7 +16,7 @@ from dagdiff.ledger import Ledger
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, Denoiser, States, Times, column
 from dagdiff.threshold import NoThreshold, Threshold
-from dagdiff.transition import ddim
+from dagdiff.transition import keep_noise
 
 
 def no_label(condition: Tensor) -> Tensor:
@@ -75,10 +75,11 @@ class Expert:
 
     def advance(self, x_t: States, t: Times, s: Times, condition: Condition = None) -> States:
         """Walk from t to s in k equal DDIM sub-steps, row by row; return x_s, ``(B, *D)``."""
-        start = t
+        start, here = t, self.schedule(t)
         for i in range(1, self.substeps + 1):
             end = torch.lerp(start, s, i / self.substeps)
-            x_t, t = ddim(x_t, self(x_t, t, condition), t, end, self.schedule), end
+            there = self.schedule(end)
+            x_t, t, here = keep_noise(x_t, self(x_t, t, condition), here, there), end, there
         return x_t
 
     def walk(self, noise: States, times: Times, condition: Condition = None) -> list[States]:
@@ -93,10 +94,9 @@ class Expert:
         if self.substeps == 1:
             return self(x_t, t, condition)
         x_s = self.advance(x_t, t, s, condition)
-        alpha_t, sigma_t = (column(values, x_t) for values in self.schedule(t))
-        alpha_s, sigma_s = (column(values, x_t) for values in self.schedule(s))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
         ratio = sigma_s / sigma_t
-        return self.threshold((x_s - ratio * x_t) / (alpha_s - ratio * alpha_t))
+        return self.threshold((x_s - column(ratio, x_t) * x_t) / column(alpha_s - ratio * alpha_t, x_t))
 
     def _ask(self, x_t: States, t: Times, condition: Condition) -> States:
         self.ledger.charge(len(x_t))
