@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +30,9 @@ from dagdiff.mixture import SOURCES, Shares
 
 if "RL_LOGGING_LEVEL" not in os.environ:
     logging.getLogger("torchrl").setLevel(logging.WARNING)  # at INFO it prints a line for every buffer
+
+READ = 2**26
+"""Bytes of the batches that are read from D at once."""
 
 
 class Aggregate:
@@ -52,6 +55,7 @@ class Aggregate:
     ) -> None:
         self.generator, self.folder = generator, _scratch(folder)
         self.device: torch.device | None = None
+        self.row_bytes = 1
         if self.folder is not None:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         rounds = {"forward": 1, "student": student_rounds, "expert": None}
@@ -72,6 +76,7 @@ class Aggregate:
         records = records.copy()
         for name, value in columns.items():
             records[name] = torch.full(records.batch_size, value, device=self.device)
+        self.row_bytes = max(1, records.bytes() // max(1, len(records)))
         window.add(records if self.folder is None else records.cpu(), round_number)
 
     def records(self, source: str) -> TensorDict:
@@ -94,10 +99,39 @@ class Aggregate:
         Raises:
             Refusal: if no source of which there is a share has records.
         """
-        counts = self._available(shares).counts(rows, self.generator)
-        parts = [self.windows[source].draw(count) for source, count in zip(SOURCES, counts, strict=True) if count]
-        batch: TensorDict = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return batch if self.folder is None else batch.to(self.device)
+        return next(self.draws([rows], shares))
+
+    def draws(self, sizes: Sequence[int], shares: Shares) -> Iterator[TensorDict]:
+        """Return batches of these sizes, each split as by :meth:`draw`; D must not change until the last is taken.
+
+        All rows are chosen now, so that it does not matter how many batches are read at once: as many as ``READ`` bytes
+        hold.
+        """
+        counts = self._available(shares).counts(sizes, self.generator)
+        chosen = [
+            self.windows[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)
+        ]
+        return self._read(sizes, counts, chosen)
+
+    def _read(self, sizes: Sequence[int], counts: Tensor, chosen: Sequence[Tensor]) -> Iterator[TensorDict]:
+        """Read the chosen rows, ``counts`` of each source a batch, some batches at once, and yield them one by one."""
+        several = max(1, READ // (self.row_bytes * max(sizes)))
+        rest = list(chosen)
+        for start in range(0, len(sizes), several):
+            part = counts[start : start + several]
+            taken = part.sum(0).tolist()
+            found = [
+                self.windows[source].take(numbers[:count])
+                for source, numbers, count in zip(SOURCES, rest, taken, strict=True)
+                if count
+            ]
+            rest = [numbers[count:] for numbers, count in zip(rest, taken, strict=True)]
+            rows: TensorDict = found[0]
+            if len(found) > 1:  # they come by source, and go by batch
+                rows = _rows(torch.cat(found), _by_batch(part))
+            if self.folder is not None:
+                rows = rows.to(self.device)
+            yield from rows.split(list(sizes[start : start + several]))
 
     def _available(self, shares: Shares) -> Shares:
         left = [share if len(self.windows[source]) else 0.0 for source, share in zip(SOURCES, shares, strict=True)]
@@ -152,21 +186,20 @@ class _Window:
             left = self.next if before else self.next[:0]
             self.next = torch.cat([left, torch.arange(before, after)])
 
-    def draw(self, count: int) -> TensorDict:
-        """Return so many records, as copies."""
+    def choose(self, count: int) -> Tensor:
+        """Draw so many records; return their numbers in the window."""
         if not self.passes:
-            return self.take(torch.randint(len(self), (count,), generator=self.generator))
+            return torch.randint(len(self) if count else 1, (count,), generator=self.generator)
         while len(self.next) < count:
             self.next = torch.cat([self.next, torch.randperm(len(self), generator=self.generator)])
         chosen, self.next = self.next[:count], self.next[count:]
-        return self.take(chosen)
+        return chosen
 
     def take(self, numbers: Tensor) -> TensorDict:
-        """Return records by their number in the window, the oldest being 0."""
+        """Return copies of records by their number in the window, the oldest being 0."""
         assert self.buffer is not None
         start = self.written - len(self)
-        found: TensorDict = self.buffer[(start + numbers) % self.capacity]
-        return found
+        return _rows(self.buffer.storage[:], (start + numbers) % self.capacity)
 
     def _make_room(self, records: int) -> None:
         """Move to a buffer of at least so many records, and of twice the room if there was too little."""
@@ -175,6 +208,21 @@ class _Window:
         self.buffer, self.written = ReplayBuffer(storage=self.storage(self.capacity)), len(self)
         if old is not None:
             self.buffer.extend(old)
+
+
+def _rows(records: TensorDict, numbers: Tensor) -> TensorDict:
+    """Copy rows column by column, which is faster than to index the whole."""
+    found = records.apply(lambda column: column.index_select(0, numbers.to(column.device)), batch_size=[len(numbers)])
+    assert isinstance(found, TensorDict)
+    return found
+
+
+def _by_batch(counts: Tensor) -> Tensor:
+    """Return the order that brings rows from source by source to batch by batch, where a batch has ``counts`` (n, S)."""
+    before = counts.T.flatten().cumsum(0).reshape(counts.T.shape).T - counts  # rows of other batches, by source
+    size = counts.flatten()
+    start = size.cumsum(0) - size
+    return torch.arange(int(size.sum())) + (before.flatten() - start).repeat_interleave(size)
 
 
 def rounds_to_keep(updates: Sequence[int], rounds_kept: int | None, max_age: int | None) -> int:

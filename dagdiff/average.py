@@ -26,6 +26,31 @@ def follow(decay: float, averaged: Tensors, current: Tensors, _: Tensor | int) -
         torch._foreach_copy_(averaged, current)
 
 
+class Follower:
+    """Moves a copy of a module towards it, weights and buffers, with a decay; whole numbers are copied.
+
+    The pairs of tensors are found once: both modules must keep theirs.
+    """
+
+    def __init__(self, behind: nn.Module, ahead: nn.Module, decay: float) -> None:
+        self.decay, self.moved, self.copied = decay, ([], []), ([], [])
+        for pair in zip(_tensors(behind), _tensors(ahead), strict=True):
+            for side, tensor in zip(self.moved if pair[0].is_floating_point() else self.copied, pair, strict=True):
+                side.append(tensor)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Make one move."""
+        if self.moved[0]:
+            torch._foreach_lerp_(*self.moved, 1.0 - self.decay)
+        if self.copied[0]:
+            torch._foreach_copy_(*self.copied)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
 class Average(AveragedModel):
     """The exponential moving average of a module's weights and buffers, warmed up by :func:`warm_decay`.
 

@@ -86,14 +86,15 @@ class DAgger:
     def improve(self, number: int, shares: Shares) -> dict[str, float]:
         """Update the student (and first the objective's critic) on batches of the mixture; return the mean losses."""
         logs: list[dict[str, Tensor]] = []
+        updates, critics = self.updates_by_round[number - 1], self.objective.critic_updates
+        sizes = [self.learner.learning.rows] * critics + [self.learner.learning.batch_size]
+        batches = self.aggregate.draws(sizes * updates, shares)
         self.student.train()
-        for _ in range(self.updates_by_round[number - 1]):
+        for _ in range(updates):
             critic: dict[str, Tensor] = {}
-            for _ in range(self.objective.critic_updates):
-                batch = self.aggregate.draw(self.learner.learning.rows, shares)
-                critic.update(self.objective.improve_critic(self.student, batch))
-            batch = self.aggregate.draw(self.learner.learning.batch_size, shares)
-            losses = self.learner.learn(batch, lambda part: self.objective.loss(self.student, part))
+            for _ in range(critics):
+                critic.update(self.objective.improve_critic(self.student, next(batches)))
+            losses = self.learner.learn(next(batches), lambda part: self.objective.loss(self.student, part))
             self.objective.follow(self.student)
             logs.append({**critic, **losses})
         return self.learner.close({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
@@ -160,7 +161,7 @@ class DAgger:
             objective,
             gathering.input_perturbation,
             self.generator,
-            learning.batch_size,
+            max(learning.batch_size, env.batch_size.numel() * (len(env.times) - 1)),
         )
         self.aggregate = self._empty_aggregate()
 

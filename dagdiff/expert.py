@@ -15,7 +15,7 @@ from dagdiff.checks import check_above, check_at_least, check_same_shape
 from dagdiff.ledger import Ledger
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, Denoiser, States, Times, column
-from dagdiff.solvers import Before, DdimSolver, Solver, check_solver
+from dagdiff.solvers import Before, DdimSolver, Level, Solver, check_solver
 from dagdiff.threshold import NoThreshold, Threshold
 
 
@@ -100,16 +100,17 @@ class Expert:
         self, x_t: States, t: Times, s: Times, condition: Condition, rows: list[int], counts: Tensor | int
     ) -> States:
         """Walk in ``counts`` sub-steps a row; ``rows[i]`` rows, the first ones, take part in sub-step i."""
-        start, landed, before = t, [], None
+        start, landed, before, here = t, [], None, Level(t, *self.schedule(t))
         for number, left in enumerate(rows):
             if left < len(x_t):
                 landed.append(x_t[left:])
-                x_t, t, before = x_t[:left], t[:left], None if before is None else before.of(left)
+                x_t, here, before = x_t[:left], here.of(left), None if before is None else before.of(left)
             asked = None if condition is None else condition[:left]
-            part = (number + 1) / counts if isinstance(counts, int) else (number + 1) / counts[:left]
+            part = (number + 1) / (counts if isinstance(counts, int) else counts[:left])
             end = torch.lerp(start[:left], s[:left], part)
-            x_s, answer = self.solver(lambda x, at, to=asked: self(x, at, to), x_t, t, end, before, self.schedule)
-            x_t, t, before = x_s, end, Before(answer, t)
+            there = Level(end, *self.schedule(end))
+            x_t, answer = self.solver(lambda x, at, to=asked: self(x, at, to), x_t, here, there, before)
+            here, before = there, Before(answer, here)
         return torch.cat([x_t, *reversed(landed)]) if landed else x_t
 
     def walk(self, noise: States, times: Times, condition: Condition = None) -> list[States]:
@@ -124,10 +125,9 @@ class Expert:
         if self.substeps == 1 and self.span is None:
             return self(x_t, t, condition)
         x_s = self.advance(x_t, t, s, condition)
-        alpha_t, sigma_t = (column(values, x_t) for values in self.schedule(t))
-        alpha_s, sigma_s = (column(values, x_t) for values in self.schedule(s))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
         ratio = sigma_s / sigma_t
-        return self.threshold((x_s - ratio * x_t) / (alpha_s - ratio * alpha_t))
+        return self.threshold((x_s - column(ratio, x_t) * x_t) / column(alpha_s - ratio * alpha_t, x_t))
 
     def _ask(self, x_t: States, t: Times, condition: Condition) -> States:
         self.ledger.charge(len(x_t))

@@ -86,6 +86,10 @@ class Learner:
     def learn(self, batch: TensorDict, loss: Callable[[TensorDict], Loss]) -> dict[str, Tensor]:
         """Make one update by a batch's mean loss, part by part; return it, its parts and ``gradient_norm``."""
         self.optimiser.zero_grad(set_to_none=True)
+        if len(batch) <= self.learning.rows:
+            whole = loss(batch)
+            whole.loss.backward()
+            return {**whole.parts, "loss": whole.loss.detach(), "gradient_norm": self._step()}
         found: dict[str, Tensor] = {}
         for part in batch.split(self.learning.rows):
             share, mean = len(part) / len(batch), loss(part)

@@ -6,7 +6,7 @@ https://arxiv.org/abs/1011.0686) and the growth of the on-policy shares.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, SupportsFloat
 
@@ -34,18 +34,21 @@ class Shares(NamedTuple):
         student, expert = self.student * height, self.expert * height
         return Shares(max(0.0, 1.0 - student - expert), student, expert)
 
-    def counts(self, rows: int, generator: "torch.Generator | None" = None) -> tuple[int, int, int]:
-        """Split ``rows`` exactly: each source gets its part, rounded up or down so that the mean is right."""
+    def counts(self, sizes: Sequence[int], generator: "torch.Generator | None" = None) -> "torch.Tensor":
+        """Split the rows of each of n batches exactly, ``(n, 3)`` int64.
+
+        Each source gets its part, rounded up or down so that the mean is right.
+        """
         import torch
 
         check_shares(self)
+        rows = torch.tensor(sizes, dtype=torch.float64).unsqueeze(1)
         ends = torch.tensor(self, dtype=torch.float64).cumsum(0) * rows
         if (ends - ends.round()).abs().max() > 1e-9:  # only then is there something to draw
-            ends = (ends + torch.rand(1, generator=generator, dtype=torch.float64)).floor()
-        ends = ends.round().clamp(max=rows)
-        ends[-1] = rows
-        forward, student, expert = torch.diff(ends, prepend=ends.new_zeros(1)).long().tolist()
-        return forward, student, expert
+            ends = (ends + torch.rand(rows.shape, generator=generator, dtype=torch.float64)).floor()
+        ends = ends.round().minimum(rows)
+        ends[:, -1:] = rows
+        return torch.diff(ends, prepend=torch.zeros_like(rows)).long()
 
 
 @dataclass(frozen=True)

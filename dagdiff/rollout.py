@@ -149,7 +149,7 @@ class Rollout:
         """Roll the env's batch of chains with the expert driving a part ``beta``; return the flat records."""
         self.policy.beta = beta
         batch = next(self._batches)
-        records = batch.select(*COLUMNS, strict=False).reshape(-1).clone()
+        records = batch.select(*COLUMNS, strict=False).reshape(-1)
         return records.update({key: records[key].squeeze(-1) for key in ("t", "s", "actor")})
 
 

@@ -16,30 +16,42 @@ from torch import Tensor
 from dagdiff.checks import Refusal
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import States, Times, column
-from dagdiff.transition import ddim
+from dagdiff.transition import keep_noise
 
 Ask = Callable[[States, Times], States]
 """``(x_t, t) -> x0``: the expert, with its condition, guidance and threshold."""
 
 
+class Level(NamedTuple):
+    """A time and how much signal and noise its states hold, all ``(B,)``."""
+
+    t: Times
+    alpha: Tensor
+    sigma: Tensor
+
+    def of(self, rows: int) -> "Level":
+        """The first ``rows`` of it."""
+        return Level(self.t[:rows], self.alpha[:rows], self.sigma[:rows])
+
+
 class Before(NamedTuple):
-    """The sub-step before: the answer made there, ``(B, *D)``, and where it started, ``(B,)``."""
+    """The sub-step before: the answer made there, ``(B, *D)``, and where it started."""
 
     answer: States
-    t: Times
+    here: Level
 
     def of(self, rows: int) -> "Before":
         """The first ``rows`` of it."""
-        return Before(self.answer[:rows], self.t[:rows])
+        return Before(self.answer[:rows], self.here.of(rows))
 
 
 class Solver(Protocol):
-    """A sub-step. It returns x_s and the expert's answer at t, both ``(B, *D)``; ``before`` is None in the first."""
+    """A sub-step from ``here`` to ``there``; ``before`` is None in the first."""
 
     def __call__(
-        self, ask: Ask, x_t: States, t: Times, s: Times, before: Before | None, schedule: Schedule
+        self, ask: Ask, x_t: States, here: Level, there: Level, before: Before | None
     ) -> tuple[States, States]:
-        """Walk from t to s."""
+        """Return x_s and the expert's answer at t, both ``(B, *D)``."""
         ...
 
 
@@ -48,11 +60,11 @@ class DdimSolver:
     """DDIM, first order, one question (Song et al. 2020, https://arxiv.org/abs/2010.02502)."""
 
     def __call__(
-        self, ask: Ask, x_t: States, t: Times, s: Times, before: Before | None, schedule: Schedule
+        self, ask: Ask, x_t: States, here: Level, there: Level, before: Before | None
     ) -> tuple[States, States]:
-        """Walk from t to s."""
-        answer = ask(x_t, t)
-        return ddim(x_t, answer, t, s, schedule), answer
+        """Return x_s and the answer at t."""
+        answer = ask(x_t, here.t)
+        return _step(x_t, answer, here, there), answer
 
 
 @dataclass(frozen=True)
@@ -66,15 +78,14 @@ class HeunSolver:
     """
 
     def __call__(
-        self, ask: Ask, x_t: States, t: Times, s: Times, before: Before | None, schedule: Schedule
+        self, ask: Ask, x_t: States, here: Level, there: Level, before: Before | None
     ) -> tuple[States, States]:
-        """Walk from t to s."""
-        answer = ask(x_t, t)
-        h, noisy = _rise(t, s, schedule), schedule(s)[1] > 0
-        landed = ddim(x_t, answer, t, s, schedule)
-        there = ask(torch.where(column(noisy, x_t), landed, x_t), torch.where(noisy, s, t))
+        """Return x_s and the answer at t."""
+        answer, noisy, h = ask(x_t, here.t), there.sigma > 0, _rise(here, there)
+        landed = torch.where(column(noisy, x_t), _step(x_t, answer, here, there), x_t)
+        then = ask(landed, torch.where(noisy, there.t, here.t))
         weight = torch.where(noisy, -1.0 / torch.expm1(-h) - 1.0 / h, torch.zeros_like(h))
-        return ddim(x_t, answer + column(weight, x_t) * (there - answer), t, s, schedule), answer
+        return _step(x_t, answer + column(weight, x_t) * (then - answer), here, there), answer
 
 
 @dataclass(frozen=True)
@@ -88,15 +99,15 @@ class DpmSolver:
     """
 
     def __call__(
-        self, ask: Ask, x_t: States, t: Times, s: Times, before: Before | None, schedule: Schedule
+        self, ask: Ask, x_t: States, here: Level, there: Level, before: Before | None
     ) -> tuple[States, States]:
-        """Walk from t to s."""
-        answer = ask(x_t, t)
+        """Return x_s and the answer at t."""
+        answer = ask(x_t, here.t)
         if before is None:
-            return ddim(x_t, answer, t, s, schedule), answer
-        ratio = _rise(t, s, schedule) / _rise(before.t, t, schedule)
-        weight = torch.where(schedule(s)[1] > 0, 0.5 * ratio, torch.zeros_like(ratio))
-        return ddim(x_t, answer + column(weight, x_t) * (answer - before.answer), t, s, schedule), answer
+            return _step(x_t, answer, here, there), answer
+        ratio = _rise(here, there) / _rise(before.here, here)
+        weight = torch.where(there.sigma > 0, 0.5 * ratio, torch.zeros_like(ratio))
+        return _step(x_t, answer + column(weight, x_t) * (answer - before.answer), here, there), answer
 
 
 def check_solver(solver: Solver, schedule: Schedule) -> None:
@@ -114,7 +125,10 @@ def check_solver(solver: Solver, schedule: Schedule) -> None:
         )
 
 
-def _rise(t: Times, s: Times, schedule: Schedule) -> Tensor:
-    """How much lambda rises from t to s, ``(B,)``; infinite where there is no signal at t, or no noise at s."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    return (alpha_s / sigma_s).log() - (alpha_t / sigma_t).log()
+def _step(x_t: States, guess: States, here: Level, there: Level) -> States:
+    return keep_noise(x_t, guess, here[1:], there[1:])
+
+
+def _rise(here: Level, there: Level) -> Tensor:
+    """How much lambda rises, ``(B,)``; infinite where there is no signal here, or no noise there."""
+    return (there.alpha / there.sigma).log() - (here.alpha / here.sigma).log()

@@ -21,10 +21,14 @@ from dagdiff.shapes import Condition, Denoiser, States, Times, column
 
 def ddim(x_t: States, x0: States, t: Times, s: Times, schedule: Schedule) -> States:
     """Return x_s = alpha_s x0 + sigma_s eps, eps being the noise in x_t if x0 is true. At t = 0, x_t stays."""
-    alpha_t, sigma_t = (column(values, x_t) for values in schedule(t))
-    alpha_s, sigma_s = (column(values, x_t) for values in schedule(s))
-    ratio = torch.where(sigma_t > 0, sigma_s / sigma_t, torch.ones_like(sigma_t))
-    return alpha_s * x0 + ratio * (x_t - alpha_t * x0)
+    return keep_noise(x_t, x0, schedule(t), schedule(s))
+
+
+def keep_noise(x_t: States, x0: States, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> States:
+    """Return :func:`ddim`'s x_s from (alpha, sigma), each ``(B,)``, where the step starts and where it ends."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = start, end
+    ratio = torch.where(sigma_t > 0, sigma_s / sigma_t, 1.0)
+    return column(alpha_s - ratio * alpha_t, x_t) * x0 + column(ratio, x_t) * x_t
 
 
 class Transition(Protocol):

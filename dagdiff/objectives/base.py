@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dagdiff.expert import Expert
 from dagdiff.learner import Loss as Loss
-from dagdiff.schedule import Schedule, perturb
+from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, States, Times, column
 from dagdiff.transition import Ddim
 
@@ -98,5 +98,5 @@ def denoising_loss(
     condition.
     """
     alpha, sigma = (column(values, x0) for values in schedule(t))
-    error = denoiser(perturb(x0, noise, t, schedule), t, condition, *origin) - x0
+    error = denoiser(alpha * x0 + sigma * noise, t, condition, *origin) - x0
     return (((alpha**2 + sigma**2) / sigma) ** 2 * error.square()).mean()

@@ -8,14 +8,13 @@ rest of the path, and copies its errors some fifty times. With e = 0 the expert 
 where it ends, and there is no target network (:mod:`dagdiff.objectives.label_end`).
 """
 
-from functools import partial
+import copy
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from dagdiff.average import follow
+from dagdiff.average import Follower
 from dagdiff.checks import check_above, check_at_least, check_share
 from dagdiff.expert import Expert
 from dagdiff.objectives.base import Clean, Loss, Objective
@@ -70,15 +69,15 @@ class Consistency(Objective):
         check_above("huber_width", huber_width, 0.0)
         self.solver_steps, self.ema, self.huber_width, self.renoise = solver_steps, ema, huber_width, renoise
         self.published, self.label_end = label_end == "step", as_label_end(label_end, solver_steps)
-        self.target: AveragedModel | None = None
+        self.target: nn.Module | None = None
         self.generator: torch.Generator | None = None
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Start the target network from the student, where labels end before the data."""
         self.threshold, self.schedule, self.generator = expert.threshold, expert.schedule, generator
         if not isinstance(self.label_end, Data):
-            self.target = AveragedModel(student, multi_avg_fn=partial(follow, self.ema), use_buffers=True).eval()
-            self.target.update_parameters(student)
+            self.target = copy.deepcopy(student).eval().requires_grad_(False)
+            self.follower = Follower(self.target, student, self.ema)
 
     def horizon(self, s: Times) -> Times:
         """Time 0: all states of a path are answered with its clean end."""
@@ -130,4 +129,4 @@ class Consistency(Objective):
     def follow(self, student: nn.Module) -> None:
         """Move the target network towards the student."""
         if self.target is not None:
-            self.target.update_parameters(student)
+            self.follower.follow()

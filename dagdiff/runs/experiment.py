@@ -189,7 +189,7 @@ class Experiment:
         """Return how the student learns; in several processes, in batches of this one's part."""
         chosen = self.settings
         return Learning(
-            optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas)),
+            optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas), fused=True),
             lr_ramp=_make("lr_ramp", chosen.lr_ramp),
             clip=chosen.clip,
             ema=chosen.ema,
@@ -287,7 +287,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "policy": (nn.Module, "a torch.nn.Module"),
     "data": (Data, "anything with sample(n, generator)"),
     "threshold": (Callable, "a callable x0 -> x0"),
-    "solver": (Callable, "a callable (ask, x_t, t, s, before, schedule) -> x_s, answer"),
+    "solver": (Callable, "a callable (ask, x_t, here, there, before) -> x_s, answer"),
     "schedule": (Callable, "a callable t -> (alpha_t, sigma_t)"),
     **dict.fromkeys(("beta", "shares_ramp", "lr_ramp"), _RAMP),
     "driver": (MixturePolicy, "a subclass of dagdiff.rollout.MixturePolicy"),
