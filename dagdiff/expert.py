@@ -6,6 +6,7 @@ Salimans and Ho (2022, https://arxiv.org/abs/2202.00512), for any k. Every netwo
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -109,7 +110,7 @@ class Expert:
             part = (number + 1) / (counts if isinstance(counts, int) else counts[:left])
             end = torch.lerp(start[:left], s[:left], part)
             there = Level(end, *self.schedule(end))
-            x_t, answer = self.solver(lambda x, at, to=asked: self(x, at, to), x_t, here, there, before)
+            x_t, answer = self.solver(partial(self, condition=asked), x_t, here, there, before)
             here, before = there, Before(answer, here)
         return torch.cat([x_t, *reversed(landed)]) if landed else x_t
 

@@ -30,7 +30,7 @@ def make(name: Name, schedule: Schedule | None = None, settings: Any = None) -> 
     return Task(name.text, law, SETS[name.set](law), schedule or CosineSchedule(), conditional=name.labelled)
 
 
-def exact_expert(task: Task) -> Denoiser:
+def exact_expert(task: Task) -> GaussianMixtureExpert:
     """The exact posterior mean of the world, closed form; only Gaussian mixtures have one."""
     mixture = task.world.mixture
     if mixture is None:
