@@ -13,11 +13,18 @@ The critic (fake score and head) learns on answers to the same mixture of states
 A few-step student answers at K times, and only the last answer is a sample. One fake score for all, as published, sees
 their pool: where the answers at one time have too much of a mode and those at another too little, the pool looks right,
 nothing pulls, and modes are lost. So the critic here is told the *origin* of an answer, the time t at which the student
-made it, and each time is matched on its own; ``tell_origin=False`` is the published pool.
+made it, and each time is matched on its own; ``tell_origin=False`` is the published pool. Drawing tau within the step
+in which the answer was made (``tau_by_step``) keeps the times apart too, with the published network: trajectory
+distribution matching (Luo et al. 2025, https://arxiv.org/abs/2503.06674) and Phased DMD (Fan et al. 2025,
+https://arxiv.org/abs/2510.27684) do so.
 
 For the same reason the mixture is one of own and of expert states: there the answers at any time should follow the
 whole law. Answers at forward states should follow the law of the data shown; where that is not the teacher's, matching
 the pool bends the answers at own states the other way.
+
+A label can stand beside the matching: with ``label_weight`` the answer is also drawn to the end of the expert's walk
+from its state. DMD had such a term, on pairs from noise (Yin et al. 2023, https://arxiv.org/abs/2311.18828), and DMD2
+gave it up for its price; here a label is bought once and serves many batches.
 """
 
 import copy
@@ -60,6 +67,8 @@ class DistributionMatching(Objective):
         tau: the range of the random time at which the two scores are compared.
         tell_origin: tell the critic at which time an answer was made. Needs a student network with ``with_origin()``,
             a copy that takes the origin as one more argument.
+        tau_by_step: draw tau between the end and the start of the step in which an answer was made, within ``tau``.
+        label_weight: weight of the mean squared distance of an answer to the expert's label; 0 buys no labels.
     """
 
     sampler = Renoise
@@ -74,14 +83,17 @@ class DistributionMatching(Objective):
         gan_critic_weight: float = 1e-2,
         tau: tuple[float, float] = (0.02, 0.98),
         tell_origin: bool = True,
+        tau_by_step: bool = False,
+        label_weight: float = 0.0,
     ) -> None:
         check_at_least("critic_updates", critic_updates, 1)
         check_at_least("gan_weight", gan_weight, 0.0)
+        check_at_least("label_weight", label_weight, 0.0)
         if not 0.0 < tau[0] < tau[1] <= 1.0:
             raise Refusal(f"tau must be a range inside (0, 1]; got {tau}. Pass e.g. tau=(0.02, 0.98).")
         self.critic_updates, self.critic_lr, self.critic_betas, self.tau = critic_updates, critic_lr, critic_betas, tau
         self.gan_weight, self.gan_critic_weight = gan_weight, gan_critic_weight
-        self.tell_origin = tell_origin
+        self.tell_origin, self.tau_by_step, self.label_weight = tell_origin, tau_by_step, label_weight
 
     def check_student(self, student: nn.Module) -> None:
         """Refuse a student that can't be told an origin, or has no features for the head, where these are needed."""
@@ -102,34 +114,46 @@ class DistributionMatching(Objective):
         """Time 0: answers are to be clean samples, whatever the step."""
         return torch.zeros_like(s)
 
+    def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
+        """Add ``target`` and ``end``, where the expert's walk ends, if labels have a weight."""
+        if not self.label_weight:
+            return states
+        end = self.horizon(states["s"])
+        target = expert.target(states["x_t"], states["t"], end, states.get("condition"))
+        return states.set("target", target).set("end", end)
+
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
-        """Return the distribution-matching loss (plus the GAN's); only the student's answer carries gradient."""
+        """Return the matching loss, plus the GAN's and the label's; only the student's answer carries gradient."""
         condition, origin = batch.get("condition"), self._origin(batch)
         answer = student(batch["x_t"], batch["t"], condition)
         with torch.no_grad():
-            x_tau, tau = self._perturb(answer)
+            x_tau, tau = self._perturb(answer, batch)
             real = self.expert(x_tau, tau, condition)
             fake = self.expert.threshold(self.fake(x_tau, tau, condition, *origin))
             goal = answer - score_difference(answer, real, fake)
-        matching = 0.5 * (answer - goal).square().mean()
-        if self.head is None:
-            return Loss(matching, {"matching": matching.detach()})
-        self.critic.requires_grad_(False)  # the student's loss leaves no gradient on its critic
-        gan = softplus(-self._logit(answer, condition, origin)).mean()
-        self.critic.requires_grad_(True)
-        return Loss(matching + self.gan_weight * gan, {"matching": matching.detach(), "gan": gan.detach()})
+        loss = 0.5 * (answer - goal).square().mean()
+        parts = {"matching": loss.detach()}
+        if self.label_weight:
+            label = (answer - batch["target"]).square().mean()
+            loss, parts["label"] = loss + self.label_weight * label, label.detach()
+        if self.head is not None:
+            self.critic.requires_grad_(False)  # the student's loss leaves no gradient on its critic
+            gan = softplus(-self._logit(answer, condition, origin, batch)).mean()
+            self.critic.requires_grad_(True)
+            loss, parts["gan"] = loss + self.gan_weight * gan, gan.detach()
+        return Loss(loss, parts)
 
     def improve_critic(self, student: nn.Module, batch: TensorDict) -> Mapping[str, Tensor]:
         """Teach the fake score to denoise the student's answers, and the head to tell them from real data."""
         condition, origin = batch.get("condition"), self._origin(batch)
         with torch.no_grad():
             answer = student(batch["x_t"], batch["t"], condition)
-        noise, tau = self._noise(answer), self._times(answer)
+        noise, tau = self._noise(answer), self._times(batch)
         loss = denoising_loss(self.fake, answer, noise, tau, self.expert.schedule, condition, *origin)
         parts = {"fake": loss.detach()}
         if self.head is not None:
             real, label = self.clean(len(answer))
-            made, true = self._logit(answer, condition, origin), self._logit(real, label, origin)
+            made, true = (self._logit(*asked, origin, batch) for asked in ((answer, condition), (real, label)))
             head = softplus(made).mean() + softplus(-true).mean()
             loss, parts["head"] = loss + self.gan_critic_weight * head, head.detach()
         self.learner.update(loss)
@@ -139,20 +163,25 @@ class DistributionMatching(Objective):
         """What the critic is told beside the condition: when an answer to the batch is made, or nothing."""
         return (batch["t"],) if self.tell_origin else ()
 
-    def _logit(self, x0: States, condition: Condition, origin: tuple[Times, ...]) -> Tensor:
+    def _logit(self, x0: States, condition: Condition, origin: tuple[Times, ...], batch: TensorDict) -> Tensor:
         """The head's logit, ``(B, 1)``, that ``x0`` is real, seen at a random noise level."""
         assert self.head is not None
-        x_tau, tau = self._perturb(x0)
+        x_tau, tau = self._perturb(x0, batch)
         logit: Tensor = self.head(self.fake.features(x_tau, tau, condition, *origin))
         return logit
 
-    def _perturb(self, x0: States) -> tuple[States, Times]:
-        tau = self._times(x0)
+    def _perturb(self, x0: States, batch: TensorDict) -> tuple[States, Times]:
+        tau = self._times(batch)
         return perturb(x0, self._noise(x0), tau, self.expert.schedule), tau
 
-    def _times(self, x0: States) -> Times:
-        low, high = self.tau
-        return low + (high - low) * torch.rand(len(x0), generator=self.generator, device=x0.device, dtype=x0.dtype)
+    def _times(self, batch: TensorDict) -> Times:
+        """A time tau for each row of the batch."""
+        t = batch["t"]
+        drawn = torch.rand(t.shape, generator=self.generator, device=t.device, dtype=t.dtype)
+        if not self.tau_by_step:
+            low, high = self.tau
+            return low + (high - low) * drawn
+        return torch.lerp(batch["s"].clamp(*self.tau), t.clamp(*self.tau), drawn)
 
     def _noise(self, x0: States) -> States:
         return torch.randn(x0.shape, generator=self.generator, device=x0.device, dtype=x0.dtype)

@@ -15,6 +15,7 @@ from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.envs.toy2d import world
 from dagdiff.expert import Expert
 from dagdiff.objectives.consistency import Consistency, boundary, pseudo_huber
+from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.objectives.label_end import Ahead, Data, Uniform, as_label_end
 from dagdiff.objectives.progressive import Progressive
 from dagdiff.policies.gaussian import GaussianMixtureExpert
@@ -145,3 +146,44 @@ def test_a_law_that_draws_outside_the_chain_is_refused(drawn: Callable[[Tensor, 
 def test_pd_knows_two_ends() -> None:
     with pytest.raises(Refusal, match=r"unknown label_end 'uniform'\. Known: data, step"):
         Progressive(label_end="uniform")
+
+
+# --- DMD2 with labels, and with tau in its step -----------------------------------------------------------------------
+
+
+def test_dmd2_adds_the_distance_to_the_label_by_its_weight() -> None:
+    advisor, student = expert(), network(0)
+    found = {}
+    for weight in (0.0, 0.5):
+        objective = DistributionMatching(label_weight=weight)
+        batch = annotated(objective, advisor)
+        found[weight] = objective.loss(student, batch)
+    walked = advisor.advance(batch["x_t"], batch["t"], torch.zeros(len(batch)))
+    label = (student(batch["x_t"], batch["t"]) - walked).square().mean()
+    torch.testing.assert_close(found[0.5].parts["label"], label.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[0.5].loss, found[0.0].loss + 0.5 * label, rtol=1e-4, atol=1e-6)
+    assert set(found[0.0].parts) == {"matching"}
+
+
+def test_dmd2_without_a_weight_buys_no_labels() -> None:
+    advisor = expert()
+    annotated(DistributionMatching(), advisor)
+    assert advisor.nfe == 0
+
+
+def test_tau_by_step_lies_between_the_steps_end_and_start_within_the_range() -> None:
+    objective = DistributionMatching(tau_by_step=True, tau=(0.05, 0.95))
+    batch = torch.cat([annotated(objective, expert()) for _ in range(50)])
+    asked: list[Tensor] = []
+    objective.expert.denoiser = lambda x_t, t, condition: asked.append(t) or torch.zeros_like(x_t)
+    objective.loss(network(0), batch)
+    (tau,) = asked
+    low, high = batch["s"].clamp(0.05, 0.95), batch["t"].clamp(0.05, 0.95)
+    assert ((tau >= low - 1e-6) & (tau <= high + 1e-6)).all()
+    part = (tau - low) / (high - low)
+    assert 0.4 < part.mean() < 0.6 and part.min() < 0.05 and part.max() > 0.95
+
+
+def test_a_negative_label_weight_is_refused() -> None:
+    with pytest.raises(Refusal, match="label_weight must be at least 0"):
+        DistributionMatching(label_weight=-1.0)
