@@ -448,8 +448,8 @@ def test_the_gan_moves_the_student_by_its_softplus() -> None:
     found = objective.loss(student, states())
     objective.generator = seeded(4)
     answer = student(states()["x_t"], states()["t"])
-    objective._perturb(answer)  # the draw of the matching part
-    gan = softplus(-objective._logit(answer, None, (states()["t"],))).mean()
+    objective._perturb(answer, states())  # the draw of the matching part
+    gan = softplus(-objective._logit(answer, None, (states()["t"],), states())).mean()
     torch.testing.assert_close(found.parts["gan"], gan.detach())
     torch.testing.assert_close(found.loss.detach(), found.parts["matching"] + 0.3 * gan.detach())
 
@@ -514,9 +514,9 @@ def test_the_head_sees_real_points_with_their_own_labels() -> None:
     objective = begun(DistributionMatching(gan_weight=0.1), student, expert, Telling(), conditional=True)
     judge = objective._logit
 
-    def watched(x0: Tensor, condition: Tensor, origin: tuple[Tensor, ...]) -> Tensor:
+    def watched(x0: Tensor, condition: Tensor, origin: tuple[Tensor, ...], batch: TensorDict) -> Tensor:
         seen.append((x0, condition))
-        return judge(x0, condition, origin)
+        return judge(x0, condition, origin, batch)
 
     objective._logit = watched
     objective.improve_critic(student, states(labels=5))
