@@ -26,6 +26,7 @@ SUITES = {
     "imitation": "dagdiff.benchmarks.suites.imitation",
     "images": "dagdiff.benchmarks.suites.images",
     "peers": "dagdiff.benchmarks.suites.peers",
+    "horizon": "dagdiff.benchmarks.suites.horizon",
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 

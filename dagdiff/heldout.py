@@ -37,18 +37,23 @@ class HeldOut:
         generator = self._generator()
         self.x0, self.condition = draw(data, rows, generator, conditional)
         self.noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
-        self._led: tuple[Expert, list[States]] | None = None
+        self._led: tuple[Expert, list[Step]] | None = None
 
     def imitation(self, policy: StudentPolicy, expert: Expert) -> dict[str, list[float]]:
         """Return ``loss_forward``, ``loss_own`` and ``loss_expert``, the imitation loss at each step, at no charge."""
         generator = self._generator()
         steps = self._chains(policy)
-        led = self._expert_states(expert)
+        led = [step.x_t for step in self._expert_chains(expert)]
         return {
             "loss_forward": [self._loss(policy, expert, self._forward(step, generator), step) for step in steps],
             "loss_own": [self._loss(policy, expert, step.x_t, step) for step in steps],
             "loss_expert": [self._loss(policy, expert, x_t, step) for x_t, step in zip(led, steps, strict=True)],
         }
+
+    def displacement(self, policy: StudentPolicy, expert: Expert) -> list[float]:
+        """Return the root mean square distance of own to expert states of the same noise, where each step lands."""
+        pairs = zip(self._chains(policy), self._expert_chains(expert), strict=True)
+        return [float((own.x_s - led.x_s).square().mean().sqrt()) for own, led in pairs]
 
     @torch.no_grad()
     def objective(self, policy: StudentPolicy, expert: Expert, objective: Objective) -> float:
@@ -60,14 +65,11 @@ class HeldOut:
         policy.student.eval()
         return float(objective.loss(policy.student, own).loss)
 
-    def _expert_states(self, expert: Expert) -> list[States]:
-        """Where the expert's chains are at each step; they are run once for an expert, for it is frozen."""
+    def _expert_chains(self, expert: Expert) -> list[Step]:
+        """The expert's chains; they are run once for an expert, for it is frozen."""
         if self._led is None or self._led[0] is not expert:
             with expert.ledger.free():
-                self._led = (
-                    expert,
-                    [step.x_t for step in self._chains(ExpertPolicy(expert, self.transition, self.times))],
-                )
+                self._led = expert, self._chains(ExpertPolicy(expert, self.transition, self.times))
         return self._led[1]
 
     def _chains(self, policy: Denoiser) -> list[Step]:

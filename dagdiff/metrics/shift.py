@@ -122,6 +122,10 @@ LOSSES = {
         floor="0",
         compared=True,
     ),
+    "end_error": Number(
+        "Distance (rms) of the student's end to the end of its expert in the same place, from the same noise.",
+        floor="0",
+    ),
 }
 """What the held-out imitation losses of a run mean, each a mean over steps."""
 

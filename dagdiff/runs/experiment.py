@@ -264,8 +264,9 @@ class Experiment:
         heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
         found = heldout.imitation(self.policy, self.expert)
         losses = {name: sum(by_step) / len(by_step) for name, by_step in found.items()}
-        metrics |= losses | gaps(losses)
-        return metrics, {"t": self.times[:-1].tolist(), **found}
+        displacement = heldout.displacement(self.policy, self.expert)
+        metrics |= losses | gaps(losses) | {"end_error": displacement[-1]}
+        return metrics, {"t": self.times[:-1].tolist(), **found, "displacement": displacement}
 
     def stand(self, samples: Tensor, seed: int = 0, paired: Tensor | None = None) -> Standing:
         """Compare the samples with the teacher's own chain of as many steps, from the same noise; it is not charged.

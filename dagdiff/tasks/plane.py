@@ -17,7 +17,6 @@ from dagdiff.policies.networks import MLP
 from dagdiff.policies.prediction import PREDICTIONS
 from dagdiff.policies.student import Student
 from dagdiff.schedule import CosineSchedule, Schedule
-from dagdiff.shapes import Denoiser
 from dagdiff.tasks import teachers
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.names import Name

@@ -37,7 +37,7 @@ OPTIONS = {
 }
 METRICS = ["energy", "w2", "sliced_w2", "mmd", "precision", "recall", "density", "coverage", "on_mode", "mode_kl"]
 METRICS += ["spread"]
-LOSSES = ["loss_forward", "loss_expert", "loss_own", "data_mismatch", "own_errors", "loss_gap"]
+LOSSES = ["loss_forward", "loss_expert", "loss_own", "data_mismatch", "own_errors", "loss_gap", "end_error"]
 
 
 class Ran(NamedTuple):

@@ -10,9 +10,9 @@ from dagdiff.objectives.progressive import Progressive
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
-from dagdiff.policy import StudentPolicy
+from dagdiff.policy import ExpertPolicy, StudentPolicy
 from dagdiff.schedule import CosineSchedule, perturb, step_grid
-from dagdiff.transition import Ddim, Renoise, Transition
+from dagdiff.transition import Ddim, Renoise, Transition, chain
 
 SCHEDULE, DATA, TIMES, ROWS = CosineSchedule(), world("gaussians8"), step_grid(4), 32
 every_law = pytest.mark.parametrize("law", [Ddim(SCHEDULE), Renoise(SCHEDULE)], ids=["ddim", "renoise"])
@@ -57,3 +57,15 @@ def test_the_objective_is_measured_on_the_students_own_states() -> None:
     objective.begin(policy.student, expert, lambda rows: (torch.zeros(rows, 2), None), None)
     own = heldout.imitation(policy, expert)["loss_own"]
     assert heldout.objective(policy, expert, objective) == pytest.approx(sum(own) / 4, rel=1e-4)
+
+
+@every_law
+def test_the_displacement_is_that_of_chains_from_the_same_noise(law: Transition) -> None:
+    heldout, policy, expert = parts(law)
+    fresh = [torch.Generator().manual_seed(heldout.seed) for _ in range(2)]
+    own = list(chain(policy, law, TIMES, heldout.noise, generator=fresh[0]))
+    led = list(chain(ExpertPolicy(expert, law, TIMES), law, TIMES, heldout.noise, generator=fresh[1]))
+    expected = [float((a.x_s - b.x_s).square().mean().sqrt()) for a, b in zip(own, led, strict=True)]
+    nfe = expert.nfe
+    assert heldout.displacement(policy, expert) == pytest.approx(expected, rel=1e-4)
+    assert expert.nfe == nfe

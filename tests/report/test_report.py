@@ -22,7 +22,7 @@ from dagdiff.report.verdict import caveat, change, counts, findings, level, numb
 from dagdiff.tasks.base import Task
 
 TASK = "gaussians8-biased"
-LOSSES = ("loss_forward", "loss_expert", "loss_own", "data_mismatch", "own_errors", "loss_gap")
+LOSSES = ("loss_forward", "loss_expert", "loss_own", "data_mismatch", "own_errors", "loss_gap", "end_error")
 PLANE = [*(name for metric in Task.metrics for name in metric.numbers), *LOSSES]
 Energies = Mapping[str, Sequence[float | None]]
 
