@@ -1,21 +1,29 @@
 """``dagdiff bench``: a suite of runs, its table and its report; or some of its runs made again."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
+from dagdiff.benchmarks.running.cells import Shard
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.verify import conclude, verify
 from dagdiff.checks import Refusal, check_in, check_seed
 from dagdiff.commands import add_trust, check_given, make_parser
+from dagdiff.jobs.stops import stoppable
 from dagdiff.report import verdict
 from dagdiff.report.page import write_report
 from dagdiff.report.results import Results
 from dagdiff.report.summary import write_summary
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs import config
+from dagdiff.runs.parts import GIVEN, known, resolve
 from dagdiff.runs.settings import lists_of
 from dagdiff.runs.trust import check_plain, check_registered
 from dagdiff.runs.words import listed, metric_names, split
@@ -29,21 +37,29 @@ SUITES = {
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
+USUAL = "processes"
+"""The executor of a suite that names none."""
+
+_FLAGS = ("quick", "trust_code")
+
 
 def bench(words: Sequence[str]) -> None:
     """Compare what students are trained on: run a suite, print its table, write it and a report to a folder.
 
-    Runs that results.json already holds with the same configuration are not run again. With --verify nothing is added:
-    some runs that the folder holds are made again and compared.
+    Runs that the folder already holds with the same configuration are not run again, and several commands, here or on
+    other machines, may fill one folder. With --verify nothing is added: some runs that the folder holds are made again
+    and compared.
     """
-    pairs = list(split(words, flags=("quick", "trust_code")))
+    pairs = [("executor.class" if name == "executor" else name, text) for name, text in split(words, _FLAGS)]
     metrics = [each for name, text in pairs if name == "metric" for each in metric_names(text)]
     said = {name: text for name, text in pairs if name != "metric"}
     said["suite"] = said.pop("", "")
     suite, parser = _suite(said), make_parser("bench", bench)
     parser.add_argument("suite", help=", ".join(SUITES))
     parser.add_argument("--quick", action="store_true", help="a few minutes' worth: sets the options below")
-    parser.add_argument("--workers", type=int, default=1, help="processes; one a core is best")
+    parser.add_argument("--workers", type=int, default=1, help="runs under way at once: here processes, one a core")
+    parser.add_argument("--shard", type=str | None, default=None, help="K/N: only the K-th of N parts of the runs")
+    executor = _add_executor(parser, said.get("executor.class", USUAL))
     parser.add_argument(
         "--out", type=Path | None, default=None, help="the folder of results; one that holds some is continued"
     )
@@ -55,12 +71,13 @@ def bench(words: Sequence[str]) -> None:
     if said.get("quick"):
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
     if "help" in said:
-        print(parser.format_help(), end="")
+        print(parser.format_help().replace("[--executor CONFIG] ", "").replace("--executor.class", "--executor"), end="")
         return
     said |= {name: listed(said[name]) for name in lists_of(suite.Suite) if name in said}
     given = vars(config.read(parser, said))
     check_seed("verify_seed", given["verify_seed"])
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
+    shard = Shard() if given["shard"] is None else Shard.read(given["shard"])
     if metrics:
         named = metric_names(given["settings"].get("metric") or [])
         given["settings"] = {**given["settings"], "metric": [*named, *metrics]}
@@ -68,13 +85,41 @@ def bench(words: Sequence[str]) -> None:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return
     chosen = suite.Suite(**{option: given[option] for option in dataclasses.asdict(suite.QUICK)})
-    found = run_suite(suite, chosen, out, workers)
+    told = dict(vars(given["executor"]), workers=workers, out=out)
+    pool = None if told.pop("class") == USUAL else partial(make_executor, executor, told)
+    with stoppable():
+        found = run_suite(suite, chosen, out, workers, pool, shard)
     if found["records"]:
         results = Results.load(out)
         write_summary(results, out / "summary.csv")
         print(verdict.table(results))
         print(f"report: {write_report(out)}")
     _tell_failures(list(found["failures"].values()), len(found["records"]))
+
+
+def make_executor(kind: Callable[..., Any], told: Mapping[str, Any]) -> Executor:
+    """Return the executor that ``kind`` makes of its options; it is also given what it asks for of workers and out.
+
+    Raises:
+        Refusal: if it makes anything else.
+    """
+    wanted = inspect.signature(kind).parameters
+    made = kind(**{name: value for name, value in told.items() if name in wanted})
+    if not isinstance(made, Executor):
+        raise Refusal(
+            f"the executor must be a concurrent.futures.Executor; got a {type(made).__name__}. Name another with "
+            "--executor."
+        )
+    return made
+
+
+def _add_executor(parser: ArgumentParser, name: str) -> Callable[..., Any]:
+    """Add the options of the executor that is named; return what makes it."""
+    kind = resolve("executor", name)
+    parser.add_argument("--executor.class", default=name, help=f"what runs the suite: {known('executor')}")
+    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+    add(kind, "executor", skip=set(GIVEN["executor"]) & set(inspect.signature(kind).parameters), fail_untyped=False)
+    return kind
 
 
 def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> None:

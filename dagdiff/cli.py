@@ -48,9 +48,9 @@ def _guarded(command: str, words: Sequence[str]) -> int:
     except (Refusal, NonFiniteLoss) as error:
         print(f"dagdiff: error: {_line(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("dagdiff: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"dagdiff: {stop}" if str(stop) else "dagdiff: stopped", file=sys.stderr)
+        return int(getattr(stop, "status", 130))
     return 0
 
 

@@ -29,6 +29,7 @@ ROOMS = (
     "metrics",
     "mixture",
     "round",
+    "jobs",
     "learner",
     "objectives",
     "rollout",
