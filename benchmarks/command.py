@@ -1,21 +1,17 @@
 """``dagdiff bench``: a suite of runs, its table and its report; or some of its runs made again."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from dagdiff.benchmarks.running.cells import Shard
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.verify import conclude, verify
 from dagdiff.checks import Refusal, check_in, check_seed
-from dagdiff.commands import add_trust, check_given, make_parser
+from dagdiff.commands import USUAL, add_executor, add_trust, check_given, help_of, make_executor, make_parser
 from dagdiff.jobs.stops import stoppable
 from dagdiff.report import verdict
 from dagdiff.report.page import write_report
@@ -23,7 +19,6 @@ from dagdiff.report.results import Results
 from dagdiff.report.summary import write_summary
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs import config
-from dagdiff.runs.parts import GIVEN, known, resolve
 from dagdiff.runs.settings import lists_of
 from dagdiff.runs.trust import check_plain, check_registered
 from dagdiff.runs.words import listed, metric_names, split
@@ -36,9 +31,6 @@ SUITES = {
     "peers": "dagdiff.benchmarks.suites.peers",
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
-
-USUAL = "processes"
-"""The executor of a suite that names none."""
 
 _FLAGS = ("quick", "trust_code")
 
@@ -59,7 +51,7 @@ def bench(words: Sequence[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="a few minutes' worth: sets the options below")
     parser.add_argument("--workers", type=int, default=1, help="runs under way at once: here processes, one a core")
     parser.add_argument("--shard", type=str | None, default=None, help="K/N: only the K-th of N parts of the runs")
-    executor = _add_executor(parser, said.get("executor.class", USUAL))
+    executor = add_executor(parser, said.get("executor.class", USUAL))
     parser.add_argument(
         "--out", type=Path | None, default=None, help="the folder of results; one that holds some is continued"
     )
@@ -71,7 +63,7 @@ def bench(words: Sequence[str]) -> None:
     if said.get("quick"):
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
     if "help" in said:
-        print(parser.format_help().replace("[--executor CONFIG] ", "").replace("--executor.class", "--executor"), end="")
+        print(help_of(parser), end="")
         return
     said |= {name: listed(said[name]) for name in lists_of(suite.Suite) if name in said}
     given = vars(config.read(parser, said))
@@ -85,8 +77,8 @@ def bench(words: Sequence[str]) -> None:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return
     chosen = suite.Suite(**{option: given[option] for option in dataclasses.asdict(suite.QUICK)})
-    told = dict(vars(given["executor"]), workers=workers, out=out)
-    pool = None if told.pop("class") == USUAL else partial(make_executor, executor, told)
+    told = {**vars(given["executor"]), "workers": workers, "out": out}
+    pool = None if told["class"] == USUAL else partial(make_executor, executor, told)
     with stoppable():
         found = run_suite(suite, chosen, out, workers, pool, shard)
     if found["records"]:
@@ -95,31 +87,6 @@ def bench(words: Sequence[str]) -> None:
         print(verdict.table(results))
         print(f"report: {write_report(out)}")
     _tell_failures(list(found["failures"].values()), len(found["records"]))
-
-
-def make_executor(kind: Callable[..., Any], told: Mapping[str, Any]) -> Executor:
-    """Return the executor that ``kind`` makes of its options; it is also given what it asks for of workers and out.
-
-    Raises:
-        Refusal: if it makes anything else.
-    """
-    wanted = inspect.signature(kind).parameters
-    made = kind(**{name: value for name, value in told.items() if name in wanted})
-    if not isinstance(made, Executor):
-        raise Refusal(
-            f"the executor must be a concurrent.futures.Executor; got a {type(made).__name__}. Name another with "
-            "--executor."
-        )
-    return made
-
-
-def _add_executor(parser: ArgumentParser, name: str) -> Callable[..., Any]:
-    """Add the options of the executor that is named; return what makes it."""
-    kind = resolve("executor", name)
-    parser.add_argument("--executor.class", default=name, help=f"what runs the suite: {known('executor')}")
-    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
-    add(kind, "executor", skip=set(GIVEN["executor"]) & set(inspect.signature(kind).parameters), fail_untyped=False)
-    return kind
 
 
 def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> None:

@@ -108,7 +108,8 @@ def _run(shared: Shared, folder: Folder, cells: Sequence[Cell], mine: set[str], 
         firsts.setdefault(cell.case, cell)
 
     def begin(results: Content) -> None:
-        left = {key: why for key, why in results.get("failures", {}).items() if key not in mine}
+        others = {cell.key for cell in cells} - mine
+        left = {key: why for key, why in results.get("failures", {}).items() if key in others}
         numbers = {**results.get("numbers", {}), **own_numbers(cells)}
         results |= {"settings": dict(settings), "failures": left, "numbers": numbers}
 
@@ -135,7 +136,5 @@ def _prepare(shared: Shared, folder: Folder, firsts: Mapping[str, Cell], todo: b
         labelled = "-labelled" if "labelled" in cell.config["task"] else ""
         worlds.setdefault(f"{cell.labels['world']}{labelled}".replace("/", "_"), cell)
     list(shared.do("teachers", {world: Job(str(cell), learn, (cell,)) for world, cell in worlds.items()}))
-    jobs = {
-        each: Job(str(cell), refer, (cell, folder.path), folder.reference(each)) for each, cell in missing.items()
-    }
+    jobs = {each: Job(str(cell), refer, (cell, folder.path), folder.reference(each)) for each, cell in missing.items()}
     list(shared.do("references", jobs))

@@ -38,7 +38,6 @@ class Folder:
 
     def __init__(self, path: Path, suite: str) -> None:
         self.path, self.suite = path.absolute(), suite
-        self.told = path
         open_results(path, suite)
         self._known: dict[Path, Content] = {}
 
@@ -87,7 +86,7 @@ class Folder:
             here = {case: scored[cell.yardstick] for case, cell in firsts.items() if cell.yardstick in scored}
             results["references"] = {**results["references"], **here}
             failed = {**results.get("failures", {}), **(failures or {})}
-            results["failures"] = {key: why for key, why in failed.items() if key not in found}
+            results["failures"] = {key: why for key, why in failed.items() if key in keys - set(found)}
 
         return self.change(change)
 

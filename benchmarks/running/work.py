@@ -21,8 +21,10 @@ def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     """Train and score one student; return its record, and keep its samples and chains beside the results."""
     torch.set_num_threads(THREADS)
     experiment = Experiment.build(cell.config)
-    *_, (_, last) = experiment.rounds()
+    *_, (loop, last) = experiment.rounds()
     cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
+    if loop.gathering.ready is not None:
+        cost["nfe_gathered"] = loop.gathering.ready.saved
     return {**cell.labels, **cost, **scored(experiment, cell.key, out)}
 
 

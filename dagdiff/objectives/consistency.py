@@ -50,6 +50,7 @@ class Consistency(Objective):
             below it.
     """
 
+    label_options = ("solver_steps", "renoise")
     sampler = Renoise
 
     def __init__(

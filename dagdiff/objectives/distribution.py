@@ -62,6 +62,7 @@ class DistributionMatching(Objective):
             a copy that takes the origin as one more argument.
     """
 
+    label_options = ()
     sampler = Renoise
     backward_simulation = True
 

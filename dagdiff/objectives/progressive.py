@@ -58,6 +58,8 @@ class Progressive(Objective):
         weight: of the squared error, by noise level.
     """
 
+    label_options = ()
+
     def __init__(self, weight: Weight = truncated_snr) -> None:
         self.weight = weight
         self.ease = 0.0

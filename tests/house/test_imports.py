@@ -35,6 +35,7 @@ ROOMS = (
     "rollout",
     "points",
     "aggregate",
+    "gathered",
     "gathering",
     "heldout",
     "fit",
