@@ -78,65 +78,112 @@ class Shared:
         Raises:
             Refusal: what a job raises, by its name; or a pool that is broken.
         """
-        old = {key: _noted(job) for key, job in jobs.items()}
-        waiting, running, tries = dict(jobs), dict[Future[Any], tuple[str, Lock]](), dict.fromkeys(jobs, 0)
+        run = _Run(self, title, jobs, failures)
         with tqdm(total=len(jobs), desc=title, disable=None) as bar:
             try:
-                while waiting or running:
-                    for key in list(waiting):
-                        if len(running) >= self.at_once:
-                            break
-                        lock = Lock(self.claims / f"{title}-{key}")
-                        free = lock.take()
-                        kept, note = waiting[key].answer(), _noted(waiting[key])
-                        failed = failures is not None and note is not None and note != old[key]
-                        if kept is not None or failed:
-                            lock.release()
-                            del waiting[key]
+                while run.waiting or run.running:
+                    for step in (run.begin, run.finish):
+                        for key, answer in step():
                             bar.update()
-                            if kept is not None:
-                                yield key, kept
-                            elif failures is not None and note is not None:
-                                failures[key] = note["reason"]
-                        elif free:
-                            job = waiting.pop(key)
-                            running[self._submit(title, job)] = key, lock
-                    for future in self._finished(running):
-                        key, lock = running.pop(future)
-                        try:
-                            answer = _answer(title, jobs[key], future)
-                        except WorkerLost as lost:
-                            tries[key] += 1
-                            if failures is None and tries[key] < _TRIES:
-                                waiting[key] = jobs[key]
-                                continue
-                            _fail(title, jobs[key], f"its worker died ({lost})", key, failures)
-                        except NonFiniteLoss as error:
-                            _fail(title, jobs[key], str(error), key, failures)
-                        else:
-                            yield key, answer
-                        finally:
-                            lock.release()
-                        bar.update()
+                            if answer is not _FAILED:
+                                yield key, answer
             finally:
-                for future, (_, lock) in running.items():
-                    future.cancel()
-                    lock.release()
+                run.stop()
 
-    def _submit(self, title: str, job: Job) -> "Future[Any]":
+
+_FAILED = object()
+
+
+class _Run:
+    """Jobs of one kind on their way: those that wait, and those that this command is at, each under its lock."""
+
+    def __init__(
+        self, shared: Shared, title: str, jobs: Mapping[str, Job], failures: dict[str, str] | None = None
+    ) -> None:
+        self.shared, self.title, self.jobs, self.failures = shared, title, jobs, failures
+        self.waiting, self.running = dict(jobs), dict[Future[Any], tuple[str, Lock]]()
+        self.old = {key: _noted(job) for key, job in jobs.items()}
+        self.tries = dict.fromkeys(jobs, 0)
+
+    def begin(self) -> Iterator[tuple[str, Any]]:
+        """Begin as many jobs as may be; yield those that another command has finished."""
+        for key in list(self.waiting):
+            if len(self.running) >= self.shared.at_once:
+                return
+            lock = Lock(self.shared.claims / f"{self.title}-{key}")
+            free, job = lock.take(), self.waiting[key]
+            try:
+                settled = self._settled(key, job)
+                if free and settled is None:
+                    self.running[self._submit(job)] = key, lock
+            except BaseException:
+                lock.release()
+                raise
+            if settled is not None:
+                lock.release()
+                yield key, settled
+            if free or settled is not None:
+                del self.waiting[key]
+
+    def finish(self) -> Iterator[tuple[str, Any]]:
+        """Wait a little; yield the jobs that are finished."""
+        if not self.running:
+            time.sleep(POLL)
+            return
+        for future in wait(self.running, timeout=POLL, return_when=FIRST_COMPLETED).done:
+            key, lock = self.running.pop(future)
+            try:
+                answer = self._answer(key, future)
+            finally:
+                lock.release()
+            if key not in self.waiting:
+                yield key, answer
+
+    def stop(self) -> None:
+        """Let go of all that is under way."""
+        for future, (_, lock) in self.running.items():
+            future.cancel()
+            lock.release()
+
+    def _settled(self, key: str, job: Job) -> Any:
+        """What another command has made of a job; None if nothing."""
+        kept = job.answer()
+        if kept is not None:
+            return kept
+        note = _noted(job)
+        if self.failures is None or note is None or note == self.old[key]:
+            return None
+        self.failures[key] = str(note["reason"])
+        return _FAILED
+
+    def _submit(self, job: Job) -> "Future[Any]":
         try:
-            return self.pool.submit(_attempt, job)
+            return self.shared.pool.submit(_attempt, job)
         except (BrokenExecutor, RuntimeError) as error:
             raise Refusal(
-                f"{title}, {job.name}: the executor takes no more jobs ({first_line(error)}). Run the command again."
+                f"{self.title}, {job.name}: the executor takes no more jobs ({first_line(error)}). Run the command "
+                "again."
             ) from None
 
-    def _finished(self, running: "Mapping[Future[Any], Any]") -> "set[Future[Any]]":
-        """Wait a little; return what is finished."""
-        if not running:
-            time.sleep(POLL)
-            return set()
-        return wait(running, timeout=POLL, return_when=FIRST_COMPLETED).done
+    def _answer(self, key: str, future: "Future[Any]") -> Any:
+        """What a finished job came to; one without which nothing goes on waits again if its worker died."""
+        job = self.jobs[key]
+        try:
+            return _answer(self.title, job, future)
+        except WorkerLost as lost:
+            self.tries[key] += 1
+            if self.failures is None and self.tries[key] < _TRIES:
+                self.waiting[key] = job
+                return _FAILED
+            reason = f"its worker died ({lost})"
+        except NonFiniteLoss as error:
+            reason = str(error)
+        if self.failures is None:
+            raise Refusal(f"{self.title}, {job.name}: {reason}")
+        self.failures[key] = f"{job.name}: {reason}"
+        if job.note is not None:
+            save_json(job.note, {"reason": self.failures[key], "time": time.time()})
+        return _FAILED
 
 
 class WorkerLost(RuntimeError):
@@ -185,15 +232,6 @@ def _answer(title: str, job: Job, future: "Future[Any]") -> Any:
         job.note.unlink(missing_ok=True)
     kept = job.answer()
     return answer if kept is None else kept
-
-
-def _fail(title: str, job: Job, reason: str, key: str, failures: dict[str, str] | None) -> None:
-    """Note that a job failed; refuse one without which nothing goes on."""
-    if failures is None:
-        raise Refusal(f"{title}, {job.name}: {reason}")
-    failures[key] = f"{job.name}: {reason}"
-    if job.note is not None:
-        save_json(job.note, {"reason": failures[key], "time": time.time()})
 
 
 def _noted(job: Job) -> dict[str, Any] | None:
