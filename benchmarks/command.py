@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dagdiff.benchmarks.running.cells import Shard
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.verify import conclude, verify
 from dagdiff.checks import Refusal, check_in, check_seed
-from dagdiff.commands import add_trust, check_given, make_parser
+from dagdiff.commands import USUAL, add_executor, add_trust, check_given, help_of, make_executor, make_parser
+from dagdiff.jobs.stops import stoppable
 from dagdiff.report import verdict
 from dagdiff.report.page import write_report
 from dagdiff.report.results import Results
@@ -30,21 +33,26 @@ SUITES = {
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
+_FLAGS = ("quick", "trust_code")
+
 
 def bench(words: Sequence[str]) -> None:
     """Compare what students are trained on: run a suite, print its table, write it and a report to a folder.
 
-    Runs that results.json already holds with the same configuration are not run again. With --verify nothing is added:
-    some runs that the folder holds are made again and compared.
+    Runs that the folder already holds with the same configuration are not run again, and several commands, here or on
+    other machines, may fill one folder. With --verify nothing is added: some runs that the folder holds are made again
+    and compared.
     """
-    pairs = list(split(words, flags=("quick", "trust_code")))
+    pairs = [("executor.class" if name == "executor" else name, text) for name, text in split(words, _FLAGS)]
     metrics = [each for name, text in pairs if name == "metric" for each in metric_names(text)]
     said = {name: text for name, text in pairs if name != "metric"}
     said["suite"] = said.pop("", "")
     suite, parser = _suite(said), make_parser("bench", bench)
     parser.add_argument("suite", help=", ".join(SUITES))
     parser.add_argument("--quick", action="store_true", help="a few minutes' worth: sets the options below")
-    parser.add_argument("--workers", type=int, default=1, help="processes; one a core is best")
+    parser.add_argument("--workers", type=int, default=1, help="runs under way at once: here processes, one a core")
+    parser.add_argument("--shard", type=str | None, default=None, help="K/N: only the K-th of N parts of the runs")
+    executor = add_executor(parser, said.get("executor.class", USUAL))
     parser.add_argument(
         "--out", type=Path | None, default=None, help="the folder of results; one that holds some is continued"
     )
@@ -56,12 +64,13 @@ def bench(words: Sequence[str]) -> None:
     if said.get("quick"):
         parser.set_defaults(dataclasses.asdict(suite.QUICK))
     if "help" in said:
-        print(parser.format_help(), end="")
+        print(help_of(parser), end="")
         return
     said |= {name: listed(said[name]) for name in lists_of(suite.Suite) if name in said}
     given = vars(config.read(parser, said))
     check_seed("verify_seed", given["verify_seed"])
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
+    shard = Shard() if given["shard"] is None else Shard.read(given["shard"])
     if metrics:
         named = metric_names(given["settings"].get("metric") or [])
         given["settings"] = {**given["settings"], "metric": [*named, *metrics]}
@@ -69,7 +78,10 @@ def bench(words: Sequence[str]) -> None:
         _verify(suite, out, given["verify"], given["verify_seed"], given["trust_code"])
         return
     chosen = suite.Suite(**{option: given[option] for option in dataclasses.asdict(suite.QUICK)})
-    found = run_suite(suite, chosen, out, workers)
+    told = {**vars(given["executor"]), "workers": workers, "out": out}
+    pool = None if told["class"] == USUAL else partial(make_executor, executor, told)
+    with stoppable():
+        found = run_suite(suite, chosen, out, workers, pool, shard)
     if found["records"]:
         results = Results.load(out)
         write_summary(results, out / "summary.csv")

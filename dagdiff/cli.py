@@ -17,6 +17,7 @@ commands:
   shift     measure a student's covariate shift, step by step
   export    write a run's student as a diffusers pipeline, or its adapters
   bench     compare what students are trained on: a suite of runs, a table and a report
+  gather    let the expert answer ahead of many runs: labelled records in shards
   teacher   train the learned teacher of a task (once; it is cached)
   list      name the tasks, objectives, experts, policies, drivers, curricula, thresholds or schedules there are
 
@@ -48,9 +49,9 @@ def _guarded(command: str, words: Sequence[str]) -> int:
     except (Refusal, NonFiniteLoss) as error:
         print(f"dagdiff: error: {_line(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("dagdiff: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"dagdiff: {stop}" if str(stop) else "dagdiff: stopped", file=sys.stderr)
+        return int(getattr(stop, "status", 130))
     return 0
 
 
@@ -75,6 +76,7 @@ COMMANDS = {
     "shift": "dagdiff.commands.shift.shift",
     "export": "dagdiff.commands.export.export",
     "bench": "dagdiff.benchmarks.command.bench",
+    "gather": "dagdiff.commands.gather.gather",
     "teacher": "dagdiff.commands.teacher.teacher",
     "list": "dagdiff.commands.names.list_names",
 }

@@ -77,9 +77,16 @@ class DAgger:
                 yield self.close(number, shares, losses)
 
     def gather(self, number: int, shares: Shares) -> None:
-        """Make a round's fresh states of each source, let the expert label each once, and aggregate."""
+        """Make a round's fresh states of each source, let the expert label each once, and aggregate.
+
+        Records that were made ahead come first.
+        """
         for source, share in zip(SOURCES, shares, strict=True):
-            for states in self.sources.fresh(source, self._wanted(share, number), self.progress(number)):
+            wanted = self._wanted(share, number)
+            for records in self.gathering.ready.take(source, wanted) if self.gathering.ready else ():
+                self.aggregate.add(source, records, number)
+                wanted -= len(records)
+            for states in self.sources.fresh(source, wanted, self.progress(number)):
                 records = self.objective.annotate(self.expert, states)
                 self.aggregate.add(source, records.exclude("action"), number)
 
@@ -171,6 +178,8 @@ class DAgger:
 
     def focus(self, step: int) -> None:
         """From now on train on the states of one step alone, and forget those of the others; for a curriculum."""
+        if self.gathering.ready is not None:
+            raise Refusal("records made ahead are of all steps, and this curriculum trains one alone. Leave one away.")
         self.sources.focus(step)
         self.aggregate.clear()
 

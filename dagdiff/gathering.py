@@ -18,6 +18,7 @@ from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
 from dagdiff.checks import check_at_least
+from dagdiff.gathered import Gathered
 from dagdiff.mixture import Constant, Ramp, as_ramp
 from dagdiff.objectives.base import Objective
 from dagdiff.rollout import Data, Driver, MixturePolicy, Rollout, forward_states
@@ -38,6 +39,7 @@ class Gathering:
         rounds_kept: how many rounds of student records stay in the aggregate; None keeps all, 1 the newest.
         max_age: drop student records older than this many updates.
         folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
+        ready: labelled records made ahead, which are taken before any are made; None makes all.
     """
 
     beta: Ramp | float = Constant(0.0)  # noqa: RUF009  (frozen)
@@ -49,6 +51,7 @@ class Gathering:
     rounds_kept: int | None = None
     max_age: int | None = None
     folder: Path | None = None
+    ready: Gathered | None = None
 
     def __post_init__(self) -> None:
         for name in ("beta", "shares_ramp"):

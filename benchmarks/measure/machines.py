@@ -24,7 +24,8 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 import numpy as np
 
 from dagdiff.benchmarks.pages import with_table
-from dagdiff.benchmarks.running.executor import Cell, run_cells
+from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.benchmarks.running.executor import run_cells
 from dagdiff.benchmarks.suites import study, toy2d
 from dagdiff.benchmarks.tables import CONTRAST
 from dagdiff.checkpoint import save_csv, save_text

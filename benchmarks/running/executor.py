@@ -1,277 +1,140 @@
-"""Running a suite: every cell once, in fresh processes, each result kept as soon as it is there, and no run done twice.
+"""Running a suite: every run once, in processes here or on other machines, each record kept as soon as it is there.
 
 A suite is a module with a dataclass ``Suite`` of its options, ``QUICK`` (one of them), ``cells(suite)`` and
-``run(suite, out, workers)``; ``dagdiff.benchmarks.command`` lists them by name. A *cell* is one configuration under the
-name of a variant. Cells with equal configurations are one run, listed under each name.
+``run(suite, out, workers)``; ``dagdiff.benchmarks.command`` lists them by name. Its runs are cells
+(:mod:`dagdiff.benchmarks.running.cells`), their processes any ``concurrent.futures.Executor``, and their folder may be
+shared by several commands (:mod:`dagdiff.benchmarks.running.folder`).
 """
 
-import multiprocessing
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from dagdiff import __version__
-from dagdiff.checkpoint import load_json, save_arrays, save_json
+from dagdiff.benchmarks.running.cells import Cell, Shard
+from dagdiff.benchmarks.running.folder import Content, Folder, known_references, open_results, own_numbers
+from dagdiff.benchmarks.running.work import learn, refer, run_cell
 from dagdiff.checks import Refusal, check_at_least
-from dagdiff.expert import Expert
-from dagdiff.metrics.base import numbers_of, score
-from dagdiff.report.results import IDENTITY
-from dagdiff.round import NonFiniteLoss
-from dagdiff.runs.config import Config
-from dagdiff.runs.experiment import Experiment
-from dagdiff.runs.identity import digest
-from dagdiff.runs.parts import resolve
-from dagdiff.schedule import step_grid
-from dagdiff.tasks.names import read_name
-from dagdiff.transition import Ddim, sample
-from dagdiff.versions import versions
+from dagdiff.jobs.locks import Lock
+from dagdiff.jobs.shared import Job, Shared, opened
+from dagdiff.jobs.stops import Stopped
+from dagdiff.jobs.workers import Workers
 
-_LABELS = ("task", "steps", "seed", "shares", "threshold")
-_YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data", "metric")
-
-THREADS = 1
-"""Torch threads of every run: another number rounds in another order."""
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a suite: a configuration, the objective as it was named, and the variant it stands for.
-
-    Variants are compared where task, objective, steps and ``setup`` agree. ``about`` says in words what sets a
-    comparison apart from the suite's plain one ("learned expert"), and ``free`` names settings in which the variants of
-    that comparison may differ.
-    """
-
-    objective: str
-    variant: str
-    config: Config
-    about: str = ""
-    free: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        where = f"{self.case} {self.objective} {self.variant}"
-        return f"{where}, {self.config['steps']} steps, seed {self.config['seed']}"
-
-    @cached_property
-    def key(self) -> str:
-        """Content hash of the configuration; equal keys are the same run."""
-        return digest(self.config)
-
-    @property
-    def entry(self) -> tuple[str, str, str]:
-        """What makes a record one of its kind: the run, the variant it stands for, the comparison it stands in."""
-        return self.key, self.variant, self.setup
-
-    @property
-    def case(self) -> str:
-        """The task and what sets the comparison apart: the name of its yardsticks."""
-        return ", ".join(filter(None, (self.config["task"], self.about)))
-
-    @property
-    def labels(self) -> dict[str, Any]:
-        """What a record says of the cell."""
-        task = self.config["task"]
-        name = read_name(task)
-        copied = {name: self.config[name] for name in ("shares", "seed", "steps", "updates", "substeps")}
-        return {
-            "task": task,
-            "world": name.world,
-            "data": name.set,
-            "objective": self.objective,
-            "variant": self.variant,
-            "about": self.about,
-            "case": self.case,
-            "setup": self.setup,
-            **copied,
-        }
-
-    @cached_property
-    def setup(self) -> str:
-        """Hash of what the labels leave out: the configuration but for task, steps, seed, shares and threshold."""
-        rest = {name: value for name, value in self.config.items() if name not in (*_LABELS, *self.free)}
-        return digest({**rest, "about": self.about} if self.free else rest)
-
-    @property
-    def yardstick(self) -> str:
-        """Hash of what the floor and the expert's own score depend on."""
-        return digest({name: self.config[name] for name in _YARDSTICK})
+MakePool = Callable[[], Executor]
+"""Makes the executor of a suite, or refuses one that can't be reached."""
 
 
 def run_cells(
-    name: str, cells: Sequence[Cell], settings: Mapping[str, Any], out: Path, workers: int = 1
-) -> dict[str, Any]:
-    """Run the cells that ``out/results.json`` does not hold yet; return, and keep there, all results.
+    name: str,
+    cells: Iterable[Cell],
+    settings: Mapping[str, Any],
+    out: Path,
+    workers: int = 1,
+    pool: MakePool | None = None,
+    shard: Shard = Shard(),  # noqa: B008  (a tuple)
+) -> Content:
+    """Run the cells that ``out`` does not hold yet; return, and keep there, all results.
 
-    They are begun in the order given. A run whose loss is not finite does not stop the others: it stands, with its
-    cell's name, under ``failures``.
+    They are begun in the order given. A run whose loss is not finite, or whose process is killed, does not stop the
+    others: it stands, with its cell's name, under ``failures``. Runs that another command is at are waited for.
+
+    Args:
+        name: of the suite.
+        cells: its runs, all of them.
+        settings: its options, as ``results.json`` tells them.
+        out: the folder of results.
+        workers: how many runs are under way at once.
+        pool: makes what runs them; by default so many processes here.
+        shard: the part of the runs that is this command's.
 
     Raises:
-        Refusal: if ``out`` holds something else.
+        Refusal: if ``out`` holds something else, or the executor can't be reached.
+        Stopped: if INT or TERM came; the message says how to resume.
     """
     check_at_least("workers", workers, 1)
-    results = open_results(out, name)
-    found = {record["config"]: record for record in results["records"]}
-    asked = {cell.entry for cell in cells}
-    others = [record for record in results["records"] if _entry(record) not in asked]
-    results |= {"settings": dict(settings), "failures": {}, "numbers": own_numbers(cells)}
-    save_json(out / "results.json", results)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        _prepare(pool, cells, results, out)
-        runs = {cell.key: (cell, out) for cell in cells if cell.key not in found}
-        for key, record in _each(pool, "runs", run_cell, runs, results["failures"]):
-            found[key] = record
-            results["records"] = others + [{**found[cell.key], **cell.labels} for cell in cells if cell.key in found]
-            save_json(out / "results.json", results)
-    results["records"] = others + [{**found[cell.key], **cell.labels} for cell in cells if cell.key in found]
-    save_json(out / "results.json", results)
-    return results
+    folder = Folder(out, name)  # a folder that can't be is refused before the configurations are resolved
+    cells = list(cells)
+    mine = set(shard.of(cell.key for cell in cells))
+    try:
+        with opened(pool() if pool else Workers(workers)) as made:
+            return _run(Shared(made, workers, folder.claims), folder, cells, mine, settings)
+    except KeyboardInterrupt as stop:
+        held = {record["config"] for record in open_results(folder.path, name)["records"]}
+        raise Stopped(
+            f"stopped with {len(mine & held)} of {len(mine)} runs kept in {out}. Run the same command again to resume.",
+            getattr(stop, "status", 130),
+        ) from None
 
 
-def run_suite(suite: Any, options: Any, out: Path, workers: int = 1) -> dict[str, Any]:
+def run_suite(
+    suite: Any,
+    options: Any,
+    out: Path,
+    workers: int = 1,
+    pool: MakePool | None = None,
+    shard: Shard = Shard(),  # noqa: B008
+) -> Content:
     """Run what ``out`` does not hold yet of a suite; return all results, as :func:`run_cells` does.
 
     Args:
         suite: its module: ``cells(options)``, and a ``run`` where cells can't run apart from each other.
         options: of the suite.
         out: the folder of results.
-        workers: processes.
+        workers: as in :func:`run_cells`, and so
+        pool: and
+        shard: are.
     """
-    if hasattr(suite, "run"):
-        found: dict[str, Any] = suite.run(options, out, workers)
-        return found
     name = suite.__name__.rpartition(".")[2]
-    open_results(out, name)  # a folder that can't be is refused before the configurations are resolved
-    return run_cells(name, list(suite.cells(options)), asdict(options), out, workers)
+    if not hasattr(suite, "run"):
+        return run_cells(name, suite.cells(options), asdict(options), out, workers, pool, shard)
+    if pool is not None or shard != Shard():
+        raise Refusal(f"the suite {name} runs on one thread of one machine. Leave --executor and --shard away.")
+    Folder(out, name)
+    lock = Lock(out / "claims" / "suite")
+    if not lock.take():
+        raise Refusal(f"--out {out} is being filled by {lock.owner}. Wait for it, or name a new folder.")
+    try:
+        found: Content = suite.run(options, out, workers)
+        return found
+    finally:
+        lock.release()
 
 
-def own_numbers(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """What metrics that a run names say of their numbers, so that a report can say it without them."""
-    names = dict.fromkeys(name for cell in cells for name in cell.config["metric"])
-    numbers = {id_: number for name in names for id_, number in numbers_of(resolve("metric", name)).items()}
-    return {id_: number._asdict() for id_, number in numbers.items()}
-
-
-def _entry(record: Mapping[str, Any]) -> tuple[str, str, str]:
-    return record["config"], record["variant"], record.get("setup", "")
-
-
-def _prepare(pool: ProcessPoolExecutor, cells: Sequence[Cell], results: dict[str, Any], out: Path) -> None:
-    """Train the teachers before two runs can train the same one, and score the yardsticks that are not known yet."""
+def _run(shared: Shared, folder: Folder, cells: Sequence[Cell], mine: set[str], settings: Mapping[str, Any]) -> Content:
+    """Do the work: teachers, yardsticks, runs."""
     firsts: dict[str, Cell] = {}
     for cell in cells:
         firsts.setdefault(cell.case, cell)
-    worlds = {(cell.labels["world"], "labelled" in cell.config["task"]): (cell,) for cell in firsts.values()}
-    list(_each(pool, "teachers", learn, worlds))
-    known = {reference["yardstick"]: reference for reference in results["references"].values()}
-    missing = {cell.yardstick: (cell, out) for cell in firsts.values() if cell.yardstick not in known}
-    known.update(_each(pool, "references", refer, missing))
-    results["references"].update({case: known[cell.yardstick] for case, cell in firsts.items()})
+
+    def begin(results: Content) -> None:
+        others = {cell.key for cell in cells} - mine
+        left = {key: why for key, why in results.get("failures", {}).items() if key in others}
+        numbers = {**results.get("numbers", {}), **own_numbers(cells)}
+        results |= {"settings": dict(settings), "failures": left, "numbers": numbers}
+
+    results = folder.change(begin)
+    held = {record["config"] for record in results["records"]}
+    todo = {cell.key: cell for cell in cells if cell.key in mine - held}
+    mine_first = {cell.case: firsts[cell.case] for cell in cells if cell.key in mine}
+    _prepare(shared, folder, mine_first, bool(todo), results)
+    failures: dict[str, str] = {}
+    runs = {key: Job(str(cell), run_cell, (cell, folder.path), folder.record(key)) for key, cell in todo.items()}
+    for _ in shared.do("runs", runs, failures):
+        folder.assemble(cells, firsts)
+    return folder.assemble(cells, firsts, failures)
 
 
-def open_results(out: Path, suite: str) -> dict[str, Any]:
-    """Return the results that the folder holds, or empty ones for a new folder; refuse anything else."""
-    file = out / "results.json"
-    if not file.exists():
-        if out.is_file() or (out.exists() and any(out.iterdir())):
-            raise Refusal(f"--out {out} holds something else than results. Name a new folder, or one to continue.")
-        empty: dict[str, Any] = {"settings": {}, "records": [], "references": {}}
-        return {"suite": suite, "dagdiff": __version__, "identity": IDENTITY, "versions": versions(THREADS), **empty}
-    results = load_json(file)
-    if results.get("suite") != suite:
-        raise Refusal(f"{file} holds results of the suite {results.get('suite')!r}, not {suite!r}. Name a new folder.")
-    if results.get("identity", 1) != IDENTITY:
-        raise Refusal(
-            f"{file} holds results of another version, whose runs are not those of this one. Name a new folder."
-        )
-    whole = all({"config", "variant"} <= set(record) for record in results.get("records", [{}]))
-    if not whole or not isinstance(results.get("references"), dict):
-        raise Refusal(f"{file} is not what a suite writes. Delete it, or name a new folder.")
-    return results
-
-
-def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
-    """Train and score one student; return its record, and keep its samples and chains beside the results."""
-    torch.set_num_threads(THREADS)
-    experiment = Experiment.build(cell.config)
-    *_, (_, last) = experiment.rounds()
-    cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
-    return {**cell.labels, **cost, **scored(experiment, cell.key, out)}
-
-
-def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:
-    """Score a trained student and keep its samples and chains; return that part of its record."""
-    seed, file = experiment.settings.seed, f"samples/{key}.npz"
-    points = experiment.sample(experiment.settings.samples, seed)
-    metrics, by_step = experiment.measure(points, seed)
-    save_arrays(out / file, x=points[: experiment.task.saved], chains=experiment.chains(64, seed))
-    return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step}
-
-
-def refer(cell: Cell, out: Path) -> dict[str, Any]:
-    """Score real data (the floor) and the expert as students are; keep their samples, and chains from one noise."""
-    torch.set_num_threads(THREADS)
-    experiment = Experiment.build({**cell.config, "seed": 0, "threshold": {"class": "none"}})
-    n, task = experiment.settings.samples, experiment.task
-    schedule, expert = task.schedule, experiment.expert
-    noise, condition, _ = experiment.start(n, seed=0)
-
-    def scores(points: torch.Tensor) -> dict[str, float]:
-        truth = task.truth(len(points), experiment.generator(4), experiment.generator(5), condition)
-        return score((*task.metrics, *experiment.metrics), points, truth)
-
-    plain = Expert(expert.denoiser, schedule, 1, expert.guidance)
-    by_nfe = {steps: scores(sample(plain, Ddim(schedule), step_grid(steps), noise, condition)) for steps in task.nfes}
-    walked = expert.walk(noise, experiment.times, condition)[-1]
-    start, label, _ = experiment.start(64, seed=0)
-    chains = torch.stack(expert.walk(start, experiment.times, label), dim=1)
-    file = f"samples/{task.name.replace('/', '_')}-{cell.yardstick[:6]}.npz"
-    data, truth = task.data.sample(n, experiment.generator(6)), task.world.sample(n, experiment.generator(7))
-    seen = {"data": data, "truth": truth, "x": walked, "chains": chains}
-    save_arrays(out / file, **{name: points[: task.saved] for name, points in seen.items()})
-    found = {"floor": scores(task.real(n, experiment.generator(8))), "expert": scores(walked), "expert_by_nfe": by_nfe}
-    return {**found, "samples": file, "yardstick": cell.yardstick}
-
-
-def learn(cell: Cell) -> None:
-    """Train and cache the networks that a cell starts from."""
-    torch.set_num_threads(THREADS)
-    Experiment.build(cell.config)
-
-
-def _each(
-    pool: ProcessPoolExecutor,
-    title: str,
-    function: Callable[..., Any],
-    jobs: Mapping[Key, tuple[Any, ...]],
-    failures: dict[Key, str] | None = None,
-) -> Iterator[tuple[Key, Any]]:
-    """Run ``function`` on every job's arguments; yield each job's name and result as it finishes.
-
-    Where there are ``failures``, a loss that is not finite is noted there, and the other jobs go on.
-    """
-    futures = {pool.submit(function, *arguments): key for key, arguments in jobs.items()}
-    try:
-        for future in tqdm(as_completed(futures), total=len(futures), desc=title, disable=None):
-            key = futures[future]
-            name = f"{jobs[key][0]}"
-            try:
-                result = future.result()
-            except Refusal as error:
-                raise Refusal(f"{title}, {name}: {error}") from None
-            except NonFiniteLoss as error:
-                if failures is None:
-                    raise Refusal(f"{title}, {name}: {error}") from None
-                failures[key] = f"{name}: {error}"
-            else:
-                yield key, result
-    finally:
-        for future in futures:
-            future.cancel()
+def _prepare(shared: Shared, folder: Folder, firsts: Mapping[str, Cell], todo: bool, results: Content) -> None:
+    """Train the teachers before two runs can train the same one, and score the yardsticks that are not known yet."""
+    known = known_references(results)
+    missing = {cell.yardstick: cell for cell in firsts.values() if cell.yardstick not in known}
+    if not (todo or missing):
+        return
+    worlds: dict[str, Cell] = {}
+    for cell in firsts.values():
+        labelled = "-labelled" if "labelled" in cell.config["task"] else ""
+        worlds.setdefault(f"{cell.labels['world']}{labelled}".replace("/", "_"), cell)
+    list(shared.do("teachers", {world: Job(str(cell), learn, (cell,)) for world, cell in worlds.items()}))
+    jobs = {each: Job(str(cell), refer, (cell, folder.path), folder.reference(each)) for each, cell in missing.items()}
+    list(shared.do("references", jobs))

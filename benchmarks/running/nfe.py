@@ -109,6 +109,8 @@ def _rates(config: Config) -> _Rates:
         raise Refusal(f"what objective {chosen['class']!r} will ask of the expert is not known. Run it and read nfe_*.")
     if config["stages"]:
         raise Refusal(f"stages {config['stages']} change the expert on the way. Run them and read nfe_*.")
+    if config.get("gathered"):
+        raise Refusal(f"how many records {config['gathered']} has is not looked at. Run it and read nfe_*.")
     for part, usual in {"driver": "mixture", "curriculum": "plain"}.items():
         if config[part]["class"] != usual:
             raise Refusal(f"what {part} {config[part]['class']!r} will ask is not known. Run it and read nfe_*.")

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from dagdiff.benchmarks.running.executor import THREADS, Cell, scored
+from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.benchmarks.running.work import THREADS, scored
 from dagdiff.round import updates_by_round
 from dagdiff.runs.experiment import Experiment
 
@@ -57,7 +58,7 @@ class Racer:
             self.random = torch.get_rng_state()
 
     def record(self, out: Path) -> dict[str, Any]:
-        """End the training and score the student, as :func:`dagdiff.benchmarks.running.executor.run_cell` does.
+        """End the training and score the student, as :func:`dagdiff.benchmarks.running.work.run_cell` does.
 
         ``milliseconds`` of CPU an update are the median over rounds, but for the first, which also builds things.
         """

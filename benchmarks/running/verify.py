@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dagdiff.benchmarks.running.executor import Cell, run_cell
+from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.benchmarks.running.work import run_cell
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.metrics.statistics import chance_of_draw, holm
 from dagdiff.report.records import Record

@@ -22,9 +22,9 @@ adds noise to the labels, of which the optimum does not change but a finite stud
 Before the runs we expect:
 
 * bc: p between 1 and 2, and above dagger's: the student of width 32 leaves the expert's states. At K = 1 nothing
-  differs, for every chain is at its noise. Foster et al. (2024, https://arxiv.org/abs/2407.15007) show that cloning need not pay
-  for the horizon where the expert is deterministic and the loss is the right one; the DDIM expert is deterministic, so
-  p may come out near 1, and the student of width 128 should show less growth than that of width 32.
+  differs, for every chain is at its noise. Foster et al. (2024, https://arxiv.org/abs/2407.15007) show that cloning
+  need not pay for the horizon where the expert is deterministic and the loss is the right one; the DDIM expert is
+  deterministic, so p may come out near 1, and the student of width 128 should show less growth than that of width 32.
 * dagger: p near 1, and a lower end error than bc from K = 4 on.
 * shown in half: forward is worst at every K, by data mismatch and not by growth.
 * noise: it widens the gap between bc and dagger (2026, https://arxiv.org/abs/2606.30923: with a noisy expert cloning
@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from dagdiff.benchmarks.running.executor import Cell
+from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.options import check_choices
 from dagdiff.benchmarks.running.variants import shares_of
 from dagdiff.checks import check_at_least

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from dagdiff.benchmarks.running.executor import Cell
+from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.options import check_choices
 from dagdiff.benchmarks.running.variants import shares_of, threshold_of
 from dagdiff.benchmarks.suites.toy2d import OWN

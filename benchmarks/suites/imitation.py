@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dagdiff.benchmarks.running.executor import Cell
+from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.options import check_choices
 from dagdiff.benchmarks.running.variants import shares_of
 from dagdiff.runs.config import Config, configure

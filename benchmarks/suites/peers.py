@@ -46,10 +46,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dagdiff.benchmarks.running.executor import Cell, open_results, own_numbers, refer
+from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.benchmarks.running.folder import open_results, own_numbers
 from dagdiff.benchmarks.running.options import check_settings
 from dagdiff.benchmarks.running.race import Racer, Training, race
 from dagdiff.benchmarks.running.variants import MIXES
+from dagdiff.benchmarks.running.work import refer
 from dagdiff.benchmarks.suites import modelopt_dmd2
 from dagdiff.checkpoint import save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in

@@ -46,7 +46,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from dagdiff.benchmarks.running.executor import Cell
+from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.running.options import check_settings
 from dagdiff.benchmarks.running.variants import MIXES, shares_of, threshold_of

@@ -4,12 +4,20 @@ A command is a function of its words. It builds a parser from its docstring, rea
 prints what it did.
 """
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from dagdiff.checks import Refusal
+from dagdiff.runs.parts import GIVEN, known, resolve
+
+USUAL = "processes"
+"""What runs many runs where no executor is named."""
 
 
 def make_parser(command: str, function: Callable[..., None]) -> ArgumentParser:
@@ -29,3 +37,34 @@ def check_given(value: Path | None, option: str) -> Path:
 def add_trust(parser: ArgumentParser) -> None:
     """Give a command that opens somebody's files the option without which they name dagdiff's own parts alone."""
     parser.add_argument("--trust_code", action="store_true", help="run the code that it names by import path")
+
+
+def make_executor(kind: Callable[..., Any], told: Mapping[str, Any]) -> Executor:
+    """Return the executor that ``kind`` makes of its options; it is also given what it asks for of workers and out.
+
+    Raises:
+        Refusal: if it makes anything else.
+    """
+    wanted = inspect.signature(kind).parameters
+    made = kind(**{name: value for name, value in told.items() if name in wanted})
+    if not isinstance(made, Executor):
+        raise Refusal(
+            f"the executor must be a concurrent.futures.Executor; got a {type(made).__name__}. Name another with "
+            "--executor."
+        )
+    return made
+
+
+def add_executor(parser: ArgumentParser, name: str) -> Callable[..., Any]:
+    """Add the options of the executor that is named; return what makes it."""
+    kind = resolve("executor", name)
+    parser.add_argument("--executor.class", default=name, help=f"what runs the suite: {known('executor')}")
+    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+    add(kind, "executor", skip=set(GIVEN["executor"]) & set(inspect.signature(kind).parameters), fail_untyped=False)
+    return kind
+
+
+def help_of(parser: ArgumentParser) -> str:
+    """Return the help of a command with an executor, which is spelled like a part."""
+    text = re.sub(r"\[--executor CONFIG\]\s*", "", parser.format_help())
+    return text.replace("--executor.class", "--executor")

@@ -41,6 +41,8 @@ def _run(chosen: dict[str, Any], out: Path, logger: str) -> None:
         report = distil(Experiment.build(chosen), out, logger=logger)
     if report:
         _tell(report["metrics"], out)
+        if "nfe_gathered" in report:
+            print(f"{report['nfe_gathered']:,} evaluations of the expert were paid for by {chosen['gathered']}")
         if report["teacher"]["behind"]:
             print(_behind(report["teacher"], chosen))
 

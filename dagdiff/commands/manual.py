@@ -19,7 +19,7 @@ GROUPS = {
     "What student": ("objective", "steps", "policy", "stages", "stepwise", "threshold", "epsilon_scale"),
     "Which states": (
         "shares", "shares_ramp", "beta", "driver", "per_chain", "curriculum", "reuse", "rounds_kept", "max_age",
-        "input_perturbation",
+        "input_perturbation", "gathered",
     ),
     "How long, at what cost": (
         "updates", "rounds", "batch_size", "chains", "substeps", "lr", "lr_ramp", "betas", "clip", "ema",

@@ -12,7 +12,7 @@ from dagdiff.tasks.names import task_names
 
 def list_names(words: Sequence[str]) -> None:
     """Name the tasks, objectives, experts, policies, drivers, curricula, ... that there are, a line each."""
-    kinds = {f"{part}s": [part] for part in ("objective", "expert", "threshold", "driver")}
+    kinds = {f"{part}s": [part] for part in ("objective", "expert", "threshold", "driver", "executor")}
     kinds |= {"tasks": [], "policies": ["policy"], "curricula": ["curriculum"]}
     kinds |= {"metrics": ["metric"], "schedules": ["schedule", "beta", "shares_ramp", "lr_ramp"]}
     parser = make_parser("list", list_names)

@@ -35,6 +35,9 @@ class Objective:
     version: int = 1
     """Of labels and loss: whoever changes what the same settings train raises it, and old results are not reused."""
 
+    label_options: tuple[str, ...] | None = None
+    """Options on which labels, and the states that are labelled, depend; None for all, which is always safe."""
+
     critic_updates: int = 0
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""
 

@@ -54,6 +54,7 @@ class Consistency(Objective):
             below it.
     """
 
+    label_options = ("solver_steps", "renoise", "label_end")
     sampler = Renoise
 
     def __init__(

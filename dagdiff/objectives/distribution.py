@@ -71,6 +71,7 @@ class DistributionMatching(Objective):
         label_weight: weight of the mean squared distance of an answer to the expert's label; 0 buys no labels.
     """
 
+    label_options = ("label_weight",)
     sampler = Renoise
     backward_simulation = True
 

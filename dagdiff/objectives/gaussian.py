@@ -48,6 +48,7 @@ class GaussianKL(Objective):
         eta: how much of a step's noise is fresh, above 0 and up to 1 (ancestral sampling); the student is sampled so.
     """
 
+    label_options = ("eta",)
     own_law_alone = True
 
     def __init__(self, eta: float = 1.0) -> None:

@@ -64,6 +64,8 @@ class Progressive(Objective):
             "data" (the whole walk).
     """
 
+    label_options = ("label_end",)
+
     def __init__(self, weight: Weight = truncated_snr, label_end: str = "step") -> None:
         check_in("label_end", label_end, ("step", "data"))
         self.weight, self.label_end = weight, label_end

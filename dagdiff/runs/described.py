@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from docstring_parser import parse
 
-from dagdiff.runs.parts import GIVEN, PARTS, path_of, resolve
+from dagdiff.runs.parts import EXECUTORS, GIVEN, PARTS, path_of, resolve
 
 
 class Option(NamedTuple):
@@ -41,7 +41,8 @@ REQUIRED = inspect.Parameter.empty
 def describe_part(part: str, name: str) -> Described:
     """Return what the part of that name is and takes, apart from what the loop gives it; refuse an unknown name."""
     path = path_of(part, name)
-    found = describe_source(path) if path in PARTS.get(part, {}).values() else describe(resolve(part, name))
+    own = EXECUTORS if part == "executor" else PARTS.get(part, {})
+    found = describe_source(path) if path in own.values() else describe(resolve(part, name))
     given = ("task", *GIVEN.get(part, ()))
     return Described(found.summary, [option for option in found.options if option.name not in given])
 

@@ -20,6 +20,7 @@ from dagdiff.engine import find_device
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
+from dagdiff.gathered import Gathered
 from dagdiff.gathering import Gathering
 from dagdiff.heldout import HeldOut
 from dagdiff.learner import Learning
@@ -34,6 +35,7 @@ from dagdiff.policy import StudentPolicy
 from dagdiff.rollout import Data, MixturePolicy
 from dagdiff.round import Round, updates_by_round
 from dagdiff.runs.config import Config, typed
+from dagdiff.runs.identity import check_labels
 from dagdiff.runs.parts import resolve
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
@@ -183,7 +185,16 @@ class Experiment:
             rounds_kept=chosen.rounds_kept,
             max_age=chosen.max_age,
             folder=Path(chosen.memmap) if chosen.memmap else None,
+            ready=self.ready(),
         )
+
+    def ready(self) -> Gathered | None:
+        """The records made ahead that the run takes, if it names any; in several processes, this one's part."""
+        chosen = self.settings
+        if not chosen.gathered:
+            return None
+        check_labels(self.config, Path(chosen.gathered))
+        return Gathered(Path(chosen.gathered), chosen.seed, self.device, engine.rank(), engine.world_size())
 
     def learning(self) -> Learning:
         """Return how the student learns; in several processes, in batches of this one's part."""

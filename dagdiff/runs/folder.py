@@ -74,6 +74,8 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
     standing = experiment.stand(samples, paired=paired)
     best = {"round": loop.best[0], "heldout": loop.best[1]} if loop.best else None
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
+    if loop.gathering.ready is not None:
+        nfe["nfe_gathered"] = loop.gathering.ready.saved
     teacher = {**standing._asdict(), "behind": standing.behind}
     made = {"dagdiff": __version__, **versions(torch.get_num_threads())}
     report = {"metrics": metrics, "by_step": by_step, "teacher": teacher, "best": best, **nfe, "versions": made}

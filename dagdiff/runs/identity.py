@@ -8,14 +8,23 @@ the task when they are built.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dagdiff.checkpoint import content_hash
+from dagdiff.checks import Refusal
+from dagdiff.gathered import read_manifest
 from dagdiff.runs.parts import resolve
 from dagdiff.versions import CODE
 
-_PLACES = ("memmap",)
-"""Settings that say where things are kept and change no result."""
+_PLACES = ("memmap", "gathered")
+"""Settings that say where things are kept. The records in ``gathered`` change the result and count themselves."""
+
+_LABELS = (
+    "task", "data", "size", "skip_broken", "pipeline", "schedule", "expert", "guidance", "substeps", "threshold",
+    "bf16", "steps", "input_perturbation", "driver",
+)  # fmt: skip
+"""Settings on which labelled forward states and expert chains depend, beside the objective's kind of label."""
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +39,55 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     own = {part: getattr(resolve(part, name), "version", 1) for part, name in parts.items() if name is not None}
     own |= {f"metric {name}": getattr(resolve("metric", name), "version", 1) for name in config.get("metric") or []}
     settings = {name: value for name, value in config.items() if name not in _PLACES}
-    return {"settings": settings, "code": CODE, "parts": own}
+    found = {"settings": settings, "code": CODE, "parts": own}
+    return found | ({"gathered": gathered(Path(config["gathered"]))} if config.get("gathered") else {})
+
+
+def label_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the records depend on that are made ahead of a run: settings, and versions of code, by name.
+
+    Of the objective that is what its labels depend on: runs that differ in the rest share records.
+    """
+    whole, objective = identity(config), dict(config["objective"])
+    kept = getattr(resolve("objective", objective["class"]), "label_options", None)
+    label = objective if kept is None else {name: objective[name] for name in ("class", *kept) if name in objective}
+    settings = {name: whole["settings"][name] for name in _LABELS if name in whole["settings"]}
+    code = {name: CODE[name] for name in ("chain", "expert", "teacher")}
+    parts = {name: version for name, version in whole["parts"].items() if name in (*_LABELS, "objective")}
+    return {"settings": {**settings, "objective": label}, "code": {**code, **parts}}
+
+
+def gathered(folder: Path) -> str:
+    """Return the content hash of the records in a folder: what they depend on, their seed and their number.
+
+    Not their bytes, which differ from machine to machine as any result does; nor the place.
+    """
+    manifest = read_manifest(folder)
+    shards = {name: shard["rows"] for name, shard in manifest["shards"].items()}
+    told = {name: manifest.get(name) for name in ("settings", "code", "seed")}
+    return content_hash(json.dumps({**told, "shards": shards}, sort_keys=True))[:16]
+
+
+def check_labels(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse records made ahead that are not those that a run would make; name the first setting that differs."""
+    manifest, wanted = read_manifest(folder), label_identity(config)
+    if config.get("stages"):
+        raise Refusal("--gathered holds answers of one expert, and --stages change it. Leave one of them away.")
+    for part in ("settings", "code"):
+        for name in sorted({*wanted[part], *manifest[part]}):
+            made, mine = manifest[part].get(name), wanted[part].get(name)
+            if made != mine:
+                what = name if part == "settings" else f"version of {name}"
+                raise Refusal(
+                    f"--gathered {folder} was made with {what} {_told(made)}, and this run has {_told(mine)}. Make "
+                    "them equal, or gather into a new folder."
+                )
+
+
+def _told(value: Any) -> str:
+    """A setting in a message."""
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def digest(config: Mapping[str, Any]) -> str:

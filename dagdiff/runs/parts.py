@@ -119,20 +119,32 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What a run takes if it does not name the part; a part that is missing here is the task's to choose."""
 
 
+EXECUTORS = {
+    "processes": "dagdiff.jobs.workers.Workers",
+    "dask": "dagdiff.jobs.cluster.dask",
+    "submitit": "dagdiff.jobs.cluster.submitit",
+}
+"""What runs a suite, by short name; named like a part, and no part of a run."""
+
+
 GIVEN = {
+    "executor": ("workers", "out"),
     "driver": ("student", "expert", "transition", "per_chain", "generator", "conditional"),
     "policy": ("expert",),
 }
-"""Parameters of a part that the loop fills in; they are no options. Every part may also ask for ``task``, a policy for
+"""Parameters of a part that the loop fills in; they are no options. An executor's are
+those of its command. Every part may also ask for ``task``, a policy for
 ``expert``, the teacher that the run has built."""
 
 
 def names(part: str) -> dict[str, str]:
     """Return short name -> import path of all that a part may be: dagdiff's own, and what is installed beside it.
 
-    A metric is named like a part. A run may take several, so it is a setting, and its names are found in their room.
+    A metric is named like a part. A run may take several, so it is a setting, and its names are found in their room. So
+    is an executor, which is no part of a run.
     """
-    return with_installed({**PARTS, "metric": _metrics() if part == "metric" else {}})[part]
+    metrics = _metrics() if part == "metric" else {}
+    return with_installed({**PARTS, "metric": metrics, "executor": EXECUTORS})[part]
 
 
 def path_of(part: str, name: str) -> str:

@@ -47,6 +47,7 @@ class Settings:
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
         accumulate: number of parts of a batch that go through the student one after the other, to save memory.
         memmap: folder for the aggregate, memory-mapped; null keeps it in memory.
+        gathered: folder of records that `dagdiff gather` has made ahead; a run takes them before it asks the expert.
         metric: more metrics of the samples, comma-separated or repeated: names or import paths; `dagdiff list metrics`
             names those that there are.
         heldout: number of chains of the measurement that closes a round; 0 measures nothing.
@@ -81,6 +82,7 @@ class Settings:
     bf16: bool = False
     accumulate: int = 1
     memmap: str | None = None
+    gathered: str | None = None
     metric: list[str] = field(default_factory=list)
     heldout: int = PLANE.settings["heldout"]
     samples: int = PLANE.settings["samples"]

@@ -78,10 +78,7 @@ class Inline:
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         pass
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
@@ -110,7 +107,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[executor.Cell]:
         started.append(cell)
         return run_cell(cell, out)
 
-    monkeypatch.setattr(executor, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(executor, "Workers", Inline)
     monkeypatch.setattr(executor, "run_cell", spy)
     monkeypatch.setattr(
         "dagdiff.benchmarks.command.write_report", lambda folder: folder / "report.html"
@@ -305,8 +302,6 @@ def stop_after(count: int, monkeypatch: pytest.MonkeyPatch, error: BaseException
         return run_cell(cell, out)
 
     monkeypatch.setattr(executor, "run_cell", breaking)
-    # an executor that runs a job when its turn comes, so that what is done is kept before the next one breaks
-    monkeypatch.setattr(executor, "as_completed", lambda futures: list(futures))
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -406,7 +401,7 @@ def test_an_occupied_folder_is_refused_at_once(place: Path, monkeypatch: pytest.
 def test_bench_in_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh processes give what this one gives."""
     assert bench(place / "out", variants="forward", seeds=1).status == 0
-    monkeypatch.setattr(executor, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(executor, "Workers", Inline)
     assert bench(place / "inline", variants="forward", seeds=1).status == 0
     assert "<html" in (place / "out/report.html").read_text()
     (theirs,), (ours,) = records(place / "out"), records(place / "inline")

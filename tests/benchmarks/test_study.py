@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from dagdiff.benchmarks.running.executor import Cell, run_suite
+from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.suites import study, toy2d
 from dagdiff.checks import Refusal

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from dagdiff.benchmarks.running import executor
-from dagdiff.benchmarks.running.executor import Cell
+from dagdiff.benchmarks.running import executor, folder
+from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.verify import Compared, Verified, compare, conclude, correct, verify
 from dagdiff.benchmarks.suites import toy2d
 from dagdiff.checks import Refusal
@@ -31,7 +31,7 @@ WANTED = dataclasses.replace(WANTED, settings=SMALL)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of results, made in this process and without figures."""
     out = tmp_path_factory.mktemp("verify")
-    content, cells = executor.open_results(out, "toy2d"), list(toy2d.cells(WANTED))
+    content, cells = folder.open_results(out, "toy2d"), list(toy2d.cells(WANTED))
     content["settings"] = dataclasses.asdict(WANTED)
     content["records"] = [{**executor.run_cell(cell, out), **cell.labels} for cell in cells]
     content["references"] = {"gaussians8-biased": executor.refer(cells[0], out)}

@@ -432,7 +432,7 @@ def test_mistakes_elsewhere(line: str, match: str, place: Path, monkeypatch: pyt
     def no_run(*_: object, **__: object) -> None:
         raise AssertionError("it was not refused before the first run")
 
-    monkeypatch.setattr("dagdiff.benchmarks.running.executor.ProcessPoolExecutor", no_run)
+    monkeypatch.setattr("dagdiff.benchmarks.running.executor.Workers", no_run)
     refused(line, match)
     assert not list(place.iterdir())
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dagdiff.benchmarks import readme
 from dagdiff.benchmarks.pages import END, TABLES, command, filled, load, origin, with_table
-from dagdiff.benchmarks.running.executor import Cell
+from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.suites import images, study, toy2d
 from dagdiff.benchmarks.tables import by_world, contrasts, findings, glance
 from dagdiff.checks import Refusal

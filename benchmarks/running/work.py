@@ -1,0 +1,68 @@
+"""The work of a suite: what its processes are asked for, a function each."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.checkpoint import save_arrays
+from dagdiff.expert import Expert
+from dagdiff.metrics.base import score
+from dagdiff.runs.experiment import Experiment
+from dagdiff.schedule import step_grid
+from dagdiff.transition import Ddim, sample
+
+THREADS = 1
+"""Torch threads of every run: another number rounds in another order."""
+
+
+def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
+    """Train and score one student; return its record, and keep its samples and chains beside the results."""
+    torch.set_num_threads(THREADS)
+    experiment = Experiment.build(cell.config)
+    *_, (loop, last) = experiment.rounds()
+    cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
+    if loop.gathering.ready is not None:
+        cost["nfe_gathered"] = loop.gathering.ready.saved
+    return {**cell.labels, **cost, **scored(experiment, cell.key, out)}
+
+
+def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:
+    """Score a trained student and keep its samples and chains; return that part of its record."""
+    seed, file = experiment.settings.seed, f"samples/{key}.npz"
+    points = experiment.sample(experiment.settings.samples, seed)
+    metrics, by_step = experiment.measure(points, seed)
+    save_arrays(out / file, x=points[: experiment.task.saved], chains=experiment.chains(64, seed))
+    return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step}
+
+
+def refer(cell: Cell, out: Path) -> dict[str, Any]:
+    """Score real data (the floor) and the expert as students are; keep their samples, and chains from one noise."""
+    torch.set_num_threads(THREADS)
+    experiment = Experiment.build({**cell.config, "seed": 0, "threshold": {"class": "none"}})
+    n, task = experiment.settings.samples, experiment.task
+    schedule, expert = task.schedule, experiment.expert
+    noise, condition, _ = experiment.start(n, seed=0)
+
+    def scores(points: torch.Tensor) -> dict[str, float]:
+        truth = task.truth(len(points), experiment.generator(4), experiment.generator(5), condition)
+        return score((*task.metrics, *experiment.metrics), points, truth)
+
+    plain = Expert(expert.denoiser, schedule, 1, expert.guidance)
+    by_nfe = {steps: scores(sample(plain, Ddim(schedule), step_grid(steps), noise, condition)) for steps in task.nfes}
+    walked = expert.walk(noise, experiment.times, condition)[-1]
+    start, label, _ = experiment.start(64, seed=0)
+    chains = torch.stack(expert.walk(start, experiment.times, label), dim=1)
+    file = f"samples/{task.name.replace('/', '_')}-{cell.yardstick[:6]}.npz"
+    data, truth = task.data.sample(n, experiment.generator(6)), task.world.sample(n, experiment.generator(7))
+    seen = {"data": data, "truth": truth, "x": walked, "chains": chains}
+    save_arrays(out / file, **{name: points[: task.saved] for name, points in seen.items()})
+    found = {"floor": scores(task.real(n, experiment.generator(8))), "expert": scores(walked), "expert_by_nfe": by_nfe}
+    return {**found, "samples": file, "yardstick": cell.yardstick}
+
+
+def learn(cell: Cell) -> None:
+    """Train and cache the networks that a cell starts from."""
+    torch.set_num_threads(THREADS)
+    Experiment.build(cell.config)
