@@ -14,7 +14,8 @@ from dagdiff.runs.identity import digest
 from dagdiff.tasks.names import read_name
 
 _LABELS = ("task", "steps", "seed", "shares", "threshold")
-_YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data", "metric")
+YARDSTICK = ("task", "samples", "substeps", "guidance", "expert", "schedule", "data", "metric")
+"""Settings on which the floor and the expert's own score depend."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Cell:
     @property
     def yardstick(self) -> str:
         """Hash of what the floor and the expert's own score depend on."""
-        return digest({name: self.config[name] for name in _YARDSTICK})
+        return digest({name: self.config[name] for name in YARDSTICK})
 
 
 class Shard(NamedTuple):

@@ -5,13 +5,17 @@ from typing import Any
 
 import torch
 
-from dagdiff.benchmarks.running.cells import Cell
-from dagdiff.checkpoint import save_arrays
+from dagdiff.benchmarks.running.cells import YARDSTICK, Cell
+from dagdiff.checkpoint import load_json, save_arrays, save_json
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import score
 from dagdiff.runs.experiment import Experiment
+from dagdiff.runs.identity import digest
 from dagdiff.schedule import step_grid
 from dagdiff.transition import Ddim, sample
+
+_PLACE = (*YARDSTICK, "steps", "stages", "seed", "threshold", "solver", "epsilon_scale", "bf16")
+"""What the expert's scores in a student's place depend on, beside the law of motion."""
 
 THREADS = 1
 """Torch threads of every run: another number rounds in another order."""
@@ -34,7 +38,18 @@ def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:
     points = experiment.sample(experiment.settings.samples, seed)
     metrics, by_step = experiment.measure(points, seed)
     save_arrays(out / file, x=points[: experiment.task.saved], chains=experiment.chains(64, seed))
-    return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step}
+    expert = expert_scores(experiment, out)
+    return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step, "expert": expert}
+
+
+def expert_scores(experiment: Experiment, out: Path) -> dict[str, float]:
+    """Return the scores of the expert in the student's place, from the student's noise; runs alike share a file."""
+    law = experiment.transition
+    named = f"{type(law).__name__}-{getattr(law, 'eta', 0.0):g}"
+    file = out / "experts" / f"{digest({name: experiment.config[name] for name in _PLACE})}-{named}.json"
+    if not file.exists():
+        save_json(file, experiment.score_expert(experiment.settings.samples, experiment.settings.seed))
+    return load_json(file)
 
 
 def refer(cell: Cell, out: Path) -> dict[str, Any]:

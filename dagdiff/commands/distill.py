@@ -67,7 +67,8 @@ def _behind(found: dict[str, Any], chosen: dict[str, Any]) -> str:
     now = {option: value for option in ("lr", "updates", "shares") if (value := chosen[option]) is not None}
     told = ", ".join(f"{option} {value}" for option, value in now.items())
     return (
-        f"Behind the teacher, whose own {steps} steps reach {name} {found['teacher']:.4g}; the student's is "
+        f"Behind the expert, which in the student's place reaches {name} {found['teacher']:.4g} in {steps} steps; the "
+        f"student's is "
         f"{found['student']:.4g} (difference {found['student'] - found['teacher']:.2g}, standard error "
         f"{found['error']:.2g}). Try --lr ten times higher or lower, more --updates, or other --shares; now {told}."
     )

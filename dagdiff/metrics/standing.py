@@ -1,4 +1,4 @@
-r"""Is a student behind its teacher's own chain of as many steps? A distance of each, and the error of the difference.
+r"""Is a student behind its expert in the same place? A distance of each, and the error of the difference.
 
 Both clouds start from the same noise and meet the same reference, so they share much of their chance. What is left is
 estimated by the delete-a-group jackknife: leave out one tenth of the rows at a time, the same rows of both clouds, and
@@ -23,7 +23,7 @@ from dagdiff.metrics.truth import Truth
 
 
 class Standing(NamedTuple):
-    """A student beside its teacher's own chain of as many steps.
+    """A student beside the expert in its place: the same steps, the same noise.
 
     ``student`` and ``teacher`` are their distances to the reference by that ``metric``, ``error`` is the standard error
     of the difference.

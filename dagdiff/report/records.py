@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dagdiff.metrics.base import Number
@@ -21,7 +21,8 @@ class Record:
     """One run, as ``results.json`` holds it; numbers that are null there are NaN here.
 
     ``about`` says in words what sets its comparison apart from the plain one, ``case`` (the task and that) names its
-    yardsticks, and ``milliseconds`` is the CPU time of an update, in suites that measure it.
+    yardsticks, ``expert`` holds the scores of its expert in the student's place, from the same noise (of older files:
+    nothing), and ``milliseconds`` is the CPU time of an update, in suites that measure it.
     """
 
     task: str
@@ -43,15 +44,17 @@ class Record:
     case: str = ""
     substeps: int = 0
     milliseconds: float = math.nan
+    expert: Scores = field(default_factory=Scores)
 
 
 def read_record(entry: Mapping[str, Any]) -> Record:
     """Return a record of ``results.json``."""
     later = {"setup": "", "about": "", "case": entry["task"], "substeps": 0, "milliseconds": math.nan}
-    plain = {field.name: entry[field.name] for field in fields(Record) if field.name not in later}
+    plain = {each.name: entry[each.name] for each in fields(Record) if each.name not in (*later, "expert")}
     plain |= {name: entry.get(name, value) for name, value in later.items()}
     by_step = {name: list(entry["by_step"][name]) for name in ("t", "loss_forward", "loss_own")}
-    return Record(**{**plain, "metrics": read_scores(entry["metrics"]), "by_step": by_step})
+    scores, expert = read_scores(entry["metrics"]), read_scores(entry.get("expert", {}))
+    return Record(**{**plain, "metrics": scores, "by_step": by_step, "expert": expert})
 
 
 def read_reference(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Row:
 
     @property
     def expert(self) -> float:
-        """The expert's own distance on the same grid."""
+        """The distance of the expert in the student's place."""
         return self.scores_of_expert[self.judged_by]
 
     @property
@@ -142,7 +142,7 @@ def _row(
     others = {name: group[name] for name in BASELINES if name in group and _runs(group[name]) != _runs(records)}
     against = {name: _differences(records, theirs, numbers) for name, theirs in others.items()}
     reference = references[first.case]
-    expert = _expert(first, reference)
+    expert = _expert(records, reference)
     found = {name: mean for name, number in numbers.items() if number.excess and (mean := metrics[name])}
     excess = Scores({name: mean.mean - expert[name] for name, mean in found.items()})
     chance = (METRICS[judged_by].chance or 0.0) * abs(reference["floor"][judged_by])
@@ -152,15 +152,22 @@ def _row(
     return Row(*labels, records, judged_by, metrics, expert, excess, against, left)
 
 
-def _expert(record: Record, reference: Mapping[str, Any]) -> Mapping[str, float]:
-    """The expert's scores on the grid of the record: as many sub-steps a step, on as many steps."""
-    scores: Mapping[str, float] = reference["expert_by_nfe"].get(record.steps * record.substeps, reference["expert"])
+def _expert(records: Sequence[Record], reference: Mapping[str, Any]) -> Mapping[str, float]:
+    """The expert's mean scores in the student's place; in older files its own chain's, of as many evaluations."""
+    if all(record.expert for record in records):
+        means = {name: mean_over(record.expert[name] for record in records) for name in records[0].expert}
+        return Scores({name: mean.mean for name, mean in means.items() if mean})
+    first = records[0]
+    scores: Mapping[str, float] = reference["expert_by_nfe"].get(first.steps * first.substeps, reference["expert"])
     return scores
 
 
 def _left(ours: Iterable[Record], other: Iterable[Record], metric: str, expert: float, noise: float) -> Excess | None:
     """The part of another's gap to the expert that remains, over the seeds at which both were measured."""
-    mine, theirs = ({record.seed: record.metrics[metric] - expert for record in records} for records in (ours, other))
+    mine, theirs = (
+        {record.seed: record.metrics[metric] - record.expert.get(metric, expert) for record in records}
+        for records in (ours, other)
+    )
     common = sorted(seed for seed in mine.keys() & theirs.keys() if math.isfinite(mine[seed] + theirs[seed]))
     if not common or not math.isfinite(noise):
         return None

@@ -31,7 +31,7 @@ from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.student import Stepwise
-from dagdiff.policy import StudentPolicy
+from dagdiff.policy import ExpertPolicy, StudentPolicy
 from dagdiff.rollout import Data, MixturePolicy
 from dagdiff.round import Round, updates_by_round
 from dagdiff.runs.config import Config, typed
@@ -44,7 +44,7 @@ from dagdiff.strategies.halving import halve
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.names import make_task
 from dagdiff.threshold import Threshold
-from dagdiff.transition import Ddim, EpsilonScaling, Transition, chain, sample
+from dagdiff.transition import EpsilonScaling, Transition, chain, sample
 
 
 @dataclass
@@ -279,16 +279,26 @@ class Experiment:
         metrics |= losses | gaps(losses) | {"end_error": displacement[-1]}
         return metrics, {"t": self.times[:-1].tolist(), **found, "displacement": displacement}
 
-    def stand(self, samples: Tensor, seed: int = 0, paired: Tensor | None = None) -> Standing:
-        """Compare the samples with the teacher's own chain of as many steps, from the same noise; it is not charged.
+    def sample_expert(self, n: int, seed: int) -> Tensor:
+        """Return ``n`` points from the expert in the student's place, ``(n, *D)``; it is not charged.
 
-        One question to the expert a step, DDIM, the student's times. Samples and ``paired`` as in :meth:`measure`.
+        They start from the noise of :meth:`sample`, and take its fresh noise: what a perfect imitator would return.
         """
-        noise, asked, generator = self.start(len(samples), seed)
-        plain = Expert(self.expert.denoiser, self.task.schedule, 1, self.expert.guidance, self.threshold)
-        own = sample(plain, Ddim(self.task.schedule), self.times, noise, asked, generator)
+        noise, condition, generator = self.start(n, seed)
+        acting = ExpertPolicy(self.expert, self.sampler, self.times)
+        with self.expert.ledger.free():
+            return sample(acting, self.sampler, self.times, noise, condition, generator)
+
+    def score_expert(self, n: int, seed: int = 0) -> dict[str, float]:
+        """Return every metric of the samples of :meth:`sample_expert`: the reference of a student's own."""
+        _, asked, _ = self.start(n, seed)
+        truth = self.task.truth(n, self.generator(4, seed), self.generator(5, seed), asked, self.pair(n, seed))
+        return score((*self.task.metrics, *self.metrics), self.sample_expert(n, seed), truth)
+
+    def stand(self, samples: Tensor, seed: int = 0, paired: Tensor | None = None) -> Standing:
+        """Compare samples with those of the expert in the student's place; arguments as in :meth:`measure`."""
         truth = self.task.truth(len(samples), self.generator(4, seed), paired=paired)
-        return self.task.stand(samples, own, truth)
+        return self.task.stand(samples, self.sample_expert(len(samples), seed), truth)
 
 
 _RAMP = Callable, "a callable progress -> height"
