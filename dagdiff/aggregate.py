@@ -76,7 +76,7 @@ class Aggregate:
         records = records.copy()
         for name, value in columns.items():
             records[name] = torch.full(records.batch_size, value, device=self.device)
-        self.row_bytes = max(1, records.bytes() // max(1, len(records)))
+        self.row_bytes = sum(each.element_size() * each[0].numel() for each in records.values())
         window.add(records if self.folder is None else records.cpu(), round_number)
 
     def records(self, source: str) -> TensorDict:

@@ -78,6 +78,7 @@ class DAgger:
 
     def gather(self, number: int, shares: Shares) -> None:
         """Make a round's fresh states of each source, let the expert label each once, and aggregate."""
+        self.student.eval()
         for source, share in zip(SOURCES, shares, strict=True):
             for states in self.sources.fresh(source, self._wanted(share, number), self.progress(number)):
                 records = self.objective.annotate(self.expert, states)
