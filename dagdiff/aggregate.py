@@ -107,7 +107,7 @@ class Aggregate:
         All rows are chosen now, so that it does not matter how many batches are read at once: as many as ``READ`` bytes
         hold.
         """
-        counts = self._available(shares).counts(sizes, self.generator)
+        counts = self._available(shares).counts_of(sizes, self.generator)
         chosen = [self.windows[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)]
         return self._read(sizes, counts, chosen)
 
