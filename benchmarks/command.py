@@ -92,7 +92,9 @@ def _measure(said: dict[str, str]) -> None:
     if "help" in said:
         print(parser.format_help(), end="")
         return
-    given = vars(config.read(parser, {**said, **{name: listed(said[name]) for name in lists_of(module.Options) if name in said}}))
+    given = vars(
+        config.read(parser, {**said, **{name: listed(said[name]) for name in lists_of(module.Options) if name in said}})
+    )
     out = check_given(given.pop("out"), "--out")
     del given["suite"]
     print(module.measure(module.Options(**given), out))

@@ -108,7 +108,9 @@ class Aggregate:
         hold.
         """
         counts = self._available(shares).counts_of(sizes, self.generator)
-        chosen = [self.windows[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)]
+        chosen = [
+            self.windows[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)
+        ]
         return self._read(sizes, counts, chosen)
 
     def _read(self, sizes: Sequence[int], counts: Tensor, chosen: Sequence[Tensor]) -> Iterator[TensorDict]:
@@ -210,9 +212,7 @@ class _Window:
 
 def _rows(records: TensorDict, numbers: Tensor) -> TensorDict:
     """Copy rows column by column, which is faster than to index the whole."""
-    found = records.apply(
-        lambda column: column.index_select(0, numbers.to(column.device)), batch_size=[len(numbers)]
-    )
+    found = records.apply(lambda column: column.index_select(0, numbers.to(column.device)), batch_size=[len(numbers)])
     assert isinstance(found, TensorDict)
     return found
 

@@ -102,7 +102,7 @@ class DenoisingEnv(EnvBase):
             following["done"] = following["terminated"] = torch.zeros_like(moved["done"])
         else:
             self._together = moved["step"], place + 1
-        kept = {key: value for key, value in record.items() if key not in ("action", "next")}
+        kept = {key: value for key, value in record.items() if key != "next"}
         columns = {**kept, **{key: value for key, value in following.items() if key != "reward"}}
         return record, TensorDict(columns, self.batch_size, device=self.device)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dagdiff.benchmarks.measure.bare import BARE, Bare, Setting
 from dagdiff.benchmarks.pages import with_table
@@ -261,7 +261,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
             dearer = (float(pair[1][side]) / float(pair[0][side]) for side in ("bare_ms", "dagdiff_ms"))
             cells.append(", ".join(f"{value:.2f}" for value in dearer))
-            lines.append(f"| {' | '.join([names[case.network], OBJECTIVES[case.objective], str(case.batch), *cells])} |")
+            lines.append(
+                f"| {' | '.join([names[case.network], OBJECTIVES[case.objective], str(case.batch), *cells])} |"
+            )
     return "\n".join(lines)
 
 

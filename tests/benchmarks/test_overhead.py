@@ -56,7 +56,10 @@ def test_the_two_losses_agree_on_the_whole() -> None:
     """Other draws of the same law: after some rounds PD's losses are of one size."""
     chosen, reuse = overhead.setting(Case("mlp", "progressive", 256, "mixture"), 12)
     loop = overhead.ours(overhead.parts("mlp"), "progressive", chosen, reuse)
-    bare, wanted = overhead.bare(overhead.parts("mlp"), "progressive", chosen), overhead.plan("progressive", chosen, reuse)
+    bare, wanted = (
+        overhead.bare(overhead.parts("mlp"), "progressive", chosen),
+        overhead.plan("progressive", chosen, reuse),
+    )
     pairs = [(done.losses["loss"], bare.round(*next(wanted))) for done in loop]
     assert pairs[0][0] == pytest.approx(pairs[0][1], rel=0.3) and pairs[-1][0] == pytest.approx(pairs[-1][1], rel=0.3)
 
@@ -93,4 +96,6 @@ def test_an_option_that_cannot_be_is_refused() -> None:
 
 def test_the_page_holds_the_table_of_what_is_kept() -> None:
     page = (ROOT / overhead.PAGE).read_text(encoding="utf-8")
-    assert overhead.table(overhead.read(ROOT / overhead.KEPT)) in page, "run: python -m dagdiff.benchmarks.measure.overhead"
+    assert overhead.table(overhead.read(ROOT / overhead.KEPT)) in page, (
+        "run: python -m dagdiff.benchmarks.measure.overhead"
+    )

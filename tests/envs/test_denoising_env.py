@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from torchrl.collectors import MultiSyncCollector
-from torchrl.envs import GymWrapper
+from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import check_env_specs
 
 from dagdiff.checks import Refusal
@@ -429,7 +429,10 @@ def test_chains_that_move_together_do_what_torchrl_does(law: Callable) -> None:
     """Over two whole chains and a half: the records, their order, the draws, and what a policy writes beside."""
     found = []
     for step in (DenoisingEnv.step_and_maybe_reset, EnvBase.step_and_maybe_reset):
-        env = native(transition=law(CosineSchedule()), conditions=lambda n, generator: torch.randint(3, (n,), generator=generator))
+        env = native(
+            transition=law(CosineSchedule()),
+            conditions=lambda n, generator: torch.randint(3, (n,), generator=generator),
+        )
         env.set_seed(5)
         state, records = env.reset(), []
         for number in range(10):
