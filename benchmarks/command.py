@@ -33,6 +33,9 @@ SUITES = {
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
+MEASUREMENTS = {"overhead": "dagdiff.benchmarks.measure.overhead"}
+"""Measurement of this machine -> its module, which offers ``Options`` and ``measure(options, out)``, the table."""
+
 _FLAGS = ("quick", "trust_code")
 
 
@@ -47,6 +50,9 @@ def bench(words: Sequence[str]) -> None:
     metrics = [each for name, text in pairs if name == "metric" for each in metric_names(text)]
     said = {name: text for name, text in pairs if name != "metric"}
     said["suite"] = said.pop("", "")
+    if said["suite"] in MEASUREMENTS:
+        _measure(said)
+        return
     suite, parser = _suite(said), make_parser("bench", bench)
     parser.add_argument("suite", help=", ".join(SUITES))
     parser.add_argument("--quick", action="store_true", help="a few minutes' worth: sets the options below")
@@ -90,6 +96,23 @@ def bench(words: Sequence[str]) -> None:
     _tell_failures(list(found["failures"].values()), len(found["records"]))
 
 
+def _measure(said: dict[str, str]) -> None:
+    """Measure this machine: print the table, and write it to a folder."""
+    module, parser = import_module(MEASUREMENTS[said["suite"]]), make_parser("bench", _measure)
+    parser.add_argument("suite", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--out", type=Path | None, default=None, help="the folder of the measurement")
+    parser.add_class_arguments(module.Options, None)
+    if "help" in said:
+        print(parser.format_help(), end="")
+        return
+    given = vars(
+        config.read(parser, {**said, **{name: listed(said[name]) for name in lists_of(module.Options) if name in said}})
+    )
+    out = check_given(given.pop("out"), "--out")
+    del given["suite"]
+    print(module.measure(module.Options(**given), out))
+
+
 def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> None:
     """Make some runs of a folder again and print a line for each; refuse if any disagrees."""
     results = Results.load(out)
@@ -128,7 +151,7 @@ def _suite(said: Mapping[str, Any]) -> Any:
     name = said["suite"] or ("help" in said and next(iter(SUITES)))
     if not name:
         raise Refusal(f"the suite comes first: dagdiff bench SUITE [options], with SUITE one of {', '.join(SUITES)}.")
-    return import_module(SUITES[check_in("suite", name, SUITES)])
+    return import_module(SUITES[check_in("suite", name, (*SUITES, *MEASUREMENTS))])
 
 
 def _tell_failures(failures: Sequence[str], finished: int) -> None:

@@ -76,7 +76,7 @@ class Aggregate:
         records = records.copy()
         for name, value in columns.items():
             records[name] = torch.full(records.batch_size, value, device=self.device)
-        self.row_bytes = max(1, records.bytes() // max(1, len(records)))
+        self.row_bytes = sum(each.element_size() * each[0].numel() for each in records.values())
         window.add(records if self.folder is None else records.cpu(), round_number)
 
     def records(self, source: str) -> TensorDict:
@@ -107,7 +107,7 @@ class Aggregate:
         All rows are chosen now, so that it does not matter how many batches are read at once: as many as ``READ`` bytes
         hold.
         """
-        counts = self._available(shares).counts(sizes, self.generator)
+        counts = self._available(shares).counts_of(sizes, self.generator)
         chosen = [
             self.windows[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)
         ]

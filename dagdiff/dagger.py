@@ -81,6 +81,7 @@ class DAgger:
 
         Records that were made ahead come first.
         """
+        self.student.eval()
         for source, share in zip(SOURCES, shares, strict=True):
             wanted = self._wanted(share, number)
             for records in self.gathering.ready.take(source, wanted) if self.gathering.ready else ():

@@ -34,11 +34,13 @@ class Shares(NamedTuple):
         student, expert = self.student * height, self.expert * height
         return Shares(max(0.0, 1.0 - student - expert), student, expert)
 
-    def counts(self, sizes: Sequence[int], generator: "torch.Generator | None" = None) -> "torch.Tensor":
-        """Split the rows of each of n batches exactly, ``(n, 3)`` int64.
+    def counts(self, rows: int, generator: "torch.Generator | None" = None) -> tuple[int, int, int]:
+        """Split ``rows`` exactly: each source gets its part, rounded up or down so that the mean is right."""
+        ((forward, student, expert),) = self.counts_of([rows], generator).tolist()
+        return forward, student, expert
 
-        Each source gets its part, rounded up or down so that the mean is right.
-        """
+    def counts_of(self, sizes: Sequence[int], generator: "torch.Generator | None" = None) -> "torch.Tensor":
+        """Return the :meth:`counts` of batches of these sizes, ``(n, 3)`` int64."""
         import torch
 
         check_shares(self)

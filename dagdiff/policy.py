@@ -30,7 +30,8 @@ class StudentPolicy:
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
         """Return the thresholded guess of x0, ``(B, *D)``; every module's train / eval mode is left as it was."""
         training = [module for module in self.student.modules() if module.training]
-        self.student.eval()
+        if training:
+            self.student.eval()
         try:
             guess = self.student(x_t, t, condition)
         finally:

@@ -134,6 +134,7 @@ class Rollout:
             trust_policy=True,
             track_traj_ids=False,
             auto_register_policy_transforms=False,
+            no_cuda_sync=True,
         )
         self._batches = iter(self._collector)
 

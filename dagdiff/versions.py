@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import torch
 
-CODE = {"chain": 1, "expert": 1, "loop": 3, "teacher": 2, "score": 1}
+CODE = {"chain": 1, "expert": 1, "loop": 4, "teacher": 2, "score": 1}
 """Raised by whoever changes, for the same settings, the law of the chain, the expert's labels, the loop's draws and
 updates, a teacher's training, or the scores. An objective holds its own version, and so may any part's class."""
 

@@ -66,6 +66,7 @@ class DenoisingEnv(EnvBase):
         self.shape_of_state, self.transition = tuple(shape), transition
         self.times = check_times(times).to(device, torch.float32)
         self.conditions, self.expert, self.generator = conditions, expert, generator
+        self._together: tuple[Tensor | None, int] = (None, 0)  # the last steps of chains that move together, and it
         rows = self.batch_size
         states = Unbounded((*rows, *shape), device=self.device)
         time = Unbounded((*rows, 1), device=self.device)
@@ -85,6 +86,26 @@ class DenoisingEnv(EnvBase):
         """Pickle and copy everything but TorchRL's weak reference to a collector at work in it."""
         return {name: value for name, value in self.__dict__.items() if name != "_collector"}
 
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """Do what TorchRL does, without its look at the device and its checks, for chains that a reset began together.
+
+        Return the record of the step with its ``next``, and the record from which the next step starts.
+        """
+        step, place = self._together
+        if step is None or tensordict.get("step", None) is not step:  # who knows where these chains are
+            return super().step_and_maybe_reset(tensordict)
+        moved = self._step(tensordict)
+        record = tensordict.set("next", moved)
+        following = moved
+        if place + 1 == len(self.times) - 1:
+            following = self._reset()
+            following["done"] = following["terminated"] = torch.zeros_like(moved["done"])
+        else:
+            self._together = moved["step"], place + 1
+        kept = {key: value for key, value in record.items() if key != "next"}
+        columns = {**kept, **{key: value for key, value in following.items() if key != "reward"}}
+        return record, TensorDict(columns, self.batch_size, device=self.device)
+
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         """Give birth to B chains: noise at the first time.
 
@@ -99,6 +120,7 @@ class DenoisingEnv(EnvBase):
         if self.conditions is not None:
             draw = self.conditions
             condition = _renewed(condition, ended, lambda: draw(self.batch_size.numel(), self.generator))
+        self._together = (step, 0) if ended is None else (None, 0)
         return self._observe(x_t, step if ended is None else step.masked_fill(ended, 0), condition)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -98,11 +98,12 @@ def chains(n: int, guess: Callable[[Tensor, Tensor, Tensor], Tensor], generator:
     return [torch.stack(column, dim=1).flatten(0, 1) for column in zip(*visited, strict=True)]
 
 
-def passes(rows: int, picks: Generator) -> Iterator[int]:
-    """Each row once, in order; then all again and again, in random orders."""
-    yield from range(rows)
-    while True:
-        yield from torch.randperm(rows, generator=picks).tolist()
+def passes(rows: int, wanted: int, picks: Generator) -> Tensor:
+    """Each row once, in order; then all again and again, in random orders, until there are as many as wanted."""
+    order = torch.arange(rows)
+    while len(order) < wanted:
+        order = torch.cat([order, torch.randperm(rows, generator=picks)])
+    return order[:wanted]
 
 
 def train(student: Student, rounds: int = ROUNDS, seed: int = 0) -> Iterator[float]:
@@ -114,14 +115,14 @@ def train(student: Student, rounds: int = ROUNDS, seed: int = 0) -> Iterator[flo
     own, led = ([torch.empty(0, 2), torch.empty(0), torch.empty(0), torch.empty(0, 2)] for _ in range(2))
     for _ in range(rounds):
         forward = forward_states(counts[0] * UPDATES // REUSE, states)
-        forward, turn = [*forward, label(*forward)], passes(len(forward[0]), picks)
+        forward = [*forward, label(*forward)]
         for kept, guess in ((own, lambda x, t, s: student(x, t)), (led, label)):
             visited = chains(CHAINS, guess, noise)
             kept[:] = [torch.cat(pair) for pair in zip(kept, [*visited, label(*visited)], strict=True)]
+        chosen = [passes(len(forward[0]), UPDATES * counts[0], picks)]
+        chosen += [torch.randint(len(own[0]), (UPDATES * count,), generator=picks) for count in counts[1:]]
         total = 0.0
-        for _ in range(UPDATES):
-            rows = [torch.tensor([next(turn) for _ in range(counts[0])])]
-            rows += [torch.randint(len(own[0]), (count,), generator=picks) for count in counts[1:]]
+        for rows in zip(*(each.split(count) for each, count in zip(chosen, counts, strict=True)), strict=True):
             drawn = [[column[row] for column in kept] for kept, row in zip((forward, own, led), rows, strict=True)]
             x, t, _, target = (torch.cat(column) for column in zip(*drawn, strict=True))
             alpha, sigma = schedule(t)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dagdiff.benchmarks.measure.bare import BARE, Bare, Setting
 from dagdiff.benchmarks.pages import with_table

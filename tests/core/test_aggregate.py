@@ -207,3 +207,19 @@ def test_sources_have_the_index_of_their_name() -> None:
         "expert",
         "expert",
     ]
+
+
+@pytest.mark.parametrize("shares", [Shares(0.5, 0.25, 0.25), Shares(0.4, 0.33, 0.27), Shares(0, 1, 0)])
+def test_how_much_is_read_at_once_changes_no_batch(shares: Shares, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, found = [6, 10, 10, 6, 10, 7], []
+    for limit in (1, 1500, 2**26):
+        monkeypatch.setattr("dagdiff.aggregate.READ", limit)
+        it = aggregate(seed=3)
+        for place, source in enumerate(SOURCES):
+            it.add(source, numbered(100 * place, 9 + place), 1)
+        found.append(list(it.draws(sizes, shares)))
+    for batches in found:
+        assert [len(batch) for batch in batches] == sizes
+        assert all((batch["source"].diff() >= 0).all() for batch in batches), "source by source"
+        assert all(torch.equal(batch["t"] // 100, batch["source"].float()) for batch in batches)
+        assert all(torch.equal(one["t"], two["t"]) for one, two in zip(batches, found[0], strict=True))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dagdiff.average import Average, warm_decay
+from dagdiff.average import Average, Follower, warm_decay
 from dagdiff.checks import Refusal
 
 
@@ -94,3 +94,17 @@ def test_the_state_goes_on_where_it_was() -> None:
         show(whole, state)
         show(second, state)
     assert torch.equal(whole.module.weight, second.module.weight)
+
+
+def test_a_follower_moves_what_is_averaged_and_copies_counts() -> None:
+    behind, ahead = Noted(), Noted()
+    with torch.no_grad():
+        ahead.weight.fill_(4.0)
+    ahead.number.fill_(8.0)
+    ahead.count.fill_(5)
+    follower = Follower(behind, ahead, 0.75)
+    for expected in (0.25, 0.4375):
+        follower.follow()
+        torch.testing.assert_close(behind.weight, torch.full((3,), 4.0 * expected))
+        torch.testing.assert_close(behind.number, torch.full((2,), 8.0 * expected, dtype=torch.float64))
+    assert int(behind.count) == 5

@@ -95,3 +95,12 @@ def test_the_last_good_state_comes_back() -> None:
 def test_refusals(option: str, value: float, match: str) -> None:
     with pytest.raises(Refusal, match=match):
         Learning(**{option: value})  # type: ignore[arg-type]
+
+
+def test_no_update_looks_at_the_device() -> None:
+    """On the meta device there is nothing to look at."""
+    learner = Learner(network().to("meta"), Learning(batch_size=8, accumulate=2))
+    batch = TensorDict({"x": torch.empty(8, 3, device="meta")}, [8])
+    for part in (batch, batch[:4]):
+        found = learner.learn(part, lambda rows: Loss(error(learner.network, rows["x"]), {}))
+        assert all(value.is_meta for value in found.values())

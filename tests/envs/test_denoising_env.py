@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from torchrl.collectors import MultiSyncCollector
-from torchrl.envs import GymWrapper
+from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.utils import check_env_specs
 
 from dagdiff.checks import Refusal
@@ -428,3 +428,44 @@ def test_the_env_takes_the_grids_precision() -> None:
     """A grid of double precision (numpy's habit) is no reason for another dtype in the records."""
     env = native(times=step_grid(4).double())
     check_env_specs(env, seed=0)
+
+
+@pytest.mark.parametrize("law", [Ddim, Renoise])
+def test_chains_that_move_together_do_what_torchrl_does(law: Callable) -> None:
+    """Over two whole chains and a half: the records, their order, the draws, and what a policy writes beside."""
+    found = []
+    for step in (DenoisingEnv.step_and_maybe_reset, EnvBase.step_and_maybe_reset):
+        env = native(
+            transition=law(CosineSchedule()),
+            conditions=lambda n, generator: torch.randint(3, (n,), generator=generator),
+        )
+        env.set_seed(5)
+        state, records = env.reset(), []
+        for number in range(10):
+            state["action"], state["actor"] = 0.5 * state["x_t"], torch.full((5, 1), number)
+            record, state = step(env, state)
+            records.append(record)
+            assert torch.equal(state["actor"], record["actor"]), "a driver may be held"
+        found.append((torch.stack(records), state))
+    for one, other in zip(*found, strict=True):
+        assert set(one.keys(True, True)) == set(other.keys(True, True))
+        assert all(torch.equal(one[key], other[key]) for key in one.keys(True, True))
+
+
+def test_chains_at_steps_of_their_own_are_left_to_torchrl() -> None:
+    env = native()
+    env.set_seed(0)
+    state = env.reset(env.reset().select("x_t").set("step", torch.tensor([[0], [3], [1], [3], [2]])))
+    state["action"] = torch.zeros_like(state["x_t"])
+    record, state = env.step_and_maybe_reset(state)
+    assert record["next", "done"].flatten().tolist() == [False, True, False, True, False]
+    assert state["step"].flatten().tolist() == [1, 0, 2, 0, 3]
+
+
+def test_no_step_of_chains_that_move_together_looks_at_the_device() -> None:
+    env = native(device="meta")
+    state = env._reset()
+    for _ in range(9):
+        state["action"] = torch.empty(5, 2, device="meta")
+        record, state = env.step_and_maybe_reset(state)
+        assert record["next", "x_t"].is_meta and state["x_t"].is_meta

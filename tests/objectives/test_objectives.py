@@ -197,7 +197,7 @@ def test_lcms_target_is_the_closed_formula_of_the_average(decay: float) -> None:
                 parameter.add_(torch.randn_like(parameter))
         objective.follow(student)
         history.append(state(student))
-    for key, value in objective.target.module.state_dict().items():
+    for key, value in objective.target.state_dict().items():
         expected = decay**6 * history[0][key]
         for i in range(1, 7):
             expected = expected + (1 - decay) * decay ** (6 - i) * history[i][key]
@@ -208,7 +208,7 @@ def test_lcms_target_network_starts_as_the_student_and_takes_no_gradient() -> No
     student, schedule = mlp(0), CosineSchedule()
     expert = Expert(exact(schedule), schedule)
     objective = begun(Consistency(), student, expert)
-    assert same(state(objective.target.module), state(student))
+    assert same(state(objective.target), state(student))
     objective.loss(student, objective.annotate(expert, states())).loss.backward()
     assert all(parameter.grad is None for parameter in objective.target.parameters())
     assert any(parameter.grad is not None for parameter in student.parameters())
