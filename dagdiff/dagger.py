@@ -20,6 +20,7 @@ from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
 from dagdiff.gathering import Gathering, Sources, fresh_records
 from dagdiff.heldout import HeldOut
+from dagdiff.launch import rank
 from dagdiff.learner import Learner, Learning
 from dagdiff.ledger import Ledger
 from dagdiff.mixture import SOURCES, Shares, as_ramp
@@ -93,7 +94,7 @@ class DAgger:
                 batch = self.aggregate.draw(self.learner.learning.rows, shares)
                 critic.update(self.objective.improve_critic(self.student, batch))
             batch = self.aggregate.draw(self.learner.learning.batch_size, shares)
-            losses = self.learner.learn(batch, lambda part: self.objective.loss(self.student, part))
+            losses = self.learner.learn(batch, lambda part: self.objective.loss(self.learner.forward, part))
             self.objective.follow(self.student)
             logs.append({**critic, **losses})
         return self.learner.close({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
@@ -141,15 +142,16 @@ class DAgger:
         self.shares, self.gathering, self.rounds = Shares(*shares), gathering, rounds
         self.beta, self.shares_ramp = as_ramp("beta", gathering.beta), as_ramp("shares_ramp", gathering.shares_ramp)
         self.updates_by_round = _updates(updates_per_round, rounds)
-        self.generator = generator or torch.Generator(env.device).manual_seed(engine.rank())
+        self.generator = generator or torch.Generator(env.device).manual_seed(rank())
         self.policy, self.ledger = StudentPolicy(student, expert.threshold), Ledger()
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
         self._started, self._nfe_before = time.perf_counter(), expert.nfe
 
+        engine.share(student)
+        objective.begin(student, expert, self._clean, self.generator)
         self.learner = Learner(student, learning, sum(self.updates_by_round))
         self.learner.remember()
-        objective.begin(student, expert, self._clean, self.generator)
         shared = env.transition, gathering.per_chain, self.generator, self.conditional
         driver = gathering.driver(self.policy, expert, *shared)
         self.sources = Sources(

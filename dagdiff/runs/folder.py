@@ -21,6 +21,7 @@ from dagdiff import __version__, engine
 from dagdiff.checkpoint import load_json, load_weights, save_csv, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.dagger import DAgger
+from dagdiff.launch import rank
 from dagdiff.report import figures
 from dagdiff.report.curves import rounds_figure
 from dagdiff.report.images import sample_panels
@@ -45,8 +46,13 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
         Refusal: for what could not be finished (:func:`dagdiff.runs.rehearsal.check_run`), before anything is trained.
         NonFiniteLoss: after the last good student has been saved.
     """
-    if engine.rank() > 0:
-        deque(experiment.rounds(), maxlen=0)
+    if rank() > 0:
+        try:
+            ((loop, _),) = deque(experiment.rounds(), maxlen=1)
+        except NonFiniteLoss:
+            experiment.unshard()
+            raise
+        finish(experiment, loop)
         return {}
     for line in check_run(experiment, out, logger):
         print(f"dagdiff: warning: {line}", file=sys.stderr)
@@ -59,13 +65,13 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
             for name, value in _row(done).items():
                 log.log_scalar(name, value, step=done.updates)
     except NonFiniteLoss:
+        experiment.unshard()
         save_student(experiment, out)
         save_rounds(rounds, out)
         raise
+    finish(experiment, loop)
     if loop.best is not None:
         save_weights(out / "best.safetensors", _with_state(experiment.student, loop.best[2]))
-    if loop.learner.averaged is not None:
-        experiment.student.load_state_dict(loop.learner.averaged.module.state_dict())
     save_student(experiment, out)
     save_rounds(rounds, out)
     samples = experiment.sample(experiment.settings.samples, seed=0)
@@ -80,6 +86,15 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
     save_json(out / "metrics.json", report)
     save_figures(experiment, rounds, out)
     return report
+
+
+def finish(experiment: Experiment, loop: DAgger) -> None:
+    """Give the student the weights that are kept, the averaged ones if there are; all processes call it at once."""
+    if loop.best is not None:
+        loop.best = (*loop.best[:2], engine.whole(loop.best[2]))
+    if loop.learner.averaged is not None:
+        experiment.student.load_state_dict(loop.learner.averaged.module.state_dict())
+    experiment.unshard()
 
 
 def open_run(folder: Path, device: str = "auto", weights: str = "student", trust_code: bool = False) -> Experiment:
