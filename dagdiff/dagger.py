@@ -20,7 +20,6 @@ from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
 from dagdiff.gathering import Gathering, Sources, fresh_records
 from dagdiff.heldout import HeldOut
-from dagdiff.launch import rank
 from dagdiff.learner import Learner, Learning
 from dagdiff.ledger import Ledger
 from dagdiff.mixture import SOURCES, Shares, as_ramp
@@ -142,7 +141,7 @@ class DAgger:
         self.shares, self.gathering, self.rounds = Shares(*shares), gathering, rounds
         self.beta, self.shares_ramp = as_ramp("beta", gathering.beta), as_ramp("shares_ramp", gathering.shares_ramp)
         self.updates_by_round = _updates(updates_per_round, rounds)
-        self.generator = generator or torch.Generator(env.device).manual_seed(rank())
+        self.generator = generator or torch.Generator(env.device).manual_seed(engine.rank())
         self.policy, self.ledger = StudentPolicy(student, expert.threshold), Ledger()
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, first_line
-from dagdiff.launch import sharding, world_size
+from dagdiff.launch import joined as joined
+from dagdiff.launch import rank as rank
+from dagdiff.launch import sharding as sharding
+from dagdiff.launch import world_size as world_size
 
 
 class Prepared(NamedTuple):
@@ -78,7 +81,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def own_rows(name: str, rows: int) -> int:
+def part(name: str, rows: int) -> int:
     """Return this process's part of a number of rows; refuse one that does not split evenly."""
     if rows % world_size():
         raise Refusal(f"{name} must split evenly over {world_size()} processes; got {rows}.")
@@ -97,12 +100,12 @@ def prepare(network: nn.Module, optimiser: torch.optim.Optimizer) -> Prepared:
     if world_size() == 1:
         return Prepared(network, None)
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
 
     share(network)
-    quiet = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(cpu=_on_cpu(network), kwargs_handlers=[quiet])
+    accelerator = Accelerator(cpu=_on_cpu(network))
     if sharding():
+        if not accelerator.is_fsdp2:
+            raise Refusal("accelerate shards weights on GPUs alone, and this run is on none. Leave FSDP away there.")
         return Prepared(accelerator.prepare(network, optimiser)[0], accelerator)
     wrapped: nn.Module = accelerator.prepare_model(network, device_placement=False)
     _check_reached_once(network, optimiser)

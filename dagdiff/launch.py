@@ -47,6 +47,7 @@ def joined(told: Mapping[str, Any], prepare: Callable[[], object]) -> Iterator[N
     _join(check_devices(str(told["device"]), torch.cuda.device_count(), os.environ))
     from accelerate.utils import broadcast_object_list, gather_object
 
+    number = rank()
     try:
         check_agreement(gather_object([flat(told)]))
         refused = [_refused(prepare) if rank() == 0 else None]
@@ -59,8 +60,8 @@ def joined(told: Mapping[str, Any], prepare: Callable[[], object]) -> Iterator[N
         if not is_lost(error):
             raise
         raise SystemExit(
-            f"dagdiff: error: another process of this run has ended, so process {rank()} ends too "
-            f"({first_line(error)}). Look at what the other one said; the last round kept is in the run's folder."
+            f"dagdiff: error: another process of this run has ended, so process {number} ends too. Its own last lines "
+            "say why."
         ) from None
     dist.destroy_process_group()
 

@@ -29,14 +29,14 @@ def distill(words: Sequence[str]) -> None:
 
 def _run(chosen: dict[str, Any], out: Path, logger: str) -> None:
     """Train and keep the run, and print what it came to."""
-    from dagdiff.launch import joined
+        from dagdiff import engine
     from dagdiff.runs.experiment import Experiment
     from dagdiff.runs.folder import distil
     from dagdiff.runs.rehearsal import check_folder, check_logger, check_run
 
     check_folder(out)
     check_logger(logger)
-    with joined(chosen, lambda: check_run(Experiment.build(chosen), out, logger)):
+    with engine.joined(chosen, lambda: check_run(Experiment.build(chosen), out, logger)):
         report = distil(Experiment.build(chosen), out, logger=logger)
     if report:
         _tell(report["metrics"], out)

@@ -12,16 +12,16 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
+from dagdiff import engine
 from dagdiff.checkpoint import check_writable
 from dagdiff.checks import Refusal, check_seed
 from dagdiff.dagger import DAgger
-from dagdiff.engine import find_device, own_rows, shard, sharded, state_of
+from dagdiff.engine import find_device
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
 from dagdiff.gathering import Gathering
 from dagdiff.heldout import HeldOut
-from dagdiff.launch import rank, sharding
 from dagdiff.learner import Learning
 from dagdiff.metrics.base import Scorer, score
 from dagdiff.metrics.standing import Standing
@@ -129,17 +129,17 @@ class Experiment:
     def rounds(self) -> Iterator[tuple[DAgger, Round]]:
         """Train, yielding each round with the loop it belongs to."""
         stages = self.settings.stages or [self.settings.steps]
-        shard(self.expert.denoiser)
+        engine.shard(self.expert.denoiser)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed + rank())
+            torch.manual_seed(self.settings.seed + engine.rank())
             yield from halve(stages, self.expert, self.loop, self.curriculum)
 
     def unshard(self) -> None:
         """In process 0, put a whole student and expert in the place of sharded ones; all processes call it at once."""
-        if not sharded(self.student):
+        if not engine.sharded(self.student):
             return
-        state = state_of(self.student)
-        if rank() == 0:
+        state = engine.state_of(self.student)
+        if engine.rank() == 0:
             fresh = Experiment.build(self.config)
             self.student, self.denoiser = fresh.student, fresh.denoiser
             self.__dict__.pop("expert")
@@ -163,7 +163,7 @@ class Experiment:
             gathering=self.gathering(),
             learning=self.learning(),
             heldout=chosen.heldout,
-            generator=self.generator(10 * rank()),
+            generator=self.generator(10 * engine.rank()),
         )
 
     def gathering(self) -> Gathering:
@@ -189,7 +189,7 @@ class Experiment:
             lr_ramp=_make("lr_ramp", chosen.lr_ramp),
             clip=chosen.clip,
             ema=chosen.ema,
-            batch_size=own_rows("batch_size", chosen.batch_size),
+            batch_size=engine.part("batch_size", chosen.batch_size),
             accumulate=chosen.accumulate,
         )
 
@@ -199,16 +199,16 @@ class Experiment:
             self.task.shape,
             self.transition,
             step_grid(steps).to(self.device),
-            batch_size=own_rows("chains", self.settings.chains),
+            batch_size=engine.part("chains", self.settings.chains),
             conditions=self.task.conditions,
-            generator=self.generator(1 + 10 * rank()),
+            generator=self.generator(1 + 10 * engine.rank()),
             device=self.device,
         )
 
     def check(self, steps: int) -> None:
         """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
         chosen = self.settings
-        if sharding() and len(chosen.stages or ()) > 1:
+        if engine.sharding() and len(chosen.stages or ()) > 1:
             raise Refusal("stages copy their students, and sharded ones (FSDP2) can't be. Take --steps, or DDP.")
         self.gathering()
         rows = self.learning().batch_size

@@ -21,7 +21,6 @@ from dagdiff import __version__, engine
 from dagdiff.checkpoint import load_json, load_weights, save_csv, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.dagger import DAgger
-from dagdiff.launch import rank
 from dagdiff.report import figures
 from dagdiff.report.curves import rounds_figure
 from dagdiff.report.images import sample_panels
@@ -46,7 +45,7 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
         Refusal: for what could not be finished (:func:`dagdiff.runs.rehearsal.check_run`), before anything is trained.
         NonFiniteLoss: after the last good student has been saved.
     """
-    if rank() > 0:
+    if engine.rank() > 0:
         try:
             ((loop, _),) = deque(experiment.rounds(), maxlen=1)
         except NonFiniteLoss:
