@@ -30,12 +30,19 @@ SUITES = {
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
 
+MACHINE = {name: f"dagdiff.benchmarks.measure.{name}" for name in ("scale", "gpu")}
+"""What measures a machine: the module that holds ``Options`` and a function of its own name, ``(options, out)``."""
+
+
 def bench(words: Sequence[str]) -> None:
     """Compare what students are trained on: run a suite, print its table, write it and a report to a folder.
 
     Runs that results.json already holds with the same configuration are not run again. With --verify nothing is added:
     some runs that the folder holds are made again and compared.
     """
+    if words and words[0] in MACHINE:
+        _measure(*words)
+        return
     pairs = list(split(words, flags=("quick", "trust_code")))
     metrics = [each for name, text in pairs if name == "metric" for each in metric_names(text)]
     said = {name: text for name, text in pairs if name != "metric"}
@@ -77,6 +84,21 @@ def bench(words: Sequence[str]) -> None:
     _tell_failures(list(found["failures"].values()), len(found["records"]))
 
 
+def _measure(name: str, *words: str) -> None:
+    """Measure what this machine does, and write it to a folder."""
+    module = import_module(MACHINE[name])
+    said, parser = dict(split(words, flags=("tiny",))), make_parser(f"bench {name}", getattr(module, name))
+    parser.add_argument("--out", type=Path | None, default=None, help="the folder of the figures")
+    parser.add_class_arguments(module.Options, None)
+    if "help" in said:
+        print(parser.format_help(), end="")
+        return
+    said |= {option: listed(said[option]) for option in lists_of(module.Options) if option in said}
+    given = vars(config.read(parser, said))
+    out = check_given(given.pop("out"), "--out")
+    getattr(module, name)(module.Options(**given), out)
+
+
 def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> None:
     """Make some runs of a folder again and print a line for each; refuse if any disagrees."""
     results = Results.load(out)
@@ -114,8 +136,9 @@ def _suite(said: Mapping[str, Any]) -> Any:
     """Import the suite that was named; with no name but a call for help, the first there is."""
     name = said["suite"] or ("help" in said and next(iter(SUITES)))
     if not name:
-        raise Refusal(f"the suite comes first: dagdiff bench SUITE [options], with SUITE one of {', '.join(SUITES)}.")
-    return import_module(SUITES[check_in("suite", name, SUITES)])
+        known = ", ".join([*SUITES, *MACHINE])
+        raise Refusal(f"the suite comes first: dagdiff bench SUITE [options], with SUITE one of {known}.")
+    return import_module(SUITES[check_in("suite", name, [*SUITES, *MACHINE])])
 
 
 def _tell_failures(failures: Sequence[str], finished: int) -> None:

@@ -29,7 +29,7 @@ def distill(words: Sequence[str]) -> None:
 
 def _run(chosen: dict[str, Any], out: Path, logger: str) -> None:
     """Train and keep the run, and print what it came to."""
-        from dagdiff import engine
+    from dagdiff import engine
     from dagdiff.runs.experiment import Experiment
     from dagdiff.runs.folder import distil
     from dagdiff.runs.rehearsal import check_folder, check_logger, check_run
