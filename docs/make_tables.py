@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 
 from dagdiff import cli
-from dagdiff.benchmarks.command import SUITES
+from dagdiff.benchmarks.command import MACHINE, SUITES
 from dagdiff.commands import manual
 from dagdiff.runs import config
 from dagdiff.runs.described import REQUIRED, Option, describe_part
@@ -51,7 +51,7 @@ def commands() -> dict[str, str]:
     """The options of each command, the parts of a run, and the options of each part."""
     others = (name for name in COMMANDS if name not in ("distill", "bench"))
     tables = {name: options(_told(parser(name))) for name in others}
-    for suite in SUITES:
+    for suite in (*SUITES, *MACHINE):
         tables[f"bench {suite}"] = options(_told(parser("bench", [suite])))
     of_a_run = (group for group in manual.groups({}) if not group.title.startswith("Options of"))
     tables["distill"] = "\n".join(f"**{group.title}**\n\n{options(group.options)}" for group in of_a_run)
