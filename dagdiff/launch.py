@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from dagdiff.checks import Refusal, first_line
 
@@ -144,7 +145,7 @@ def _join(on_gpu: bool) -> None:
 
     port = os.environ["MASTER_PORT"]
     try:
-        store, number, size = next(dist.rendezvous("env://", timeout=_MEETING))
+        store, number, size = next(rendezvous("env://", timeout=_MEETING))
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
