@@ -33,10 +33,10 @@ SUITES = {
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
-MEASUREMENTS = {"overhead": "dagdiff.benchmarks.measure.overhead"}
+MEASUREMENTS = {name: f"dagdiff.benchmarks.measure.{name}" for name in ("overhead", "scale", "gpu")}
 """Measurement of this machine -> its module, which offers ``Options`` and ``measure(options, out)``, the table."""
 
-_FLAGS = ("quick", "trust_code")
+_FLAGS = ("quick", "tiny", "trust_code")
 
 
 def bench(words: Sequence[str]) -> None:
@@ -150,7 +150,8 @@ def _suite(said: Mapping[str, Any]) -> Any:
     """Import the suite that was named; with no name but a call for help, the first there is."""
     name = said["suite"] or ("help" in said and next(iter(SUITES)))
     if not name:
-        raise Refusal(f"the suite comes first: dagdiff bench SUITE [options], with SUITE one of {', '.join(SUITES)}.")
+        known = ", ".join([*SUITES, *MEASUREMENTS])
+        raise Refusal(f"the suite comes first: dagdiff bench SUITE [options], with SUITE one of {known}.")
     return import_module(SUITES[check_in("suite", name, (*SUITES, *MEASUREMENTS))])
 
 

@@ -3,6 +3,7 @@
 A mistake of the user's ends with status 2 and one line that names the value, the problem and the cure.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -47,7 +48,8 @@ def _guarded(command: str, words: Sequence[str]) -> int:
     try:
         find(check_in("command", command, COMMANDS))(words)
     except (Refusal, NonFiniteLoss) as error:
-        print(f"dagdiff: error: {_line(str(error))}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0" or "RANK" not in os.environ:  # of a machine's processes one tells
+            print(f"dagdiff: error: {_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"dagdiff: {stop}" if str(stop) else "dagdiff: stopped", file=sys.stderr)

@@ -102,7 +102,7 @@ class DAgger:
             critic: dict[str, Tensor] = {}
             for _ in range(critics):
                 critic.update(self.objective.improve_critic(self.student, next(batches)))
-            losses = self.learner.learn(next(batches), lambda part: self.objective.loss(self.student, part))
+            losses = self.learner.learn(next(batches), lambda part: self.objective.loss(self.learner.forward, part))
             self.objective.follow(self.student)
             logs.append({**critic, **losses})
         return self.learner.close({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
@@ -156,9 +156,10 @@ class DAgger:
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
         self._started, self._nfe_before = time.perf_counter(), expert.nfe
 
+        engine.share(student)
+        objective.begin(student, expert, self._clean, self.generator)
         self.learner = Learner(student, learning, sum(self.updates_by_round))
         self.learner.remember()
-        objective.begin(student, expert, self._clean, self.generator)
         shared = env.transition, gathering.per_chain, self.generator, self.conditional
         driver = gathering.driver(self.policy, expert, *shared)
         self.sources = Sources(

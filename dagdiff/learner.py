@@ -5,6 +5,7 @@ The same class trains the student, the critic of DMD2 and a teacher.
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,7 +61,9 @@ class Learning:
 
 
 class Learner:
-    """A network in training. In several processes it starts from the first one's weights; gradients are averaged.
+    """A network in training. In several processes it starts from the first one's weights.
+
+    There a loss must call ``forward``, which averages gradients; elsewhere, and in a lone process, it is ``network``.
 
     Args:
         network: what learns, in place.
@@ -69,12 +72,14 @@ class Learner:
     """
 
     def __init__(self, network: nn.Module, learning: Learning, updates: int = 1) -> None:
-        engine.broadcast(network)
         self.network, self.learning, self.lr_ramp = network, learning, as_ramp("lr_ramp", learning.lr_ramp)
+        self.averaged = Average(network, learning.ema) if learning.ema else None
         self.optimiser = learning.optimiser(network.parameters())
+        self.prepared = engine.prepare(network, self.optimiser)
+        self.forward = self.prepared.forward
+        engine.shard(self.averaged and self.averaged.module)
         self.whole = updates
         self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._rate)
-        self.averaged = Average(network, learning.ema) if learning.ema else None
         self.updates, self.last_good = 0, dict[str, Tensor]()
 
     def update(self, loss: Tensor) -> Tensor:
@@ -91,17 +96,19 @@ class Learner:
             whole.loss.backward()
             return {**whole.parts, "loss": whole.loss.detach(), "gradient_norm": self._step()}
         found: dict[str, Tensor] = {}
-        for part in batch.split(self.learning.rows):
-            share, mean = len(part) / len(batch), loss(part)
-            (share * mean.loss).backward()
+        parts = batch.split(self.learning.rows)
+        for number, part in enumerate(parts, 1):
+            with nullcontext() if number == len(parts) else self.prepared.apart():
+                share, mean = len(part) / len(batch), loss(part)
+                (share * mean.loss).backward()
             for name, value in {**mean.parts, "loss": mean.loss.detach()}.items():
                 found[name] = share * value + found.get(name, 0.0)
         return {**found, "gradient_norm": self._step()}
 
     def parts(self) -> dict[str, Any]:
         """Return what holds the state of training, by name; each has ``state_dict`` and ``load_state_dict``."""
-        held = {"network": self.network, "optimiser": self.optimiser, "rates": self.rates}
-        return held if self.averaged is None else {**held, "averaged": self.averaged}
+        held = {"network": self.network, "optimiser": self.optimiser, "averaged": self.averaged}
+        return {"rates": self.rates, **{name: engine.Whole(part) for name, part in held.items() if part is not None}}
 
     def _rate(self, made: int) -> float:
         """The scale of the learning rate after so many updates."""
@@ -109,7 +116,6 @@ class Learner:
 
     def _step(self) -> Tensor:
         weights = list(self.network.parameters())
-        engine.average_gradients(weights)
         norm = nn.utils.clip_grad_norm_(weights, self.learning.clip)
         self.optimiser.step()
         self.rates.step()
@@ -129,7 +135,7 @@ class Learner:
         Raises:
             NonFiniteLoss: if a loss is not finite; the network is back at the last good one.
         """
-        engine.average(losses.values())
+        losses = engine.mean(losses)
         finite = torch.stack([values.isfinite() for values in losses.values()]).all(0)
         if not finite.all():
             first = self.updates + int((~finite).nonzero()[0]) + 1

@@ -1,7 +1,6 @@
 """``dagdiff distill``: the whole of a run, from its settings to its folder."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,11 @@ def _run(chosen: dict[str, Any], out: Path, logger: str) -> None:
     from dagdiff import engine
     from dagdiff.runs.experiment import Experiment
     from dagdiff.runs.folder import distil
-    from dagdiff.runs.rehearsal import check_folder, check_logger
+    from dagdiff.runs.rehearsal import check_folder, check_logger, check_run
 
     check_folder(out)
     check_logger(logger)
-    with engine.joined(partial(Experiment.build, chosen)):
+    with engine.joined(chosen, lambda: check_run(Experiment.build(chosen), out, logger)):
         report = distil(Experiment.build(chosen), out, logger=logger)
     if report:
         _tell(report["metrics"], out)

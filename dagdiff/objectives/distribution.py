@@ -28,7 +28,7 @@ gave it up for its price; here a label is bought once and serves many batches.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,32 @@ def score_difference(answer: States, real: States, fake: States) -> States:
     scale = (answer - real).abs().flatten(1).mean(1)
     difference = (fake - real) / scale.reshape(-1, *[1] * (answer.ndim - 1))
     return torch.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+Seen = tuple[Any, ...]
+"""What a critic is shown: ``x_tau, tau, condition``, and the origin where it is told that."""
+
+
+class Critic(nn.Module):
+    """The fake score and the GAN's head as one network: several processes see its forward alone.
+
+    Args:
+        fake: a denoiser, with ``features`` where there is a head.
+        head: judges these; None for no GAN.
+    """
+
+    def __init__(self, fake: nn.Module, head: nn.Module | None) -> None:
+        super().__init__()
+        self.fake: Any = fake
+        self.head = head
+
+    def forward(self, seen: Seen | None, judged: Sequence[Seen] = ()) -> tuple[States | None, list[Tensor]]:
+        """Return the fake score's guess at what is ``seen``, and of all that is ``judged`` a logit of being real.
+
+        A guess is ``(B, *D)``, a logit ``(B, 1)``.
+        """
+        guess = None if seen is None else self.fake(*seen)
+        return guess, [self.head(self.fake.features(*each)) for each in judged if self.head is not None]
 
 
 class DistributionMatching(Objective):
@@ -107,7 +133,7 @@ class DistributionMatching(Objective):
         self.expert, self.clean, self.generator = expert, clean, generator
         self.fake: Any = _with_origin(student) if self.tell_origin else copy.deepcopy(student)
         self.head = _head(self.fake, generator) if self.gan_weight else None
-        self.critic = nn.ModuleList([self.fake, self.head] if self.head else [self.fake])
+        self.critic = Critic(self.fake, self.head)
         adam = partial(torch.optim.AdamW, lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01, fused=True)
         self.learner = Learner(self.critic, Learning(adam, clip=10.0))
 
@@ -130,7 +156,7 @@ class DistributionMatching(Objective):
         with torch.no_grad():
             x_tau, tau = self._perturb(answer, batch)
             real = self.expert(x_tau, tau, condition)
-            fake = self.expert.threshold(self.fake(x_tau, tau, condition, *origin))
+            fake = self.expert.threshold(self.critic((x_tau, tau, condition, *origin))[0])
             goal = answer - score_difference(answer, real, fake)
         loss = 0.5 * (answer - goal).square().mean()
         parts = {"matching": loss.detach()}
@@ -150,11 +176,20 @@ class DistributionMatching(Objective):
         with torch.no_grad():
             answer = student(batch["x_t"], batch["t"], condition)
         noise, tau = self._noise(answer), self._times(batch)
-        loss = denoising_loss(self.fake, answer, noise, tau, self.expert.schedule, condition, *origin)
-        parts = {"fake": loss.detach()}
+        judged: list[Seen] = []
         if self.head is not None:
             real, label = self.clean(len(answer))
-            made, true = (self._logit(*asked, origin, batch) for asked in ((answer, condition), (real, label)))
+            judged = [self._shown(*each, origin, batch) for each in ((answer, condition), (real, label))]
+        logits: list[Tensor] = []
+
+        def fake(*seen: Any) -> States:
+            guess, logits[:] = self.learner.forward(seen, judged)
+            return guess
+
+        loss = denoising_loss(fake, answer, noise, tau, self.expert.schedule, condition, *origin)
+        parts = {"fake": loss.detach()}
+        if self.head is not None:
+            made, true = logits
             head = softplus(made).mean() + softplus(-true).mean()
             loss, parts["head"] = loss + self.gan_critic_weight * head, head.detach()
         self.learner.update(loss)
@@ -166,10 +201,12 @@ class DistributionMatching(Objective):
 
     def _logit(self, x0: States, condition: Condition, origin: tuple[Times, ...], batch: TensorDict) -> Tensor:
         """The head's logit, ``(B, 1)``, that ``x0`` is real, seen at a random noise level."""
-        assert self.head is not None
-        x_tau, tau = self._perturb(x0, batch)
-        logit: Tensor = self.head(self.fake.features(x_tau, tau, condition, *origin))
+        logit: Tensor = self.critic(None, [self._shown(x0, condition, origin, batch)])[1][0]
         return logit
+
+    def _shown(self, x0: States, condition: Condition, origin: tuple[Times, ...], batch: TensorDict) -> Seen:
+        """What the head is shown of a point: it at a random noise level."""
+        return (*self._perturb(x0, batch), condition, *origin)
 
     def _perturb(self, x0: States, batch: TensorDict) -> tuple[States, Times]:
         tau = self._times(batch)

@@ -147,9 +147,21 @@ class Experiment:
     def rounds(self) -> Iterator[tuple[DAgger, Round]]:
         """Train, yielding each round with the loop it belongs to."""
         stages = self.settings.stages or [self.settings.steps]
+        engine.shard(self.expert.denoiser)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed + engine.rank())
             yield from halve(stages, self.expert, self.loop, self.curriculum)
+
+    def unshard(self) -> None:
+        """In process 0, put a whole student and expert in the place of sharded ones; all processes call it at once."""
+        if not engine.sharded(self.student):
+            return
+        state = engine.state_of(self.student)
+        if engine.rank() == 0:
+            fresh = Experiment.build(self.config)
+            self.student, self.denoiser = fresh.student, fresh.denoiser
+            self.__dict__.pop("expert")
+            self.student.load_state_dict(state)
 
     def loop(self, expert: Expert, steps: int) -> DAgger:
         """Return the loop that trains the student in so many steps against that expert; nothing has run yet.
@@ -223,6 +235,8 @@ class Experiment:
     def check(self, steps: int) -> None:
         """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
         chosen = self.settings
+        if engine.sharding() and len(chosen.stages or ()) > 1:
+            raise Refusal("stages copy their students, and sharded ones (FSDP2) can't be. Take --steps, or DDP.")
         self.gathering()
         rows = self.learning().batch_size
         for name in chosen.metric:

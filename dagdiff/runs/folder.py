@@ -46,7 +46,12 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
         NonFiniteLoss: after the last good student has been saved.
     """
     if engine.rank() > 0:
-        deque(experiment.rounds(), maxlen=0)
+        try:
+            ((loop, _),) = deque(experiment.rounds(), maxlen=1)
+        except NonFiniteLoss:
+            experiment.unshard()
+            raise
+        finish(experiment, loop)
         return {}
     for line in check_run(experiment, out, logger):
         print(f"dagdiff: warning: {line}", file=sys.stderr)
@@ -59,13 +64,13 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
             for name, value in _row(done).items():
                 log.log_scalar(name, value, step=done.updates)
     except NonFiniteLoss:
+        experiment.unshard()
         save_student(experiment, out)
         save_rounds(rounds, out)
         raise
+    finish(experiment, loop)
     if loop.best is not None:
         save_weights(out / "best.safetensors", _with_state(experiment.student, loop.best[2]))
-    if loop.learner.averaged is not None:
-        experiment.student.load_state_dict(loop.learner.averaged.module.state_dict())
     save_student(experiment, out)
     save_rounds(rounds, out)
     samples = experiment.sample(experiment.settings.samples, seed=0)
@@ -82,6 +87,15 @@ def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str
     save_json(out / "metrics.json", report)
     save_figures(experiment, rounds, out)
     return report
+
+
+def finish(experiment: Experiment, loop: DAgger) -> None:
+    """Give the student the weights that are kept, the averaged ones if there are; all processes call it at once."""
+    if loop.best is not None:
+        loop.best = (*loop.best[:2], engine.whole(loop.best[2]))
+    if loop.learner.averaged is not None:
+        experiment.student.load_state_dict(loop.learner.averaged.module.state_dict())
+    experiment.unshard()
 
 
 def open_run(folder: Path, device: str = "auto", weights: str = "student", trust_code: bool = False) -> Experiment:

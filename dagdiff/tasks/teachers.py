@@ -141,7 +141,7 @@ def train_teacher(
         if condition is not None:
             dropped = torch.rand(batch_size, generator=generator, device=device) < unlabelled
             condition = torch.where(dropped, -1, condition)
-        loss = denoising_loss(network, x0, noise, t, schedule, condition)
+        loss = denoising_loss(learner.forward, x0, noise, t, schedule, condition)
         learner.update(loss)
         if update % 100 == 0 or update == updates:
             if keep:

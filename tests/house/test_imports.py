@@ -18,6 +18,7 @@ ROOMS = (
     "checks",
     "checkpoint",
     "versions",
+    "launch",
     "engine",
     "average",
     "schedule",

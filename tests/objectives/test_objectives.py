@@ -307,7 +307,7 @@ def test_dmd2s_gradient_is_exactly_zero_where_fake_is_real(schedule: Any, bound:
     objective.loss(student, states()).loss.backward()
     assert max(float(parameter.grad.abs().max()) for parameter in student.parameters()) > 0
     student.zero_grad()
-    objective.fake = Same(teacher)
+    objective.critic.fake = Same(teacher)
     loss = objective.loss(student, states()).loss
     loss.backward()
     assert loss.item() == 0.0
@@ -512,13 +512,13 @@ def test_the_head_sees_real_points_with_their_own_labels() -> None:
     student = mlp(0, labels=5)
     expert = Expert(mlp(7, labels=5), student.schedule)
     objective = begun(DistributionMatching(gan_weight=0.1), student, expert, Telling(), conditional=True)
-    judge = objective._logit
+    shown = objective._shown
 
-    def watched(x0: Tensor, condition: Tensor, origin: tuple[Tensor, ...], batch: TensorDict) -> Tensor:
+    def watched(x0: Tensor, condition: Tensor, origin: tuple[Tensor, ...], batch: TensorDict) -> Any:
         seen.append((x0, condition))
-        return judge(x0, condition, origin, batch)
+        return shown(x0, condition, origin, batch)
 
-    objective._logit = watched
+    objective._shown = watched
     objective.improve_critic(student, states(labels=5))
     real = [(x0, condition) for x0, condition in seen if x0.min() >= 50]
     assert len(real) == 1
