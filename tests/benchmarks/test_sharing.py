@@ -280,7 +280,8 @@ def test_an_executor_of_ones_own(place: Path) -> None:
         ("--executor dask --executor.adress x", "Did you mean --executor.address"),
         ("--executor submitit --executor.cluster slurm", "submitit can't be had .*srun"),
         ("""--executor submitit --executor.parameters '{"nosuch": 1}'""", "submitit can't be had .*nosuch"),
-        ("--executor builtins.dict", "must be a concurrent.futures.Executor; got a dict"),
+        ("--executor builtins.dict", "does not say what it takes"),
+        ("--executor platform.node", "must be a concurrent.futures.Executor; got a str"),
         ("--executor nosuch.thing", "no module named 'nosuch'"),
     ],
 )
