@@ -107,9 +107,14 @@ def floors() -> dict[str, str]:
 def _told(found: Any) -> Iterator[Option]:
     """The options of a command's parser, as those of a run are described."""
     for action in found._actions:
-        if action.dest in ("help", "print_config") or action.help is SUPPRESS or action.dest.endswith(".help"):
+        if (
+            action.dest in ("help", "print_config", "executor")
+            or action.help is SUPPRESS
+            or action.dest.endswith(".help")
+        ):
             continue
         name = action.option_strings[0].removeprefix("--") if action.option_strings else action.dest.upper()
+        name = name.removesuffix(".class")
         value = action.default if action.option_strings and action.default is not SUPPRESS else None
         known = ", ".join(f"`{choice}`" for choice in action.choices or ())
         yield Option(name, value, "", f"{_cell(action.help or '')}{': ' + known if known else ''}")

@@ -135,7 +135,7 @@ def own_numbers(cells: Iterable[Cell]) -> dict[str, Content]:
 def _ours(out: Path) -> bool:
     """Whether a folder without results is empty, or one that a suite has begun."""
     names = {file.name for file in out.iterdir() if not file.name.startswith(".results.json")}
-    return names <= {"claims"} or "records" in names
+    return names <= {"claims", "submitit"} or "records" in names
 
 
 def _entry(record: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -58,9 +58,13 @@ def make_executor(kind: Callable[..., Any], told: Mapping[str, Any]) -> Executor
 def add_executor(parser: ArgumentParser, name: str) -> Callable[..., Any]:
     """Add the options of the executor that is named; return what makes it."""
     kind = resolve("executor", name)
-    parser.add_argument("--executor.class", default=name, help=f"what runs the suite: {known('executor')}")
+    try:
+        wanted = set(inspect.signature(kind).parameters)
+    except ValueError:  # some that are written in C
+        raise Refusal(f"executor {name!r} does not say what it takes. Name a function that returns one.") from None
+    parser.add_argument("--executor.class", default=name, help=f"what does the work: {known('executor')}")
     add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
-    add(kind, "executor", skip=set(GIVEN["executor"]) & set(inspect.signature(kind).parameters), fail_untyped=False)
+    add(kind, "executor", skip=set(GIVEN["executor"]) & wanted, fail_untyped=False)
     return kind
 
 

@@ -150,7 +150,7 @@ def _check_folder(config: Config, out: Path) -> None:
         raise Refusal(f"--out {out} is a file. Name a folder.")
     check_writable("--out", out)
     if not (out / MANIFEST).exists():
-        if out.exists() and not {file.name for file in out.iterdir()} <= {"claims", "records"}:
+        if out.exists() and not {file.name for file in out.iterdir()} <= {"claims", "records", "submitit"}:
             raise Refusal(f"--out {out} holds something else than records. Name a new folder, or one to continue.")
         return
     check_labels(config, out)

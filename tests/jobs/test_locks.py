@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_who_waits_gets_it_although_the_file_is_removed(tmp_path: Path) -> None:
     assert first.take()
     waiter = threading.Thread(target=second.take, args=(True,))
     waiter.start()
+    time.sleep(0.2)  # until it waits
     first.release()
     waiter.join(10)
     assert not waiter.is_alive() and (tmp_path / "a").exists()
