@@ -109,17 +109,6 @@ def save_text(path: Path, text: str) -> None:
     write_atomically(path, lambda partial: _write_text(partial, text))
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; refuse a file that is missing or holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is not JSON ({error}). Make it again, or name another folder.") from None
-    if not isinstance(content, dict):
-        raise Refusal(f"{path} holds a {type(content).__name__}, not an object. Make it again, or name another folder.")
-    return content
-
-
 def save_arrays(path: Path, **columns: Tensor) -> None:
     """Write tensors as the named arrays of a compressed .npz file, atomically."""
     arrays: dict[str, Any] = {name: values.numpy(force=True) for name, values in columns.items()}

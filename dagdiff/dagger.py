@@ -67,7 +67,8 @@ class DAgger:
         """Run the rounds.
 
         Raises:
-            NonFiniteLoss: names the update, or the source of what is not finite; the student is back at the end of the last good round.
+            NonFiniteLoss: names the update, or the source of what is not finite; the student is back at the end of the
+                last good round.
         """
         self._started, self._nfe_before = time.perf_counter(), self.expert.nfe
         self.expert.finite.clear()

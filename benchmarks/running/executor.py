@@ -17,11 +17,12 @@ import torch
 from tqdm import tqdm
 
 from dagdiff import __version__
-from dagdiff.checkpoint import load_json, save_arrays, save_json
+from dagdiff.checkpoint import save_arrays, save_json
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import numbers_of, score
-from dagdiff.report.results import IDENTITY
+from dagdiff.reading import check_kind, read_json
+from dagdiff.report.results import IDENTITY, RESULTS
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs.config import Config
 from dagdiff.runs.experiment import Experiment
@@ -184,16 +185,14 @@ def open_results(out: Path, suite: str) -> dict[str, Any]:
             raise Refusal(f"--out {out} holds something else than results. Name a new folder, or one to continue.")
         empty: dict[str, Any] = {"settings": {}, "records": [], "references": {}}
         return {"suite": suite, "dagdiff": __version__, "identity": IDENTITY, "versions": versions(THREADS), **empty}
-    results = load_json(file)
-    if results.get("suite") != suite:
-        raise Refusal(f"{file} holds results of the suite {results.get('suite')!r}, not {suite!r}. Name a new folder.")
+    results: dict[str, Any] = read_json(file, {"suite": str})
+    if results["suite"] != suite:
+        raise Refusal(f"{file} holds results of the suite {results['suite']!r}, not {suite!r}. Name a new folder.")
     if results.get("identity", 1) != IDENTITY:
         raise Refusal(
             f"{file} holds results of another version, whose runs are not those of this one. Name a new folder."
         )
-    whole = all({"config", "variant"} <= set(record) for record in results.get("records", [{}]))
-    if not whole or not isinstance(results.get("references"), dict):
-        raise Refusal(f"{file} is not what a suite writes. Delete it, or name a new folder.")
+    check_kind(results, RESULTS, str(file))
     return results
 
 

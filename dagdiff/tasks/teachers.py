@@ -148,8 +148,8 @@ def train_teacher(
         if update % 100 == 0 or update == updates:
             if not loss.isfinite():
                 raise NonFiniteLoss(
-                    f"the teacher's loss is not finite at update {update}; nothing of it is kept. Lower its lr, or look "
-                    "at its data."
+                    f"the teacher's loss is not finite at update {update}; nothing of it is kept. Lower its lr, or "
+                    "look at its data."
                 )
             if keep:
                 states = {name: part.state_dict() for name, part in parts.items()}

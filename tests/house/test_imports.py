@@ -16,6 +16,7 @@ import dagdiff
 ROOMS = (
     "shapes",
     "checks",
+    "reading",
     "checkpoint",
     "versions",
     "engine",
@@ -48,6 +49,7 @@ ROOMS = (
     "report",
     "runs",
     "commands",
+    "crash",
     "cli",
     "__main__",
     "benchmarks",
