@@ -42,6 +42,18 @@ def check_at_least(name: str, value: float, least: float) -> None:
         raise Refusal(f"{name} must be at least {least}; got {value}. Pass e.g. {name}={least}.")
 
 
+def check_at_most(name: str, value: float, most: float) -> None:
+    """Refuse a number above ``most`` (or one that is not a number)."""
+    if not value <= most:
+        raise Refusal(f"{name} must be at most {most:,}; got {value:.6g}. Pass a smaller one.")
+
+
+def check_number(name: str, value: float) -> None:
+    """Refuse NaN and infinity."""
+    if not math.isfinite(value):
+        raise Refusal(f"{name} must be a finite number; got {value}. Pass e.g. {name}=1.")
+
+
 def check_above(name: str, value: float, bound: float) -> None:
     """Refuse a number that is not above ``bound`` (or is not a number)."""
     if not value > bound:

@@ -9,6 +9,7 @@ what is wrong with it. Kinds are written as Python writes them:
 name with ``?`` may be missing. Names that a kind does not know are left alone: newer versions write more.
 """
 
+import contextlib
 import json
 import math
 import stat
@@ -123,6 +124,17 @@ def parse_yaml(text: str, name: str) -> Any:
         raise Refusal(f"{name} can't be read: {reason:.200}. Give a YAML file of settings.") from None
     check_depth(content, name)
     return content
+
+
+def has_aliases(text: str) -> bool:
+    """Whether text, read as YAML, has aliases (``*name``)."""
+    if "&" not in text or "*" not in text:
+        return False
+    import yaml
+
+    with contextlib.suppress(yaml.YAMLError):
+        return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+    return False
 
 
 def to_yaml(content: Any) -> str:

@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
 
 from dagdiff.checks import Refusal
 from dagdiff.metrics.base import Number
@@ -99,8 +96,9 @@ class Results:
 
     def arrays(self, path: str) -> dict[str, Any]:
         """Read the arrays of a record's or a reference's ``samples`` file; refuse a missing or broken one."""
+        from dagdiff.envs.array_files import open_arrays  # it loads torch
+
         try:
-            with (self.folder / path).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-                return dict(kept)
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            return {name: array.read() for name, array in open_arrays(self.folder / path).items()}
+        except Refusal as error:
             raise Refusal(f"{self.folder / path} is missing or broken ({error}). Run `dagdiff bench` again.") from None

@@ -71,9 +71,10 @@ def test_without_a_place_for_the_log_the_line_holds_the_end_of_the_traceback(
     assert "No crash log could be written: " in said(["distill"], FAULT, capsys)
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: x")]
-)
+_FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: x")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), _FULL])
 def test_too_little_memory_is_a_mistake_with_a_cure(
     error: Exception, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
