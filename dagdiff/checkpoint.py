@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dagdiff.checks import Refusal, first_line
+from dagdiff.checks import Refusal, check_path, first_line
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -80,6 +80,7 @@ def _sync(path: Path) -> None:
 
 def check_writable(name: str, folder: Path) -> None:
     """Refuse a folder that files can't be written to, or that can't be made; nothing is left there."""
+    check_path(name, folder)
     try:
         whole = folder.absolute()
         nearest = next(each for each in (whole, *whole.parents) if each.exists())

@@ -10,12 +10,13 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from dagdiff.checks import Refusal
+from dagdiff.checks import Refusal, check_path
 from dagdiff.reading import has_aliases
 from dagdiff.runs.parts import GIVEN, reach_working_folder, resolve
 from dagdiff.runs.recipes import Usual, usual
@@ -56,7 +57,11 @@ def typed(config: Mapping[str, Any]) -> Namespace:
 def read(parser: ArgumentParser, given: Sequence[str] | Mapping[str, Any]) -> Namespace:
     """Let ``parser`` read words, or names and values; what it complains of becomes a one-line refusal."""
     try:
-        return parser.parse_args(given) if isinstance(given, Sequence) else parser.parse_object(_known(parser, given))
+        found = parser.parse_args(given) if isinstance(given, Sequence) else parser.parse_object(_known(parser, given))
+        for name, value in found.items():
+            if isinstance(value, Path):
+                check_path(f"--{name}" if f"--{name}" in parser._option_string_actions else name, value)
+        return found
     except Refusal:
         raise
     except Exception as error:  # jsonargparse raises several kinds; all mean that the words are wrong

@@ -5,6 +5,7 @@ there.
 """
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from dagdiff.checks import (
@@ -13,6 +14,7 @@ from dagdiff.checks import (
     check_at_least,
     check_at_most,
     check_number,
+    check_path,
     check_seed,
     check_share,
     check_shares,
@@ -149,6 +151,10 @@ def check_settings(settings: Any) -> None:
         check_share("betas", beta)
     for name in ("rounds_kept", "max_age"):
         check_at_least(name, 1 if getattr(settings, name) is None else getattr(settings, name), 1)
+    if settings.memmap is not None:
+        check_path("memmap", Path(settings.memmap))
+        if not settings.memmap.isprintable():  # tensordict writes the names of files as UTF-8
+            raise Refusal(f"memmap must be a path that can be printed; got {settings.memmap!r}. Name another folder.")
     if settings.stages is not None:
         from dagdiff.strategies.halving import check_stages  # it loads the loop
 
