@@ -26,6 +26,7 @@ from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
 from dagdiff.checks import Refusal, check_in
+from dagdiff.finite import Finite
 from dagdiff.mixture import SOURCES, Shares
 
 if "RL_LOGGING_LEVEL" not in os.environ:
@@ -56,6 +57,7 @@ class Aggregate:
         self.generator, self.folder = generator, _scratch(folder)
         self.device: torch.device | None = None
         self.row_bytes = 1
+        self.finite = Finite([f"{what} {source}" for what in ("states", "labels") for source in SOURCES])
         if self.folder is not None:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         rounds = {"forward": 1, "student": student_rounds, "expert": None}
@@ -72,6 +74,8 @@ class Aggregate:
         """Store annotated records of one round."""
         window = self.windows[check_in("source", source, SOURCES)]
         self.device = records["x_t"].device
+        for name, values in records.items():
+            self.finite.see(f"{'states' if name in _ASKED else 'labels'} {source}", values)
         columns = {"source": SOURCES.index(source), "round": round_number}
         records = records.copy()
         for name, value in columns.items():
@@ -138,6 +142,9 @@ class Aggregate:
         if not any(left):
             raise Refusal(f"the aggregate has no records to draw by the shares {tuple(shares)}. Gather first.")
         return Shares(*(share / sum(left) for share in left))
+
+
+_ASKED = ("x_t", "t", "s", "condition")  # columns of a record before it is labelled
 
 
 class _Window:

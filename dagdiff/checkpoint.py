@@ -1,13 +1,15 @@
 """Files that are whole or absent: weights in safetensors, records in JSON, rows in CSV; written aside, then moved."""
 
+import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +17,70 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dagdiff.checks import Refusal, first_line
+from dagdiff.checks import Refusal, check_path, first_line
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a neighbour of ``path``, then move it there in one step: no reader sees half a file.
 
-    Its mode is what the user's umask gives new files, whatever the writer made of it (safetensors: 0600).
+    File and folder reach the disk before this returns, so what is written later never outlives what was written
+    before. Its mode is what the user's umask gives new files, whatever the writer made of it (safetensors: 0600).
+
+    Raises:
+        Refusal: if it can't be written, whichever library says so; what was there before stands.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with _refused_writes(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch()
+            mode = partial.stat().st_mode
+            write(partial)
+            partial.chmod(mode)
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _refused_writes(path: Path) -> Iterator[None]:
+    """Turn what libraries raise where a file can't be written into a refusal of one line."""
+    from safetensors import SafetensorError
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        mode = partial.stat().st_mode
-        write(partial)
-        partial.chmod(mode)
-        os.replace(partial, path)
+        yield
     except OSError as error:
-        raise Refusal(f"{path} can't be written ({error.strerror or error}). Name another place.") from None
+        reason = error.strerror or first_line(error)
+    except SafetensorError as error:  # it wraps the system's words: I/O error: No space left on device (os error 28)
+        reason = first_line(error)
+    else:
+        return
+    raise Refusal(f"{path} can't be written ({reason}). Make room, or name another place.")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk, where the system can say so."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():  # Windows opens no folder
+            return
+        raise
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # no such call for this kind of file
+            raise
     finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+        os.close(opened)
 
 
 def check_writable(name: str, folder: Path) -> None:
     """Refuse a folder that files can't be written to, or that can't be made; nothing is left there."""
+    check_path(name, folder)
     try:
         whole = folder.absolute()
         nearest = next(each for each in (whole, *whole.parents) if each.exists())
@@ -67,17 +108,6 @@ def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def save_text(path: Path, text: str) -> None:
     """Write text, atomically."""
     write_atomically(path, lambda partial: _write_text(partial, text))
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; refuse a file that is missing or holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is not JSON ({error}). Make it again, or name another folder.") from None
-    if not isinstance(content, dict):
-        raise Refusal(f"{path} holds a {type(content).__name__}, not an object. Make it again, or name another folder.")
-    return content
 
 
 def save_arrays(path: Path, **columns: Tensor) -> None:

@@ -6,7 +6,9 @@ ValueError.
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # words are refused before torch is loaded
@@ -42,10 +44,40 @@ def check_at_least(name: str, value: float, least: float) -> None:
         raise Refusal(f"{name} must be at least {least}; got {value}. Pass e.g. {name}={least}.")
 
 
+def check_at_most(name: str, value: float, most: float) -> None:
+    """Refuse a number above ``most`` (or one that is not a number)."""
+    if not value <= most:
+        raise Refusal(f"{name} must be at most {most:,}; got {value:.6g}. Pass a smaller one.")
+
+
+def check_number(name: str, value: float) -> None:
+    """Refuse NaN and infinity."""
+    if not math.isfinite(value):
+        raise Refusal(f"{name} must be a finite number; got {value}. Pass e.g. {name}=1.")
+
+
 def check_above(name: str, value: float, bound: float) -> None:
     """Refuse a number that is not above ``bound`` (or is not a number)."""
     if not value > bound:
         raise Refusal(f"{name} must be above {bound}; got {value}. Pass e.g. {name}={bound + 1}.")
+
+
+def check_path(name: str, path: Path) -> None:
+    """Refuse a path that no file system takes: too long or deep, with a zero byte, through a file, or in a circle."""
+    reason = ""
+    try:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+        if longest > _NAME or len(path.parts) > _PARTS:
+            reason = f"{longest} bytes in a name" if longest > _NAME else f"{len(path.parts)} folders deep"
+        else:
+            os.stat(path)
+    except FileNotFoundError:
+        reason = "a link to nothing" if path.is_symlink() else ""
+    except (OSError, ValueError) as error:  # a zero byte, or what no encoding holds, is a ValueError
+        reason = getattr(error, "strerror", None) or first_line(error)
+    if reason:
+        shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}..."
+        raise Refusal(f"{name} {shown} is no usable path ({reason}). Name another.")
 
 
 def check_share(name: str, value: float) -> None:
@@ -130,4 +162,5 @@ def check_same_shape(name: str, got: "Tensor", expected: "Tensor") -> "Tensor":
 
 
 _MOST = 12  # names that a refusal lists
+_NAME, _PARTS = 255, 200  # bytes of a name in common file systems, and names of a path
 _GRID = "Pass e.g. torch.linspace(1, 0, 5)."

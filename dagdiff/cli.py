@@ -1,8 +1,10 @@
 """The command line. ``dagdiff COMMAND --help`` explains each command; this page stays light and loads no torch.
 
-A mistake of the user's ends with status 2 and one line that names the value, the problem and the cure.
+A mistake of the user's ends with status 2 and one line that names the value, the problem and the cure. Any other error
+ends with status 70 and one line that names it and a file with the traceback (:mod:`dagdiff.crash`).
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,8 +29,11 @@ commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, or 2 for a mistake of the user's."""
+    """Run a command; return the exit status: 0, 2 for a mistake of the user's, 70 for a fault of the program."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # the name of a file may hold what the terminal can't show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -41,26 +46,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(command: str, words: Sequence[str]) -> int:
-    """Run a command; a refusal becomes one line."""
-    from dagdiff.checks import Refusal, check_in
+    """Run a command; a refusal becomes one line, and so does any other error, with the traceback in a file."""
+    from dagdiff.checks import Refusal, check_in, first_line
     from dagdiff.round import NonFiniteLoss
 
     try:
         find(check_in("command", command, COMMANDS))(words)
     except (Refusal, NonFiniteLoss) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0" or "RANK" not in os.environ:  # of a machine's processes one tells
-            print(f"dagdiff: error: {_line(str(error))}", file=sys.stderr)
+            _say(str(error))
         return 2
     except KeyboardInterrupt as stop:
         print(f"dagdiff: {stop}" if str(stop) else "dagdiff: stopped", file=sys.stderr)
         return int(getattr(stop, "status", 130))
+    except BrokenPipeError:  # whoever read the output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        from dagdiff.crash import out_of_memory, told
+
+        if out_of_memory(error):
+            reason = f"{type(error).__name__}: {first_line(error):.150}"
+            _say(f"memory does not hold this ({reason}). Lower batch_size, chains, heldout, samples or --num.")
+            return 2
+        _say(told(error, [command, *words]))
+        return FAULT
     return 0
 
 
-def _line(text: str) -> str:
-    """A message as one line; of a long one, which quotes what a file holds, the two ends: the problem and the cure."""
+def _say(text: str) -> None:
+    """Print a message as one line; of a long one, which quotes what a file holds, the two ends: problem and cure."""
     line = " ".join(text.split())
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[5 - _LONGEST // 2 :]}"
+    line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[5 - _LONGEST // 2 :]}"
+    print(f"dagdiff: error: {line}", file=sys.stderr)
 
 
 def find(command: str) -> Callable[[Sequence[str]], None]:
@@ -83,6 +102,9 @@ COMMANDS = {
     "list": "dagdiff.commands.names.list_names",
 }
 """Command -> the function that runs it."""
+
+FAULT = 70
+"""The exit status of an error that is nobody's mistake at the command line (sysexits' EX_SOFTWARE)."""
 
 _LONGEST = 480  # characters of a message
 

@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 
 from dagdiff import engine
 from dagdiff.aggregate import Aggregate, rounds_to_keep
+from dagdiff.blame import cure, faulty_source
 from dagdiff.checks import Refusal, check_at_least, check_shares
 from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
@@ -27,7 +28,7 @@ from dagdiff.objectives.base import Objective
 from dagdiff.points import as_data
 from dagdiff.policy import StudentPolicy
 from dagdiff.rollout import Data, draw
-from dagdiff.round import Round
+from dagdiff.round import NonFiniteSource, Round
 from dagdiff.shapes import Condition, States
 
 
@@ -66,9 +67,11 @@ class DAgger:
         """Run the rounds.
 
         Raises:
-            NonFiniteLoss: names the update; the student is back at the end of the last good round.
+            NonFiniteLoss: names the update, or the source of what is not finite; the student is back at the end of the
+                last good round.
         """
         self._started, self._nfe_before = time.perf_counter(), self.expert.nfe
+        self.expert.finite.clear()
         with self.ledger.counting("the student", self.student):
             for number in range(1, self.rounds + 1):
                 shares = self.shares.ramped(self.shares_ramp(self.progress(number)))
@@ -105,6 +108,7 @@ class DAgger:
             losses = self.learner.learn(next(batches), lambda part: self.objective.loss(self.learner.forward, part))
             self.objective.follow(self.student)
             logs.append({**critic, **losses})
+        self._check_sources(number)
         return self.learner.close({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
 
     def close(self, number: int, shares: Shares, losses: dict[str, float]) -> Round:
@@ -214,13 +218,36 @@ class DAgger:
         with self.ledger.free(), self.expert.ledger.free():
             measured: dict[str, Any] = dict(self.heldout.imitation(self.policy, self.expert))
             measured["heldout"] = self.heldout.objective(self.policy, self.expert, self.objective)
+            self._check_heldout(number, measured)
         self.generator.set_state(drawn)
         if self.best is None or not measured["heldout"] >= self.best[1]:
             self.best = number, measured["heldout"], self.learner.last_good
         return measured
 
+    def _check_heldout(self, number: int, measured: dict[str, Any]) -> None:
+        """Stop where the expert's answers spoil the measurement; where the student's do, that is a finding."""
+        numbers = torch.tensor([measured["heldout"], *measured["loss_forward"], *measured["loss_expert"]])
+        source = None if numbers.isfinite().all() else self.heldout.faulty(self.expert)  # type: ignore[union-attr]
+        if source is not None:
+            raise self._stopped(source, number)
+
+    def _check_sources(self, number: int) -> None:
+        """Stop at data, labels or states that are not finite, before the loss is blamed for them."""
+        source = faulty_source(self.aggregate, self.expert)
+        if source is not None:
+            self.learner.go_back()
+            raise self._stopped(source, number)
+
+    def _stopped(self, source: str, number: int) -> NonFiniteSource:
+        return NonFiniteSource(
+            f"{source} are not finite from round {number} on; the student is back at update {self.learner.updates}. "
+            f"{cure(source)}"
+        )
+
     def _clean(self, rows: int) -> tuple[States, Condition]:
-        return draw(self.data, rows, self.generator, self.conditional)
+        x0, condition = draw(self.data, rows, self.generator, self.conditional)
+        self.aggregate.finite.see("states forward", x0)
+        return x0, condition
 
 
 def _updates(each: int | Sequence[int], rounds: int) -> list[int]:

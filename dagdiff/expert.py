@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dagdiff.checks import check_above, check_at_least, check_same_shape
+from dagdiff.finite import Finite
 from dagdiff.ledger import Ledger
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, Denoiser, States, Times, column
@@ -58,7 +59,7 @@ class Expert:
         self.denoiser, self.schedule, self.null = denoiser, schedule, null
         self.substeps, self.guidance, self.threshold = substeps, guidance, threshold or NoThreshold()
         self.solver, self.span = solver, span
-        self.ledger = Ledger()
+        self.ledger, self.finite = Ledger(), Finite(["answers"])
 
     @property
     def nfe(self) -> int:
@@ -80,7 +81,10 @@ class Expert:
         if condition is not None and self.guidance != 1.0:
             free = self._ask(x_t, t, self.null(condition))
             guess = free + self.guidance * (guess - free)
-        return self.threshold(guess)
+        guess = self.threshold(guess)
+        if not self.ledger.is_free:
+            self.finite.see("answers", guess)
+        return guess
 
     def advance(self, x_t: States, t: Times, s: Times, condition: Condition = None) -> States:
         """Walk from t to s, row by row, in equal sub-steps; return x_s, ``(B, *D)``.

@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
 
-from dagdiff.checkpoint import load_json, write_atomically
+from dagdiff.checkpoint import write_atomically
 from dagdiff.checks import Refusal, check_in, first_line
 from dagdiff.mixture import SOURCES
+from dagdiff.reading import read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -59,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.exists():
         raise Refusal(f"{folder} holds no {MANIFEST}. Name the --out folder of a finished `dagdiff gather`.")
-    content = load_json(file)
+    content = read_json(file)
     if content.get("format") != FORMAT:
         raise Refusal(f"{file} has the format {content.get('format')!r}, not {FORMAT}. Run `dagdiff gather` again.")
     if not all(isinstance(content.get(name), dict) for name in ("settings", "code", "shards")):

@@ -8,6 +8,7 @@ expert's chains are made in the first.
 import torch
 from tensordict import TensorDict
 
+from dagdiff.checks import check_finite
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import imitation_loss
 from dagdiff.objectives.base import Objective
@@ -36,6 +37,7 @@ class HeldOut:
         self.transition, self.times, self.seed = transition, times, seed
         generator = self._generator()
         self.x0, self.condition = draw(data, rows, generator, conditional)
+        check_finite("the held-out rows of the data", self.x0)
         self.noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
         self._led: tuple[Expert, list[Step]] | None = None
 
@@ -64,6 +66,24 @@ class HeldOut:
         own = objective.annotate(expert, torch.cat(records))
         policy.student.eval()
         return float(objective.loss(policy.student, own).loss)
+
+    @torch.no_grad()
+    def faulty(self, expert: Expert) -> str | None:
+        """Name what the expert answers with NaN or infinity, of held-out forward states and its own; None if neither.
+
+        It is asked at no charge.
+        """
+        generator, n = self._generator(), len(self.x0)
+        noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
+        with expert.ledger.free():
+            for t in self.times[:-1]:
+                at = t.expand(n)
+                x_t = perturb(self.x0, noise, at, self.transition.schedule)
+                if not expert(x_t, at, self.condition).isfinite().all():
+                    return "the expert's labels of held-out forward states"
+        if not torch.stack([step.x_s for step in self._expert_chains(expert)]).isfinite().all():
+            return "the states of the expert's held-out chains"
+        return None
 
     def _expert_chains(self, expert: Expert) -> list[Step]:
         """The expert's chains; they are run once for an expert, for it is frozen."""

@@ -127,6 +127,10 @@ class Learner:
         """The network as it is now is the last good one."""
         self.last_good = copy.deepcopy(self.network.state_dict())
 
+    def go_back(self) -> None:
+        """The network is again the last good one."""
+        self.network.load_state_dict(self.last_good)
+
     def close(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """End n updates, the losses of which are ``(n,)`` each; return their means. The network is the last good one.
 
@@ -139,7 +143,7 @@ class Learner:
         finite = torch.stack([values.isfinite() for values in losses.values()]).all(0)
         if not finite.all():
             first = self.updates + int((~finite).nonzero()[0]) + 1
-            self.network.load_state_dict(self.last_good)
+            self.go_back()
             raise NonFiniteLoss(
                 f"the loss or its gradient is not finite at update {first}; the student is back at update "
                 f"{self.updates}. Lower the learning rate, clip harder, or set a threshold."

@@ -19,6 +19,11 @@ class Ledger:
         self.nfe = 0
         self._free = 0
 
+    @property
+    def is_free(self) -> bool:
+        """Whether evaluations are charged to nobody at present."""
+        return self._free > 0
+
     def charge(self, rows: int) -> None:
         """Add an evaluation of so many rows, unless it is free."""
         if not self._free:

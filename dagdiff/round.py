@@ -39,3 +39,7 @@ def updates_by_round(updates: int, rounds: int) -> list[int]:
 
 class NonFiniteLoss(RuntimeError):
     """Training met a loss that is NaN or infinite. The student has been put back to the end of the last good round."""
+
+
+class NonFiniteSource(NonFiniteLoss):
+    """Training met data, labels or states that are NaN or infinite; the message names their source."""

@@ -6,9 +6,12 @@ makes of nameless arrays, as guided-diffusion does); ``x_train``, ``y_train``, `
 are wanted are read, and only after their headers were found to be sound.
 """
 
+import io
 import math
 import os
+import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,6 +22,50 @@ from numpy.lib import format as npy
 
 from dagdiff.checks import Refusal, first_line
 from dagdiff.envs.images import Collection, to_states
+
+
+def open_arrays(path: Path) -> dict[str, "Array"]:
+    """Read the headers of a .npy or .npz file: its arrays by their names, a .npy file's as ``images``.
+
+    Raises:
+        Refusal: for what is no such file, is cut off, or would fill the memory when it is unpacked.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
+            raise OSError("it is no file")
+        with Path(path).open("rb") as file:
+            if file.read(6) == npy.MAGIC_PREFIX:
+                file.seek(0)
+                size = Path(path).stat().st_size
+                return {"images": _array(path, "images", file, size, lambda: np.load(path, allow_pickle=False))}
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            if not members:
+                raise Refusal(f"{path} holds no arrays, but {archive.namelist()[:3]}. Unpack it and name its folder.")
+            if len(members) > _MEMBERS:
+                raise Refusal(f"{path} holds {len(members):,} arrays, and {_MEMBERS} is the most. Write fewer.")
+            found = {}
+            for member in members:
+                _check_packed(path, member)
+                name = member.filename.removesuffix(".npy")
+                with archive.open(member) as file:
+                    found[name] = _array(path, name, file, member.file_size, _member(path, name))
+            return found
+    except Refusal:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise Refusal(
+            f"{path} can't be read as .npz or .npy ({first_line(error)}). Write it with numpy.savez(path, images=...)."
+        ) from None
+
+
+def _check_packed(path: Path, member: zipfile.ZipInfo) -> None:
+    """Refuse an array that a few bytes are to make gigabytes of."""
+    if member.file_size > _BOMB and member.file_size > _RATIO * member.compress_size:
+        raise Refusal(
+            f"{member.filename!r:.80} in {path} would unpack {member.compress_size:,} bytes to {member.file_size:,}. "
+            "Write it with numpy.savez, unpacked, if that is right."
+        )
 
 
 def read_arrays(path: Path, value_range: tuple[float, float] | None = None) -> Collection:
@@ -35,7 +82,7 @@ def read_arrays(path: Path, value_range: tuple[float, float] | None = None) -> C
     Raises:
         Refusal: for a file without images, one that is cut off or larger than the memory, and pickled objects.
     """
-    arrays = _open(path)
+    arrays = open_arrays(path)
     parts = _parts(path, arrays)
     if value_range is None and "range" in arrays:
         declared = arrays["range"].read()
@@ -69,7 +116,7 @@ def name_classes(values: np.ndarray) -> tuple[torch.Tensor, tuple[str, ...]]:
     return torch.from_numpy(numbers.reshape(-1).astype(np.int64)), tuple(str(name) for name in names)
 
 
-class _Array(NamedTuple):
+class Array(NamedTuple):
     """An array of a file, of which only the header was read."""
 
     shape: tuple[int, ...]
@@ -84,32 +131,6 @@ class _Part(NamedTuple):
     labels: str | None
 
 
-def _open(path: Path) -> dict[str, _Array]:
-    """The arrays of a file by their names; a .npy file's is ``images``."""
-    try:
-        with Path(path).open("rb") as file:
-            if file.read(6) == npy.MAGIC_PREFIX:
-                file.seek(0)
-                size = Path(path).stat().st_size
-                return {"images": _array(path, "images", file, size, lambda: np.load(path, allow_pickle=False))}
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-            if not members:
-                raise Refusal(f"{path} holds no arrays, but {archive.namelist()[:3]}. Unpack it and name its folder.")
-            found = {}
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                with archive.open(member) as file:
-                    found[name] = _array(path, name, file, member.file_size, _member(path, name))
-            return found
-    except Refusal:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise Refusal(
-            f"{path} can't be read as .npz or .npy ({first_line(error)}). Write it with numpy.savez(path, images=...)."
-        ) from None
-
-
 def _member(path: Path, name: str) -> Callable[[], np.ndarray]:
     """What reads one array of an .npz file."""
 
@@ -118,28 +139,43 @@ def _member(path: Path, name: str) -> Callable[[], np.ndarray]:
             with np.load(path, allow_pickle=False) as arrays:
                 values: np.ndarray = arrays[name]
                 return values
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
             raise Refusal(f"{name!r} in {path} can't be read ({first_line(error)}). Write the file again.") from None
 
     return read
 
 
-def _array(path: Path, name: str, file: IO[bytes], size: int, read: Callable[[], np.ndarray]) -> _Array:
+def _array(path: Path, name: str, file: IO[bytes], size: int, read: Callable[[], np.ndarray]) -> Array:
     """Read an array's header; refuse one that promises more than its file, or this machine's memory, holds."""
-    version = npy.read_magic(file)
-    reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = reader(file)
+    shape, dtype = _header(file)
     asked = math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and asked > size:
         raise Refusal(f"{name!r} in {path} is cut off: shape {shape} is {asked:,} bytes, of {size:,}. Get it again.")
     if dtype.hasobject:
-        return _Array(shape, dtype, lambda: _refuse_objects(path, name))
+        return Array(shape, dtype, lambda: _refuse_objects(path, name))
     if asked + 4 * math.prod(shape) > _memory():
         raise Refusal(
             f"{name!r} in {path} has shape {shape}, {asked:,} bytes: more than this machine's memory holds. "
             "Give smaller images, or fewer."
         )
-    return _Array(shape, dtype, read)
+    return Array(shape, dtype, read)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read an array's shape and type; a header that says to be longer than any is not read."""
+    magic = file.read(8)
+    if magic[:6] != npy.MAGIC_PREFIX:
+        raise ValueError("an array does not begin as one")
+    first = tuple(magic[6:]) == (1, 0)
+    length = file.read(2 if first else 4)
+    if int.from_bytes(length, "little") > _HEADER:
+        raise ValueError(f"an array's header is to have {int.from_bytes(length, 'little'):,} bytes")
+    text = length + file.read(int.from_bytes(length, "little"))
+    reader = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+    shape, _, dtype = reader(io.BytesIO(text))
+    if any(side < 0 for side in shape):
+        raise ValueError(f"an array has the shape {shape}")
+    return shape, dtype
 
 
 def _refuse_objects(path: Path, name: str) -> np.ndarray:
@@ -156,7 +192,7 @@ def _memory() -> float:
         return math.inf
 
 
-def _parts(path: Path, arrays: dict[str, _Array]) -> list[_Part]:
+def _parts(path: Path, arrays: dict[str, Array]) -> list[_Part]:
     """The names of the arrays that are images and labels: of one set, or of a training and a held-out split."""
     folded = {name.lower(): name for name in arrays}
 
@@ -239,5 +275,8 @@ def _labels(name: str, values: np.ndarray) -> np.ndarray:
     return column.astype(column.dtype.newbyteorder("="), copy=False)
 
 
+_HEADER = 10_000  # bytes of an array's header, numpy's own limit
+_MEMBERS = 1_000  # arrays of a file
+_BOMB, _RATIO = 2**30, 100  # an array larger than that and packed closer than that is no data
 _IMAGES = ("images", "image", "arr_0", "x", "samples", "data")
 _LABELS = ("labels", "label", "condition", "y", "targets", "classes")

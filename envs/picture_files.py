@@ -4,7 +4,6 @@ Every format that Pillow reads as pixels is a picture. Links are followed, thoug
 left out. A picture is read the way up that its camera says, in 8 bits, and where it is transparent it shows white.
 """
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dagdiff.checks import Refusal, check_at_least, first_line
+from dagdiff.reading import parse_json, read_text
 
 Size = int | tuple[int, int]
 """The side of a square, or height and width, in pixels."""
@@ -131,7 +131,7 @@ def read_picture(name: str, source: Path | IO[bytes] | Image.Image) -> Image.Ima
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a small file may hold gigabytes
             if isinstance(source, Image.Image):
                 return _flat(_upright(source))
             with Image.open(source) as picture:
@@ -231,11 +231,11 @@ def _told_classes(folder: Path, files: Sequence[Path]) -> dict[Path, str] | None
     """What a ``dataset.json`` says of each picture's class; None where there is none."""
     path = folder / "dataset.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
+        content = parse_json(read_text(path), str(path), strict=False) if path.is_file() else None
         if not isinstance(content, dict) or "labels" not in content:
             return None
         labels = {str(name): str(number) for name, number in content["labels"] or ()}
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise Refusal(f"{path} can't be read ({first_line(error)}). Repair it, or take it away.") from None
     names = {file: file.relative_to(folder).as_posix() for file in files}
     missing = [name for name in names.values() if name not in labels]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from dagdiff.checks import check_at_least
+from dagdiff.checks import check_at_least, check_at_most
 from dagdiff.shapes import Condition, States, Times
 
 
@@ -30,6 +30,7 @@ class MLP(nn.Module):
         super().__init__()
         for name, value in {"size": size, "width": width, "depth": depth}.items():
             check_at_least(name, value, 1)
+            check_at_most(name, value, 100_000)
         self.labels, self.feature_size = labels, width
         self.register_buffer("octaves", math.pi / 2 * 2.0 ** torch.arange(frequencies), persistent=False)
         self.label = nn.Embedding(labels + 1, width) if labels else None

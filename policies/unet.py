@@ -17,7 +17,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from dagdiff.checkpoint import follow_umask
-from dagdiff.checks import Refusal, check_at_least
+from dagdiff.checks import Refusal, check_at_least, check_at_most
 from dagdiff.shapes import Condition, States, Times
 
 
@@ -40,8 +40,10 @@ def image_unet(
         raise Refusal(f"a U-Net needs images of shape (C, H, W); got {tuple(shape)}. For flat states take an MLP.")
     check_at_least("labels", labels, 0)
     check_at_least("layers", layers, 1)
+    check_at_most("layers", layers, 1000)
     size = (shape[1], shape[2])
     widths = channels or _widths(max(size))
+    check_at_most("channels", max(widths), 100_000)
     lower = len(widths) - 1
     if any(side % 2**lower for side in size):
         side = max(2**lower, max(size) // 2**lower * 2**lower)

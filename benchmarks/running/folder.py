@@ -13,11 +13,12 @@ from typing import Any
 from dagdiff import __version__
 from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.work import THREADS
-from dagdiff.checkpoint import check_writable, load_json, save_json
+from dagdiff.checkpoint import check_writable, save_json
 from dagdiff.checks import Refusal
 from dagdiff.jobs.locks import locked
 from dagdiff.metrics.base import numbers_of
-from dagdiff.report.results import IDENTITY
+from dagdiff.reading import check_kind, read_json
+from dagdiff.report.results import IDENTITY, RESULTS
 from dagdiff.runs.parts import resolve
 from dagdiff.versions import versions
 
@@ -94,7 +95,7 @@ class Folder:
         """Return what those of the files hold that are there; each is read once."""
         for file in files.values():
             if file not in self._known and file.exists():
-                self._known[file] = load_json(file)
+                self._known[file] = read_json(file)
         return {key: self._known[file] for key, file in files.items() if file in self._known}
 
 
@@ -112,16 +113,14 @@ def open_results(out: Path, suite: str) -> Content:
         check_writable("--out", out)
         empty: Content = {"settings": {}, "records": [], "references": {}}
         return {"suite": suite, "dagdiff": __version__, "identity": IDENTITY, "versions": versions(THREADS), **empty}
-    results = load_json(file)
-    if results.get("suite") != suite:
-        raise Refusal(f"{file} holds results of the suite {results.get('suite')!r}, not {suite!r}. Name a new folder.")
+    results: Content = read_json(file, {"suite": str})
+    if results["suite"] != suite:
+        raise Refusal(f"{file} holds results of the suite {results['suite']!r}, not {suite!r}. Name a new folder.")
     if results.get("identity", 1) != IDENTITY:
         raise Refusal(
             f"{file} holds results of another version, whose runs are not those of this one. Name a new folder."
         )
-    whole = all({"config", "variant"} <= set(record) for record in results.get("records", [{}]))
-    if not whole or not isinstance(results.get("references"), dict):
-        raise Refusal(f"{file} is not what a suite writes. Delete it, or name a new folder.")
+    check_kind(results, RESULTS, str(file))
     return results
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from dagdiff.benchmarks.running.cells import YARDSTICK, Cell
-from dagdiff.checkpoint import load_json, save_arrays, save_json
+from dagdiff.checkpoint import save_arrays, save_json
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import score
+from dagdiff.reading import read_json
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.identity import digest
 from dagdiff.schedule import step_grid
@@ -49,7 +50,7 @@ def expert_scores(experiment: Experiment, out: Path) -> dict[str, float]:
     file = out / "experts" / f"{digest({name: experiment.config[name] for name in _PLACE})}-{named}.json"
     if not file.exists():
         save_json(file, experiment.score_expert(experiment.settings.samples, experiment.settings.seed))
-    return load_json(file)
+    return read_json(file)
 
 
 def refer(cell: Cell, out: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from dagdiff.checks import Refusal
+from dagdiff.checks import Refusal, check_path
 from dagdiff.runs.parts import GIVEN, known, resolve
 
 USUAL = "processes"
@@ -28,9 +28,10 @@ def make_parser(command: str, function: Callable[..., None]) -> ArgumentParser:
 
 
 def check_given(value: Path | None, option: str) -> Path:
-    """Refuse a folder that was not named."""
+    """Refuse a folder that was not named, or can't be one."""
     if value is None:
         raise Refusal(f"{option} is missing. Name a folder, e.g. {option} runs/first.")
+    check_path(option, value)
     return value
 
 

@@ -14,14 +14,13 @@ def distill(words: Sequence[str]) -> None:
     if "help" in given:
         print(manual.text(given, str(distill.__doc__)), end="")
         return
-    import yaml
-
+    from dagdiff.reading import to_yaml
     from dagdiff.runs.config import complete
 
     out, logger, shown = (given.pop(name, None) for name in ("out", "logger", "print_config"))
     chosen = complete(given)
     if shown:
-        print(yaml.safe_dump(chosen, sort_keys=False), end="")
+        print(to_yaml(chosen), end="")
         return
     folder = check_given(None if out is None else Path(out), "--out")
     _run(chosen, folder, logger or "csv")

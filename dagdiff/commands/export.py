@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff import __version__
-from dagdiff.checkpoint import follow_umask, load_json, save_text
+from dagdiff.checkpoint import follow_umask, save_text
 from dagdiff.checks import check_in
 from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.pipelines.export import body_of, build_pipeline, call_arguments, loading_program, model_card
 from dagdiff.pipelines.lora import save_adapters
+from dagdiff.reading import read_json
 from dagdiff.runs import config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run
@@ -69,7 +70,7 @@ def _public(path: str, before: str = "") -> str:
 def _facts(it: Experiment, folder: Path) -> dict[str, Any]:
     """What the card tells beside the rest: how the student was trained, and its scores where they were measured."""
     chosen, file = it.settings, folder / "metrics.json"
-    metrics = load_json(file)["metrics"] if file.exists() else {}
+    metrics = read_json(file, {"metrics": {str: (float, None)}})["metrics"] if file.exists() else {}
     scores = {name: f"{value:.4g}" for name, value in metrics.items() if isinstance(value, float)}
     shares = " / ".join(f"{share:g}" for share in chosen.shares)
     return {

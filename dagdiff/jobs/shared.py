@@ -18,9 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dagdiff.checkpoint import load_json, save_json
+from dagdiff.checkpoint import save_json
 from dagdiff.checks import Refusal, first_line
 from dagdiff.jobs.locks import Lock
+from dagdiff.reading import read_json
 from dagdiff.round import NonFiniteLoss
 
 POLL = 1.0
@@ -52,7 +53,7 @@ class Job:
 
     def answer(self) -> dict[str, Any] | None:
         """Return the record, if it is there."""
-        return load_json(self.record) if self.record and self.record.exists() else None
+        return read_json(self.record) if self.record and self.record.exists() else None
 
 
 class Shared:
@@ -236,4 +237,4 @@ def _answer(title: str, job: Job, future: "Future[Any]") -> Any:
 
 def _noted(job: Job) -> dict[str, Any] | None:
     """How and when a job failed, if it did."""
-    return load_json(job.note) if job.note is not None and job.note.exists() else None
+    return read_json(job.note) if job.note is not None and job.note.exists() else None

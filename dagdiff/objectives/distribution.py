@@ -49,8 +49,9 @@ from dagdiff.transition import Renoise
 def score_difference(answer: States, real: States, fake: States) -> States:
     """Return g = (fake - real) / mean(abs(answer - real)), the mean a row's; a row without scale gets no gradient."""
     scale = (answer - real).abs().flatten(1).mean(1)
-    difference = (fake - real) / scale.reshape(-1, *[1] * (answer.ndim - 1))
-    return torch.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0)
+    scale = scale.reshape(-1, *[1] * (answer.ndim - 1))
+    difference = (fake - real) / scale
+    return torch.where(scale < torch.finfo(scale.dtype).tiny, 0.0, difference)  # NaN stays: it is somebody's fault
 
 
 Seen = tuple[Any, ...]

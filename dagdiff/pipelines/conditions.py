@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dagdiff.checkpoint import write_atomically
 from dagdiff.checks import Refusal, check_finite, first_line
 from dagdiff.pipelines.prompt_files import TABLES, find_column, read_cell, read_lines, read_table, trimmed
+from dagdiff.reading import check_kind, parse_json
 from dagdiff.shapes import Condition, States
 
 
@@ -142,9 +143,10 @@ class PromptBank(nn.Module):
         try:
             with safe_open(str(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                prompts = json.loads((file.metadata() or {}).get("prompts", "[]"))
+                prompts = parse_json((file.metadata() or {}).get("prompts", "[]"), f"the prompts of {path}")
         except (OSError, SafetensorError) as error:
             raise Refusal(f"{path} can't be read as a prompt bank ({first_line(error)}). {_BANK}") from None
+        check_kind(prompts, [str], f"the prompts of {path}")
         if "hidden" not in tensors or not set(tensors) <= set(Text._fields):
             raise Refusal(f"{path} holds {sorted(tensors)}, which is no prompt bank. {_BANK}")
         for name, values in tensors.items():

@@ -5,16 +5,17 @@ end at LF, CRLF or CR alone: a prompt may hold other marks that Unicode counts a
 """
 
 import codecs
+import contextlib
 import csv
 import io
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dagdiff.checks import Refusal, first_line
+from dagdiff.checks import Refusal
+from dagdiff.reading import MEGABYTE, parse_json, read_bytes
 
 Record = dict[str, Any]
 """A row of a table: column -> cell."""
@@ -22,10 +23,7 @@ Record = dict[str, Any]
 
 def read_text(path: Path) -> str:
     """Read a file of text, without its byte-order mark; refuse one that is not UTF-8, and name what it seems to be."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise Refusal(f"{path} can't be read ({first_line(error)}). Give a text file with a prompt a line.") from None
+    raw = read_bytes(path, _MOST, "Give a text file with a prompt a line.")
     marked = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
     guess = marked or ("UTF-16 or no text at all" if b"\0" in raw else None)
     try:
@@ -58,19 +56,19 @@ def read_table(path: Path) -> list[Record]:
     A .csv file may be cut by commas, semicolons or tabs; its first line names the columns.
 
     Raises:
-        Refusal: for a file that can't be read, with the line that is wrong.
+        Refusal: for a file that can't be read, with the line that is wrong, and for one of more than a gigabyte.
     """
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
         return _read_cut(path, tabs=kind == ".tsv")
     if kind == ".json":
-        rows = _parsed(path, read_text(path), "")
+        rows = parse_json(read_text(path), str(path), strict=False)
         if not isinstance(rows, list):
             raise Refusal(f"{path} holds a {type(rows).__name__}, not a list of prompts or of records. Write [...].")
         numbered = list(enumerate(rows, 1))
     else:
         lines = [(number, line) for number, line in enumerate(read_lines(path), 1) if trimmed(line)]
-        numbered = [(number, _parsed(path, line, f" in line {number}")) for number, line in lines]
+        numbered = [(number, parse_json(line, f"line {number} of {path}", strict=False)) for number, line in lines]
     records = [{"prompt": row} if isinstance(row, str) else row for _, row in numbered]
     wrong = [number for (number, _), record in zip(numbered, records, strict=True) if not isinstance(record, dict)]
     if wrong:
@@ -109,7 +107,8 @@ def _read_cut(path: Path, tabs: bool) -> list[Record]:
         return _rows(text, cut, csv.QUOTE_MINIMAL)
     except csv.Error as error:
         if tabs:
-            return _rows(text, cut, csv.QUOTE_NONE)
+            with contextlib.suppress(csv.Error):
+                return _rows(text, cut, csv.QUOTE_NONE)
         raise Refusal(
             f"{path} can't be read as a table ({error}). Put cells with quotes or commas in quotes."
         ) from None
@@ -122,19 +121,13 @@ def _rows(text: str, cut: str, quoting: Literal[0, 3]) -> list[Record]:
     return [{name: cell for name, cell in row.items() if name} for row in reader]
 
 
-def _parsed(path: Path, text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is no JSON{where} ({first_line(error)}). Repair it.") from None
-
-
 def _shows(mark: str) -> bool:
     """Whether a character leaves anything to see."""
     kind = unicodedata.category(mark)
     return kind[0] != "Z" and kind not in ("Cc", "Cf", "Cs") and mark not in _BLANK
 
 
+_MOST = 1024 * MEGABYTE  # bytes of a file
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 """The suffixes of tables."""
 USUAL = ("prompt", "prompts", "caption", "captions", "text")

@@ -3,12 +3,12 @@
 Importing this module imports neither torch nor diffusers.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dagdiff.checks import Refusal, first_line
+from dagdiff.reading import parse_json, read_text
 
 AGAIN = "Download or save it again, whole."
 
@@ -47,7 +47,7 @@ def _weights(place: Path, variant: str | None) -> Iterator[Path]:
         if variant is None and listing.name.count(".") > 3:
             continue
         try:
-            pieces = sorted(set(json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values()))
+            pieces = sorted(set(parse_json(read_text(listing), str(listing), strict=False)["weight_map"].values()))
         except (OSError, ValueError, LookupError, AttributeError) as error:
             raise Refusal(f"{listing} can't be read ({first_line(error)}). {AGAIN}") from None
         missing = [piece for piece in pieces if not (place / piece).is_file()]
@@ -63,10 +63,12 @@ def _check_weights(file: Path) -> None:
         if start == b"version ":
             raise Refusal(f"{file} is a Git LFS pointer, not the weights. Run git lfs pull in its folder.")
         length = int.from_bytes(start, "little")
+        if length > _HEADER and 8 + length <= size:
+            raise Refusal(f"{file} is no safetensors file (a header of {length:,} bytes). {AGAIN}")
         if size < 8 or 8 + length > size:
             raise Refusal(f"{file} is cut off: its {size:,} bytes end within the header. {AGAIN}")
         try:
-            header = json.loads(opened.read(length))
+            header = parse_json(opened.read(length).decode(), str(file))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Refusal(f"{file} is no safetensors file ({first_line(error)}). {AGAIN}") from None
@@ -75,5 +77,6 @@ def _check_weights(file: Path) -> None:
         raise Refusal(f"{file} is cut off: it has {size:,} bytes of {whole:,}. {AGAIN}")
 
 
+_HEADER = 100_000_000  # bytes that safetensors itself reads of one
 _ABOUT = frozenset({"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", ".gitattributes"})
 """Files that say how a tokenizer is used, and are no vocabulary."""

@@ -47,10 +47,26 @@ class Record:
     expert: Scores = field(default_factory=Scores)
 
 
+_LATER = {"setup": "", "about": "", "case": "", "substeps": 0, "milliseconds": math.nan, "expert": {}}
+"""What older files lack, and what it is then."""
+
+_SCORES = {str: (float, None)}
+_KINDS: dict[Any, Any] = {
+    str: str, int: int, float: (float, None), list[float]: [float], Scores: _SCORES,
+    dict[str, list[float]]: {name: [(float, None)] for name in ("t", "loss_forward", "loss_own")},
+}  # fmt: skip
+
+RECORD = {each.name + "?" * (each.name in _LATER): _KINDS[each.type] for each in fields(Record)}
+"""How a file holds a record (:mod:`dagdiff.reading`)."""
+
+REFERENCE = {"floor": _SCORES, "expert": _SCORES, "expert_by_nfe": {str: _SCORES}, "samples": str}
+"""How a file holds the yardsticks of a case."""
+
+
 def read_record(entry: Mapping[str, Any]) -> Record:
     """Return a record of ``results.json``."""
-    later = {"setup": "", "about": "", "case": entry["task"], "substeps": 0, "milliseconds": math.nan}
-    plain = {each.name: entry[each.name] for each in fields(Record) if each.name not in (*later, "expert")}
+    later = _LATER | {"case": entry["task"]}
+    plain = {field.name: entry[field.name] for field in fields(Record) if field.name not in later}
     plain |= {name: entry.get(name, value) for name, value in later.items()}
     by_step = {name: list(entry["by_step"][name]) for name in ("t", "loss_forward", "loss_own")}
     scores, expert = read_scores(entry["metrics"]), read_scores(entry.get("expert", {}))

@@ -1,24 +1,29 @@
 """Results of a suite, read from their folder."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
 
 from dagdiff.checks import Refusal
 from dagdiff.metrics.base import Number
+from dagdiff.reading import MEGABYTE, read_json
 from dagdiff.report.glossary import DISTANCES, METRICS
-from dagdiff.report.records import Record, in_present_words, read_number, read_record, read_reference
+from dagdiff.report.records import RECORD, REFERENCE, Record, in_present_words, read_number, read_record, read_reference
 from dagdiff.report.rows import Row, make_rows
 
 IDENTITY = 3
 """Version of what identifies a run: its settings, their defaults, their names, and how their key is made. Results of an
 older one stay readable and are marked so."""
+
+RESULTS = {
+    "suite": str, "dagdiff": str, "settings": dict, "records": [RECORD], "references": {str: REFERENCE},
+    "versions?": {str: str}, "failures?": {str: str}, "identity?": int, "numbers?": {str: dict},
+}  # fmt: skip
+"""What ``results.json`` holds (:mod:`dagdiff.reading`)."""
+
+_MOST = 1024 * MEGABYTE  # bytes of it
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class Results:
         if not file.exists():
             raise Refusal(f"{folder} holds no results.json. Name the --out folder of `dagdiff bench`.")
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            identity = int(content.get("identity", 1))
+            content = read_json(file, RESULTS, _MOST)
+            identity = content.get("identity", 1)
             content = in_present_words(content) if identity < IDENTITY else content
             records = [read_record(entry) for entry in content["records"]]
             cases = dict.fromkeys(record.case for record in records)
@@ -58,7 +63,8 @@ class Results:
             own = {name: read_number(entry) for name, entry in content.get("numbers", {}).items()}
             found = cls(folder, *parts, versions, failures, identity, own)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Refusal(f"{file} does not hold results ({error!r}). Run `dagdiff bench` into a new folder.") from None
+            reason = error if isinstance(error, Refusal) else repr(error)
+            raise Refusal(f"{file} does not hold results ({reason}). Run `dagdiff bench` into a new folder.") from None
         if not records:
             raise Refusal(f"{file} holds no finished run. Wait for `dagdiff bench`, or run it again.")
         return found
@@ -90,8 +96,9 @@ class Results:
 
     def arrays(self, path: str) -> dict[str, Any]:
         """Read the arrays of a record's or a reference's ``samples`` file; refuse a missing or broken one."""
+        from dagdiff.envs.array_files import open_arrays  # it loads torch
+
         try:
-            with (self.folder / path).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-                return dict(kept)
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            return {name: array.read() for name, array in open_arrays(self.folder / path).items()}
+        except Refusal as error:
             raise Refusal(f"{self.folder / path} is missing or broken ({error}). Run `dagdiff bench` again.") from None

@@ -10,12 +10,14 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from dagdiff.checks import Refusal
+from dagdiff.checks import Refusal, check_path
+from dagdiff.reading import has_aliases
 from dagdiff.runs.parts import GIVEN, reach_working_folder, resolve
 from dagdiff.runs.recipes import Usual, usual
 from dagdiff.runs.settings import Settings, check_settings
@@ -25,6 +27,8 @@ from dagdiff.tasks.names import read_name
 
 Config = dict[str, Any]
 """A resolved configuration: what ``config.yaml`` holds."""
+
+_LONGEST = 100_000  # characters of an option's value
 
 
 def configure(settings: Mapping[str, Any]) -> Config:
@@ -53,7 +57,11 @@ def typed(config: Mapping[str, Any]) -> Namespace:
 def read(parser: ArgumentParser, given: Sequence[str] | Mapping[str, Any]) -> Namespace:
     """Let ``parser`` read words, or names and values; what it complains of becomes a one-line refusal."""
     try:
-        return parser.parse_args(given) if isinstance(given, Sequence) else parser.parse_object(_known(parser, given))
+        found = parser.parse_args(given) if isinstance(given, Sequence) else parser.parse_object(_known(parser, given))
+        for name, value in found.items():
+            if isinstance(value, Path):
+                check_path(f"--{name}" if f"--{name}" in parser._option_string_actions else name, value)
+        return found
     except Refusal:
         raise
     except Exception as error:  # jsonargparse raises several kinds; all mean that the words are wrong
@@ -67,15 +75,29 @@ def _checked(parser: ArgumentParser, given: Given) -> Namespace:
     if names_code(given):
         reach_working_folder()
     settings = read(parser, given)
+    for name, value in settings.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise Refusal(f"--{name} must fit into 64 bits; got one of {value.bit_length()}. Pass a smaller number.")
     check_settings(settings)
     return settings
+
+
+def _check_text(name: str, value: str) -> None:
+    """Refuse text that no option takes: too long, with a zero byte, or YAML that would grow when it is read."""
+    if len(value) > _LONGEST or "\0" in value:
+        what = "a zero byte" if "\0" in value else f"{len(value):,} characters"
+        raise Refusal(f"--{name} holds {what}, which no option takes. Pass a shorter value.")
+    if has_aliases(value):
+        raise Refusal(f"--{name} holds YAML aliases (*name), which are not read. Write the value out.")
 
 
 def _known(parser: ArgumentParser, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return names and values nested, as the parser takes them; refuse names that it lacks."""
     there = {action.dest for action in parser._actions}
     groups = {name.rpartition(".")[0] for name in there if not name.endswith(".help")}  # of options, and no options
-    for name in given:
+    for name, value in given.items():
+        if isinstance(value, str):
+            _check_text(name, value)
         parents = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
         if name not in there and not any(parent in there - groups for parent in parents):
             near = difflib.get_close_matches(name, there, n=1, cutoff=0.7)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dagdiff import engine
 from dagdiff.checkpoint import check_writable
-from dagdiff.checks import Refusal, check_seed
+from dagdiff.checks import Refusal, check_seed, first_line
 from dagdiff.dagger import DAgger
 from dagdiff.engine import find_device
 from dagdiff.envs.denoising import DenoisingEnv
@@ -33,7 +33,7 @@ from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import ExpertPolicy, StudentPolicy
 from dagdiff.rollout import Data, MixturePolicy
-from dagdiff.round import Round, updates_by_round
+from dagdiff.round import NonFiniteLoss, Round, updates_by_round
 from dagdiff.runs.config import Config, typed
 from dagdiff.runs.identity import check_labels
 from dagdiff.runs.parts import resolve
@@ -358,7 +358,14 @@ def _make(part: str, chosen: Namespace, task: Task | None = None, expert: Denois
     kind = resolve(part, str(arguments.pop("class")))
     given = {"task": task, "expert": expert}
     wanted = inspect.signature(kind).parameters
-    return _checked(part, kind(**arguments, **{name: value for name, value in given.items() if name in wanted}))
+    filled = {name: value for name, value in given.items() if name in wanted}
+    try:
+        return _checked(part, kind(**arguments, **filled))
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError) as error:
+        if isinstance(error, Refusal | NonFiniteLoss) or not kind.__module__.startswith("dagdiff."):
+            raise  # in a part of one's own it is a fault of the program, and its traceback is kept
+        told = ", ".join(f"{name}={value!r:.40}" for name, value in arguments.items())
+        raise Refusal(f"--{part} {chosen['class']} can't be made of {told} ({first_line(error):.150}).") from error
 
 
 def make_metric(name: str, task: Task) -> Scorer:

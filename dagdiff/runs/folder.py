@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from dagdiff import __version__, engine
-from dagdiff.checkpoint import load_json, load_weights, save_csv, save_json, save_text, save_weights
+from dagdiff.checkpoint import load_weights, save_csv, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_in, check_times
 from dagdiff.dagger import DAgger
+from dagdiff.reading import MEGABYTE, read_json, to_yaml
 from dagdiff.report import figures
 from dagdiff.report.curves import rounds_figure
 from dagdiff.report.images import sample_panels
@@ -34,6 +34,16 @@ from dagdiff.transition import law_named
 from dagdiff.versions import versions
 
 Kept = TypeVar("Kept")
+
+BESIDE = {
+    "times": [float],
+    "sampler": {"class": str, "eta?": (float, None)},
+    "threshold": {"class": str},
+    "schedule": {"class": (str, None)},
+    "epsilon_scale?": float,
+    "task?": str,
+}
+"""What ``student.json`` holds (:mod:`dagdiff.reading`)."""
 
 
 def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str = "csv") -> dict[str, Any]:
@@ -112,10 +122,7 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
     if not file.exists():
         raise Refusal(f"{folder} holds no run: config.yaml is missing. Name the --out folder of `dagdiff distill`.")
     check_in("weights", weights, ("student", "best"))
-    config, kept = read_yaml(file), load_json(beside)
-    for name in ("threshold", "schedule", "sampler"):
-        if not isinstance(kept.get(name), dict):
-            raise Refusal(f"{beside} does not tell the student's {name}. Make the run again, or copy the file whole.")
+    config, kept = read_yaml(file), read_json(beside, BESIDE, MEGABYTE)
     if not isinstance(config.get("policy"), dict):
         raise Refusal(f"{file} does not tell the student's policy. Make the run again, or copy the file whole.")
     sampled: Config = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
@@ -125,10 +132,10 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
     experiment = Experiment.build({**config, **sampled, "device": device}, training=False)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
     law, sampler = kept["sampler"], experiment.transition
-    if not trust_code or law.get("class") != type(sampler).__name__:  # a law of one's own comes with its objective
-        sampler = _asked(beside, lambda: law_named(str(law.get("class")), sampler.schedule, law.get("eta")))
+    if not trust_code or law["class"] != type(sampler).__name__:  # a law of one's own comes with its objective
+        sampler = _asked(beside, lambda: law_named(law["class"], sampler.schedule, law.get("eta")))
     experiment.transition = sampler
-    experiment.times = _asked(beside, lambda: check_times(torch.tensor(kept.get("times", [])))).to(experiment.device)
+    experiment.times = _asked(beside, lambda: check_times(torch.tensor(kept["times"]))).to(experiment.device)
     return experiment
 
 
@@ -153,7 +160,7 @@ def save_student(experiment: Experiment, out: Path) -> None:
     }
     save_weights(out / "student.safetensors", experiment.student)
     save_json(out / "student.json", beside)
-    save_text(out / "config.yaml", yaml.safe_dump(experiment.config, sort_keys=False))
+    save_text(out / "config.yaml", to_yaml(experiment.config))
 
 
 def save_rounds(rounds: list[Round], out: Path) -> None:

@@ -10,13 +10,13 @@ whoever changes a number here makes other runs. Objectives hold mathematics; fro
 """
 
 import inspect
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dagdiff.checks import Refusal, check_in
+from dagdiff.reading import parse_json, read_text
 from dagdiff.runs.parts import DEFAULTS, PARTS, resolve, usual_parts
 from dagdiff.tasks.names import PIPELINE, read_name
 
@@ -216,7 +216,7 @@ def _described(path: str, *files: str) -> Values:
     """
     for file in files:
         try:
-            content = json.loads(_found(path, file).read_text(encoding="utf-8"))
+            content = parse_json(read_text(_found(path, file)), file, strict=False)
         except (OSError, ValueError):
             continue
         if isinstance(content, dict):

@@ -5,9 +5,20 @@ there.
 """
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from dagdiff.checks import Refusal, check_above, check_at_least, check_seed, check_share, check_shares
+from dagdiff.checks import (
+    Refusal,
+    check_above,
+    check_at_least,
+    check_at_most,
+    check_number,
+    check_path,
+    check_seed,
+    check_share,
+    check_shares,
+)
 from dagdiff.runs.recipes import PLANE
 from dagdiff.tasks.names import PIPELINE, read_name
 
@@ -96,6 +107,15 @@ NAMES = tuple(field.name for field in fields(Settings))
 """Every setting's name."""
 
 
+LARGEST = {
+    **dict.fromkeys(("steps", "stages", "substeps", "size"), 100_000),
+    **dict.fromkeys(("batch_size", "accumulate", "chains", "heldout"), 10**8),
+    **dict.fromkeys(("updates", "rounds_kept", "max_age"), 10**9),
+    "rounds": 10**6,
+}
+"""Setting -> the largest number that it takes: far beyond use, and far within what can be counted and held."""
+
+
 def lists_of(kind: type) -> tuple[str, ...]:
     """Return the names of a dataclass's fields that are lists, which words spell with commas."""
     hints = get_type_hints(kind)
@@ -105,6 +125,12 @@ def lists_of(kind: type) -> tuple[str, ...]:
 def check_settings(settings: Any) -> None:
     """Refuse settings that can't be, each under the name that the user gave it."""
     check_shares(tuple(settings.shares))
+    for name in ("guidance", "input_perturbation", "epsilon_scale", "reuse", "lr"):
+        check_number(name, getattr(settings, name))
+    for name, most in LARGEST.items():
+        value = getattr(settings, name)
+        for each in value if isinstance(value, list) else [value]:
+            check_at_most(name, 0 if each is None else each, most)
     for name in ("steps", "rounds", "batch_size", "chains", "substeps", "accumulate", "reuse"):
         check_at_least(name, getattr(settings, name), 1)
     check_at_least("updates", settings.updates, settings.rounds)
@@ -128,6 +154,10 @@ def check_settings(settings: Any) -> None:
         check_share("betas", beta)
     for name in ("rounds_kept", "max_age"):
         check_at_least(name, 1 if getattr(settings, name) is None else getattr(settings, name), 1)
+    if settings.memmap is not None:
+        check_path("memmap", Path(settings.memmap))
+        if not settings.memmap.isprintable():  # tensordict writes the names of files as UTF-8
+            raise Refusal(f"memmap must be a path that can be printed; got {settings.memmap!r}. Name another folder.")
     if settings.stages is not None:
         from dagdiff.strategies.halving import check_stages  # it loads the loop
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff.checks import Refusal
+from dagdiff.reading import MEGABYTE, parse_yaml, read_text
 from dagdiff.runs.parts import PARTS, canonical, known
 from dagdiff.runs.settings import NAMES, Settings, lists_of
 from dagdiff.runs.trust import check_plain
@@ -99,16 +100,9 @@ def nested(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a file of settings; refuse one that is missing or holds none."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise Refusal(
-            f"--config {path} can't be read: {str(error).splitlines()[0]}. Give a YAML file of settings."
-        ) from None
+    content = parse_yaml(read_text(path, MEGABYTE), str(path))
     if not isinstance(content, dict):
-        raise Refusal(f"--config {path} holds {type(content).__name__}, not settings. Write `name: value` lines.")
+        raise Refusal(f"{path} holds {type(content).__name__}, not settings. Write `name: value` lines.")
     check_plain(content, path)
     return content
 

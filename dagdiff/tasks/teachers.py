@@ -20,6 +20,7 @@ from dagdiff.objectives.base import denoising_loss
 from dagdiff.policies.prediction import PREDICTIONS
 from dagdiff.policies.student import Student
 from dagdiff.rollout import Data, draw
+from dagdiff.round import NonFiniteLoss
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Denoiser
 from dagdiff.tasks.base import Task
@@ -127,6 +128,7 @@ def train_teacher(
 
     Raises:
         Refusal: if the file is broken, or was kept by the training of another network.
+        NonFiniteLoss: if the loss is NaN or infinite.
     """
     device = next(network.parameters()).device
     generator = generator or torch.Generator(device).manual_seed(0)
@@ -144,6 +146,11 @@ def train_teacher(
         loss = denoising_loss(learner.forward, x0, noise, t, schedule, condition)
         learner.update(loss)
         if update % 100 == 0 or update == updates:
+            if not loss.isfinite():
+                raise NonFiniteLoss(
+                    f"the teacher's loss is not finite at update {update}; nothing of it is kept. Lower its lr, or "
+                    "look at its data."
+                )
             if keep:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 save_state(keep, {**states, "generator": generator.get_state(), "update": update})

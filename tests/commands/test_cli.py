@@ -388,7 +388,7 @@ MISTAKES = [
     ("--policy.prediction z", "unknown prediction 'z'"),
     ("--expert", "expert"),
     ("--task moons-biased --expert exact", "Use --expert learned"),
-    ("--config nosuch.yaml", "--config nosuch.yaml can't be read"),
+    ("--config nosuch.yaml", "nosuch.yaml can't be read"),
 ]
 
 

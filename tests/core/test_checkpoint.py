@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import stat
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,14 @@ from dagdiff.checkpoint import (
     save_arrays,
     save_csv,
     save_json,
+    save_state,
     save_text,
     save_weights,
     write_atomically,
 )
 from dagdiff.checks import Refusal
+from dagdiff.report import figures
+from dagdiff.report.curves import rounds_figure
 
 
 def test_a_write_makes_the_folder_and_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
@@ -158,3 +164,50 @@ def test_rows_are_written_with_every_column(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "rows.csv").read_bytes() == b'a,b,c\n1,"x,y",\n,,0.5\n'
     save_csv(tmp_path / "none.csv", [])
     assert (tmp_path / "none.csv").read_bytes() == b""
+
+
+_BIG = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+_WRITERS: dict[str, Callable[[Path], object]] = {
+    "json": lambda path: save_json(path, _BIG.tolist()),
+    "rows": lambda path: save_csv(path, [{"value": value} for value in _BIG.tolist()]),
+    "arrays": lambda path: save_arrays(path, values=_BIG),
+    "weights": lambda path: save_weights(path, nn.Linear(64, 64)),
+    "state": lambda path: save_state(path, {"values": _BIG}),
+    "kept tensors": lambda path: kept_tensors(path, lambda: {"values": _BIG}),
+    "figure": lambda path: figures.save(rounds_figure([]), path),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on the size of files")
+@pytest.mark.parametrize("kind", _WRITERS)
+def test_a_disk_that_is_full_is_one_line_whoever_writes(kind: str, tmp_path: Path) -> None:
+    """Here a file may hold 4 KiB; the system's words are another's, the way they come is the same."""
+    import resource
+
+    before, path = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "file.png"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(Refusal, match=r"file.png can't be written \(.*[Ff]ile too large.*\)") as refused:
+            _WRITERS[kind](path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+def test_file_and_folder_reach_the_disk_before_a_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content before the name: a computer that stops shows the old file or the new one, never an empty one."""
+    path, done = tmp_path / "note.txt", list[object]()
+    sync, replace = os.fsync, os.replace
+
+    def synced(file: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(file).st_mode) else os.fstat(file).st_size)
+        sync(file)
+
+    def replaced(old: Path, new: Path) -> None:
+        done.append("moved")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    save_text(path, "abc")
+    assert done == [3, "moved", "folder"]

@@ -15,10 +15,10 @@ from diffusers import DiffusionPipeline
 from helpers import ROOT
 
 from dagdiff import engine
-from dagdiff.checkpoint import load_json
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.launch import joined, rank, world_size
+from dagdiff.reading import read_json
 
 LAWS = '''
 """What a user's folder holds: one program for each process, and a curriculum that looks into all of them."""
@@ -264,7 +264,7 @@ def test_stages_are_refused_where_weights_are_sharded(own_folder: Path) -> None:
 
 def told_of(run: Path) -> tuple[Any, ...]:
     """What does not depend on a run's noise: its metrics' names, its cost, and the size of D after each round."""
-    report, rounds = load_json(run / "metrics.json"), (run / "rounds.csv").read_text().splitlines()
+    report, rounds = read_json(run / "metrics.json"), (run / "rounds.csv").read_text().splitlines()
     sizes = [row["size"] for row in csv.DictReader(rounds)]
     return report["metrics"].keys(), report["nfe_student"], report["nfe_expert"], sizes
 

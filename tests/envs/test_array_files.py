@@ -220,3 +220,52 @@ def test_the_memory_is_known_where_the_machine_tells_it(monkeypatch: pytest.Monk
     assert array_files._memory() > 2**24
     monkeypatch.delattr(os, "sysconf")
     assert array_files._memory() == float("inf")
+
+
+def packed(path: Path, content: bytes, name: str = "images.npy") -> Path:
+    """A zip archive with one member."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return path
+
+
+def header(shape: str, dtype: str = "|u1") -> bytes:
+    """The beginning of an array."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (header("(1000000, 1000, 1000)"), "is cut off"),
+        (header("(-1, 4, 4)"), "has the shape"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(100), "header is to have 4,294,967,295 bytes"),
+        (b"something else", "does not begin as one"),
+        (b"", "does not begin as one"),
+    ],
+)
+def test_headers_that_promise_too_much_are_refused_unread(tmp_path: Path, content: bytes, reason: str) -> None:
+    with pytest.raises(Refusal, match=reason) as refused:
+        read_arrays(packed(tmp_path / "a.npz", content))
+    assert "\n" not in str(refused.value) and len(str(refused.value)) <= 500
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it may unpack to 1 MiB; what is packed as closely and smaller, and what is as large and loose, is read."""
+    monkeypatch.setattr("dagdiff.envs.array_files._BOMB", 2**20)
+    bomb = packed(tmp_path / "bomb.npz", header("(1024, 64, 64)") + bytes(2**22))
+    with pytest.raises(Refusal, match=r"images.npy' in .*bomb.npz would unpack [0-9,]+ bytes to 4,19"):
+        read_arrays(bomb)
+    small = packed(tmp_path / "small.npz", header("(64, 64, 64)") + bytes(2**18))
+    assert read_arrays(small).images.shape == (64, 1, 64, 64)
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 64, 64), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "large.npz", images=noise)
+    assert len(read_arrays(tmp_path / "large.npz").images) == 1024
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(Refusal, match="it is no file"):
+        read_arrays(tmp_path / "pipe.npz")

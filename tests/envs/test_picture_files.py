@@ -337,3 +337,13 @@ def test_broken_pictures_leave_the_splits_where_they_are(tmp_path: Path) -> None
         file.write_bytes(b"")
     with pytest.raises(Refusal, match=r"none of the pictures can be read; .*1\.png can't be read"):
         image_folder(tmp_path, skip_broken=True)
+
+
+def test_a_picture_of_more_pixels_than_pillow_trusts_is_refused_and_named(tmp_path: Path) -> None:
+    """A PNG of one colour packs a thousandfold: its header says how much it would become."""
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    words = r"bomb\.png can't be read as a picture \(Image size \(90000000 pixels\) exceeds"
+    with pytest.raises(Refusal, match=words) as told:
+        read_picture(str(tmp_path / "bomb.png"), tmp_path / "bomb.png")
+    assert "\n" not in str(told.value) and len(str(told.value)) <= 500

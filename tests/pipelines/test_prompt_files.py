@@ -109,11 +109,11 @@ def test_quotes_in_tables(write: Write) -> None:
     [
         ("p.csv", "id,what\n1,a cat\n", None, r"no column called prompt, .*; it has \['id', 'what'\]. Name one"),
         ("p.csv", "id,prompt\n1,a cat\n", "promt", r"no column 'promt'; it has \['id', 'prompt'\]. .*prompt_column"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', None, "is no JSON in line 2"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', None, r"line 2 of .*p\.jsonl is not JSON"),
         ("p.jsonl", '{"prompt": ["a", "b"]}\n', None, "holds a list for a prompt in row 1"),
         ("p.jsonl", "3\n", None, "holds neither a prompt nor a record in row 1"),
         ("p.json", '{"prompt": "a"}', None, "holds a dict, not a list of prompts"),
-        ("p.json", "[", None, "is no JSON"),
+        ("p.json", "[", None, "is not JSON"),
     ],
 )
 def test_tables_are_refused(name: str, raw: str, column: str | None, told: str, write: Write) -> None:
