@@ -14,6 +14,8 @@ Importing this module imports diffusers.
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,8 @@ class DiffusersExpert:
         law = read_noise_law(pipeline.scheduler, latent=vae is not None)
         shape = _shape(network, family, vae, sample_size)
         size = (shape[1], shape[2])
+        if hasattr(family, "spacing"):
+            law = replace(law, spacing=partial(family.spacing, network.config, size))
         autoencoder = Pixels(shape) if vae is None else Autoencoder(vae, size).to(device)
         for name, part in pipeline.components.items():
             if part is network or (part is not None and name.startswith("text_encoder")):
