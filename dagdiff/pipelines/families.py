@@ -210,6 +210,10 @@ class Flux:
         """Even sigmas, and a shift that grows with the image where the scheduler wants one."""
         return even_sigmas(scheduler, steps) | shifting(scheduler, (size[0] // 2) * (size[1] // 2), 1.15)
 
+    def pack(self, x_t: States) -> Tensor:
+        """Return states as the network takes and the pipeline keeps them: a row for each patch."""
+        return pixel_unshuffle(x_t, 2).flatten(2).transpose(1, 2)
+
     def __call__(self, network: Any, x_t: States, timestep: Tensor, given: Any) -> Tensor:
         """Ask about packed states; return the answer unpacked."""
         height, width = x_t.shape[2] // 2, x_t.shape[3] // 2
@@ -217,7 +221,7 @@ class Flux:
         rows, columns = torch.arange(height, device=x_t.device), torch.arange(width, device=x_t.device)
         places = torch.cartesian_prod(torch.zeros(1, dtype=rows.dtype, device=x_t.device), rows, columns)
         packed = network(
-            hidden_states=pixel_unshuffle(x_t, 2).flatten(2).transpose(1, 2),
+            hidden_states=self.pack(x_t),
             encoder_hidden_states=given.hidden,
             pooled_projections=given.pooled,
             timestep=timestep.to(x_t.dtype) / 1000,  # it counts in thousandths itself

@@ -110,7 +110,7 @@ class DiffusersExpert:
         Raises:
             Refusal: if there is no such pipeline, it is incomplete, or its network can't be served.
         """
-        precision = _PRECISIONS[check_in("dtype", dtype, _PRECISIONS)]
+        precision = PRECISIONS[check_in("dtype", dtype, PRECISIONS)]
         wanted = as_prompts(prompts)
         pipeline, network = _load(path, precision, variant, allow_pickle, bank=isinstance(wanted, PromptBank))
         if family is None:
@@ -264,7 +264,8 @@ def _pickled(error: Exception) -> str:
     return f" {PICKLES}" if "safetensors" in str(error) else ""
 
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 PICKLES = (
     "Weights in pickles (.bin), which can run code, are read only with --pipeline.allow_pickle true "
     "(dagdiff shift --expert: --allow_pickle true)."
