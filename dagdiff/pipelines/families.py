@@ -78,7 +78,7 @@ class ImageUNet:
             raise _refuse(network, f"its classes are no numbers (class_embed_type {config.class_embed_type!r})")
         if config.time_embedding_type != "positional":
             raise _refuse(network, f"its clock is no sine (time_embedding_type {config.time_embedding_type!r})")
-        return _labels(network, config.num_class_embeds, wanted.null_class, wanted)
+        return _labels(network, config.num_class_embeds, config.num_class_embeds, wanted.null_class, wanted)
 
     def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
         """Nothing: timesteps are the scheduler's."""
@@ -108,7 +108,8 @@ class DiT:
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """Labels, with a null class of its own."""
         classes = network.config.num_embeds_ada_norm
-        return _labels(network, classes, classes if wanted.null_class is None else wanted.null_class, wanted)
+        null = classes if wanted.null_class is None else wanted.null_class
+        return _labels(network, classes, classes + 1, null, wanted)
 
     def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
         """Nothing: timesteps are the scheduler's."""
@@ -286,12 +287,17 @@ def _bank(network: Any, pipeline: Any, wanted: Wanted, encode: Encode) -> Prompt
     return embed(pipeline, wanted.prompts, network.device, encode)
 
 
-def _labels(network: Any, classes: int | None, null: int | None, wanted: Wanted) -> nn.Module:
-    """Return labels, or nothing for a network without classes."""
+def _labels(network: Any, classes: int | None, rows: int | None, null: int | None, wanted: Wanted) -> nn.Module:
+    """Return labels, or nothing for a network without classes; its embedding has so many rows."""
     if len(wanted.prompts):
         raise _refuse(network, "it takes no text: leave the prompts out", cure=False)
     if classes is None and wanted.null_class is not None:
         raise _refuse(network, f"it has no classes: leave null_class={wanted.null_class} out", cure=False)
+    if rows is not None and null is not None and null >= rows:
+        raise Refusal(
+            f"null_class={null} is no class of this {type(network).__name__}: its embedding has {rows} rows, 0 to "
+            f"{rows - 1}. Name one of them, or leave it out and keep guidance at 1."
+        )
     return Unconditional() if classes is None else Labels(classes, null)
 
 

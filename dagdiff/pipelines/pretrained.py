@@ -265,6 +265,7 @@ def _pickled(error: Exception) -> str:
 
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What --dtype may name."""
 
 PICKLES = (
     "Weights in pickles (.bin), which can run code, are read only with --pipeline.allow_pickle true "
