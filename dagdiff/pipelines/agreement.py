@@ -92,7 +92,7 @@ def check_agreement(
         raise Refusal(
             f"the exported {type(pipeline).__name__} does not sample as this student does: from the same noise their "
             f"ends differ by {agreed.difference:.2g} of the sample's scale, where {agreed.allowed:.2g} is allowed "
-            f"({str(kind).removeprefix('torch.')}). Export with --dtype float32, or report this teacher."
+            f"({str(kind).removeprefix('torch.')}). {_cure(kind)}"
         )
     return agreed
 
@@ -193,7 +193,7 @@ def _called(pipeline: Any, case: _Case, noises: list[Tensor]) -> tuple[Tensor, b
     except Exception as error:  # a pipeline's call may raise anything
         raise Refusal(
             f"the exported {type(pipeline).__name__} can't be called ({type(error).__name__}: {first_line(error)}). "
-            "Export with --dtype float32, or report this teacher."
+            f"{_cure(next(_network(pipeline).parameters()).dtype)}"
         ) from error
     finally:
         del scheduler.step
@@ -242,6 +242,11 @@ def _walked(
         x_t = x_t.to(kind).float()
         x_t = transition(x_t, threshold(policy(x_t, t, condition)), t, s, noise)
     return x_t
+
+
+def _cure(kind: torch.dtype) -> str:
+    report = "Report it, with the teacher's scheduler_config.json."
+    return report if kind == torch.float32 else f"Export with --dtype float32. {report}"
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

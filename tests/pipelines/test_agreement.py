@@ -117,7 +117,7 @@ def test_a_pipeline_that_samples_otherwise_is_refused(name: str, tmp_path: Path)
         check_agreement(pipeline, student, body_of(student), record, other, move, NoThreshold())
     assert pipeline.scheduler.step == step, "the scheduler is left as it was"
     with pytest.raises(Refusal, match=r"can't be called \(TypeError"):
-        check_agreement(pipeline, student, body_of(student), record, other | {"strange": 1}, move, NoThreshold())
+        check_agreement(pipeline, student, body_of(student), record, other | {"guidance_scale": None}, move, NoThreshold())
 
 
 @pytest.mark.parametrize(("name", "seeded"), [("sd", True), ("flux dev", False)])
