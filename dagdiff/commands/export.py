@@ -9,7 +9,15 @@ from dagdiff.checkpoint import follow_umask, load_json, save_json, save_text
 from dagdiff.checks import check_in
 from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.pipelines.agreement import Agreement, check_agreement
-from dagdiff.pipelines.export import body_of, build_pipeline, call_arguments, chain_of, loading_program, model_card
+from dagdiff.pipelines.export import (
+    body_of,
+    build_pipeline,
+    call_arguments,
+    chain_of,
+    is_of_pixels,
+    loading_program,
+    model_card,
+)
 from dagdiff.pipelines.lora import merged, save_adapters
 from dagdiff.pipelines.pretrained import PRECISIONS
 from dagdiff.pipelines.schedulers import ChainRecord
@@ -25,8 +33,8 @@ def export(words: Sequence[str]) -> None:
     """Write the student of a run as a diffusers pipeline, or its low-rank adapters alone, with a model card.
 
     DiffusionPipeline.from_pretrained(FOLDER) loads it, or pipeline.load_lora_weights(FOLDER) the adapters; dagdiff is
-    not needed for that. Before anything is written the pipeline's own loop is run against dagdiff's on a small sample of
-    the same noise; a pipeline that ends elsewhere is refused.
+    not needed for that. Before anything is written the pipeline runs its own loop against dagdiff's on a small sample
+    of the same noise; one that ends elsewhere is refused.
     """
     parser = make_parser("export", export)
     parser.add_argument("folder", type=Path, help="the folder of a run of images or of a pipeline")
@@ -45,7 +53,7 @@ def export(words: Sequence[str]) -> None:
     told = it.config.get("pipeline", {})
     base, steps, whole = told.get("path"), len(it.times) - 1, given.format == "diffusers"
     size = it.task.shape[1:] if told.get("sample_size") else None
-    dtype = PRECISIONS[check_in("dtype", given.dtype or told.get("dtype", "float32"), PRECISIONS)]
+    dtype = PRECISIONS[check_in("dtype", given.dtype or _usual_dtype(told), PRECISIONS)]
     read = told.get("variant"), size, told.get("allow_pickle", False), dtype
     record = chain_of(it.student, it.sampler, it.times, it.threshold)
     pipeline: Any = build_pipeline(it.student, it.sampler, it.times, it.threshold, base, *read)
@@ -66,6 +74,12 @@ def export(words: Sequence[str]) -> None:
     call = ", ".join(f"{name}={value}" for name, value in arguments.items())
     what = type(pipeline).__name__ if whole else f"adapters of a {type(pipeline).__name__}"
     print(f"{what} in {out}; call it with {call}")
+
+
+def _usual_dtype(told: dict[str, Any]) -> str:
+    """The expert's own, but where pipelines of pixels make no images in it."""
+    dtype: str = told.get("dtype", "float32")
+    return "float32" if dtype == "bfloat16" and is_of_pixels(told["path"]) else dtype
 
 
 def _chain(it: Experiment, record: ChainRecord, arguments: dict[str, Any], agreed: Agreement) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def build_pipeline(
     """
     body: Any = merged(body_of(student))
     record = chain_of(student, transition, times, threshold)
-    if base is None or _is_of_pixels(base):
+    if base is None or is_of_pixels(base):
         made = _of_pixels(body if size is None else _sized(body, size), record)
         made.register_modules(unet=_cast(made.unet, dtype or body_of(student).dtype))
         return made
@@ -87,7 +87,7 @@ def check_export(
     """
     body = body_of(student)
     record = chain_of(student, transition, times, threshold)
-    if base is None or _is_of_pixels(base):
+    if base is None or is_of_pixels(base):
         _of_pixels(body, record)
     else:
         _check_clipping(record.scheduler)
@@ -308,7 +308,8 @@ def _empty(index: Any) -> list[str]:
     return [part for part, value in index.items() if value in ([None, None], (None, None))]
 
 
-def _is_of_pixels(base: str) -> bool:
+def is_of_pixels(base: str) -> bool:
+    """Return whether a pipeline has no autoencoder."""
     index = DiffusionPipeline.load_config(base)
     return not {"vae", "vqvae"} & set(index)
 

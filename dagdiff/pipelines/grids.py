@@ -7,6 +7,7 @@ who names timesteps; both are told here too. Grids that are a formula of ours wo
 import inspect
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,9 @@ def explicit(law: NoiseLaw, timesteps: Sequence[float]) -> dict[str, Any]:
     flow = isinstance(law.schedule, FlowSchedule)
     last = law.entries if flow else law.entries - 1
     told = ",".join(f"{each:g}" for each in timesteps)
-    falling = all(before > after for before, after in zip(timesteps, timesteps[1:], strict=False))
+    falling = all(before > after for before, after in pairwise(timesteps))
     whole = flow or all(float(each).is_integer() for each in timesteps)
-    if not timesteps or not falling or not whole or not (0 <= timesteps[-1] and timesteps[0] <= last):
+    if not timesteps or not falling or not whole or not (timesteps[-1] >= 0 and timesteps[0] <= last):
         kind = "numbers above 0" if flow else "whole numbers"
         raise Refusal(
             f"--timesteps {told} must be {kind} that fall, at most {last}: this network's clock has {law.entries} "

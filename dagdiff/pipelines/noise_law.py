@@ -20,7 +20,6 @@ from dagdiff.schedule import FlowSchedule, Schedule, VPSchedule
 from dagdiff.shapes import Times
 from dagdiff.threshold import DynamicThreshold, NoThreshold, StaticThreshold, Threshold
 
-
 Spacing = Callable[[Any, int], dict[str, Any]]
 """``(scheduler, steps) -> arguments``: what a pipeline's call tells ``set_timesteps`` beside the number of steps."""
 

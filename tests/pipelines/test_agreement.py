@@ -1,4 +1,4 @@
-"""The chain of a student and that of its exported pipeline are one: every family, law, number of steps and precision."""
+"""A student's chain and its exported pipeline's are one: every family, law, number of steps and precision."""
 
 import math
 from functools import partial
@@ -101,7 +101,7 @@ def test_in_half_precision_all_parts_have_one_type(name: str, dtype: torch.dtype
     assert kinds == {dtype} and body_of(student).dtype == torch.float32, "the student keeps its own"
     arguments = call_arguments(pipeline, 3)
     found = check_agreement(pipeline, student, body_of(student), record, arguments, move, NoThreshold())
-    assert 0.0 < found.rounding and found.difference <= found.allowed < 0.2
+    assert found.rounding > 0.0 and found.difference <= found.allowed < 0.2
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3"])
@@ -113,11 +113,13 @@ def test_a_pipeline_that_samples_otherwise_is_refused(name: str, tmp_path: Path)
     pipeline = build_pipeline(student, move, times, NoThreshold(), base)
     other = call_arguments(pipeline, 4) | {"guidance_scale": 3.0}
     step = pipeline.scheduler.step
-    with pytest.raises(Refusal, match="does not sample as this student does: .* differ by"):
+    with pytest.raises(Refusal, match=r"does not sample as this student does: .* differ by"):
         check_agreement(pipeline, student, body_of(student), record, other, move, NoThreshold())
     assert pipeline.scheduler.step == step, "the scheduler is left as it was"
     with pytest.raises(Refusal, match=r"can't be called \(TypeError"):
-        check_agreement(pipeline, student, body_of(student), record, other | {"guidance_scale": None}, move, NoThreshold())
+        check_agreement(
+            pipeline, student, body_of(student), record, other | {"guidance_scale": None}, move, NoThreshold()
+        )
 
 
 @pytest.mark.parametrize(("name", "seeded"), [("sd", True), ("flux dev", False)])
@@ -138,7 +140,7 @@ def test_a_pipeline_that_keeps_its_generator_to_itself_is_known(name: str, seede
 @pytest.mark.parametrize("name", FLOW)
 @pytest.mark.parametrize("steps", [1, 2, 4, 5])
 def test_flow_students_are_trained_on_the_grid_that_their_pipeline_runs(name: str, steps: int, tmp_path: Path) -> None:
-    base, teacher = load(name, tmp_path)
+    _, teacher = load(name, tmp_path)
     pipeline = pipelines.seeded(MAKES[name])
     pipeline.set_progress_bar_config(disable=True)
     size = {"height": 16, "width": 16, "max_sequence_length": 16}
@@ -208,7 +210,7 @@ def test_timesteps_that_can_t_be_are_refused(timesteps: tuple[float, ...], match
 
 def test_a_scheduler_that_takes_no_timesteps_is_refused() -> None:
     scheduler = DDIMScheduler(clip_sample=False)
-    with pytest.raises(Refusal, match="DDIMScheduler takes no timesteps of your own. Name another with --scheduler"):
+    with pytest.raises(Refusal, match=r"DDIMScheduler takes no timesteps of your own. Name another with --scheduler"):
         read_grid(scheduler, read_noise_law(scheduler), 1, (800,))
 
 
