@@ -5,11 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff import __version__
-from dagdiff.checkpoint import follow_umask, save_text
+from dagdiff.checkpoint import follow_umask, save_json, save_text
 from dagdiff.checks import check_in
 from dagdiff.commands import add_trust, check_given, make_parser
-from dagdiff.pipelines.export import body_of, build_pipeline, call_arguments, loading_program, model_card
-from dagdiff.pipelines.lora import save_adapters
+from dagdiff.pipelines.agreement import Agreement, check_agreement
+from dagdiff.pipelines.export import (
+    body_of,
+    build_pipeline,
+    call_arguments,
+    chain_of,
+    is_of_pixels,
+    loading_program,
+    model_card,
+)
+from dagdiff.pipelines.lora import merged, save_adapters
+from dagdiff.pipelines.pretrained import PRECISIONS
+from dagdiff.pipelines.schedulers import ChainRecord
 from dagdiff.reading import read_json
 from dagdiff.runs import config
 from dagdiff.runs.experiment import Experiment
@@ -23,13 +34,17 @@ def export(words: Sequence[str]) -> None:
     """Write the student of a run as a diffusers pipeline, or its low-rank adapters alone, with a model card.
 
     DiffusionPipeline.from_pretrained(FOLDER) loads it, or pipeline.load_lora_weights(FOLDER) the adapters; dagdiff is
-    not needed for that.
+    not needed for that. Before anything is written the pipeline runs its own loop against dagdiff's on a small sample
+    of the same noise; one that ends elsewhere is refused.
     """
     parser = make_parser("export", export)
     parser.add_argument("folder", type=Path, help="the folder of a run of images or of a pipeline")
     parser.add_argument("--format", default="diffusers", help="diffusers: a whole pipeline; lora: the adapters alone")
     parser.add_argument("--out", type=Path | None, default=None, help="the folder to fill; it must be new or empty")
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
+    parser.add_argument(
+        "--dtype", type=str | None, default=None, help="of all weights: float32, bfloat16 or float16; the expert's"
+    )
     add_trust(parser)
     given = config.read(parser, words)
     check_in("format", given.format, FORMATS)
@@ -39,22 +54,48 @@ def export(words: Sequence[str]) -> None:
     told = it.config.get("pipeline", {})
     base, steps, whole = told.get("path"), len(it.times) - 1, given.format == "diffusers"
     size = it.task.shape[1:] if told.get("sample_size") else None
-    read = told.get("variant"), size, told.get("allow_pickle", False)
+    dtype = PRECISIONS[check_in("dtype", given.dtype or _usual_dtype(told), PRECISIONS)]
+    read = told.get("variant"), size, told.get("allow_pickle", False), dtype
+    record = chain_of(it.student, it.sampler, it.times, it.threshold)
     pipeline: Any = build_pipeline(it.student, it.sampler, it.times, it.threshold, base, *read)
-    arguments = call_arguments(pipeline, steps, size)
+    arguments = call_arguments(pipeline, steps, size, record.call)
+    body = merged(body_of(it.student))
+    agreed = check_agreement(pipeline, it.student, body, record, arguments, it.sampler, it.threshold)
     if whole:
         pipeline.save_pretrained(out)
     else:
         save_adapters(pipeline, body_of(it.student), out)
         pipeline.scheduler.save_pretrained(out / "scheduler")
+    save_json(out / "chain.json", _chain(it, record, arguments, agreed))
     follow_umask(out)
     of = None if whole else _public(str(base), "path/to/")
-    program = loading_program(pipeline, arguments, of, told.get("variant"))
+    program = loading_program(pipeline, arguments, of, told.get("variant"), agreed.seeded)
     card = model_card(given.folder.resolve().name, _teacher(it), steps, program, _facts(it, given.folder))
     save_text(out / "README.md", card)
     call = ", ".join(f"{name}={value}" for name, value in arguments.items())
     what = type(pipeline).__name__ if whole else f"adapters of a {type(pipeline).__name__}"
     print(f"{what} in {out}; call it with {call}")
+
+
+def _usual_dtype(told: dict[str, Any]) -> str:
+    """The expert's own, but where pipelines of pixels make no images in it."""
+    dtype: str = told.get("dtype", "float32")
+    return "float32" if dtype == "bfloat16" and is_of_pixels(told["path"]) else dtype
+
+
+def _chain(it: Experiment, record: ChainRecord, arguments: dict[str, Any], agreed: Agreement) -> dict[str, Any]:
+    """The record of the chain, as it lies beside the pipeline."""
+    return {
+        "steps": record.steps,
+        "timesteps": list(record.timesteps),
+        "times": record.times.tolist(),
+        "clock": record.entries,
+        "law": type(it.sampler).__name__,
+        "prediction": record.prediction,
+        "guidance_inside": it.settings.guidance,
+        "call": arguments,
+        "difference_from_dagdiff": agreed.difference,
+    }
 
 
 def _teacher(it: Experiment) -> str:

@@ -82,10 +82,21 @@ def load_pair(given: Any) -> Pair:
     if given.lora:
         with_adapters(student, of, given.lora, given.variant, given.allow_pickle)
     scheduler = read_scheduler(of, given.scheduler)
-    sampler = read_sampler(scheduler, student.network.law, given.steps)
+    timesteps = None if given.timesteps is None else read_timesteps(given.timesteps)
+    steps = given.steps if timesteps is None else len(timesteps)
+    sampler = read_sampler(scheduler, student.network.law, steps, timesteps)
     told = ", ".join(f"{time:.3f}" for time in sampler.times.tolist())
     law = f"{type(scheduler).__name__} ({type(sampler.transition).__name__}) at the times {told}"
+    law += "".join(f", called with {name}={value}" for name, value in sampler.call.items())
     return Pair(teacher, student, sampler, f"the student's sampler: {law}")
+
+
+def read_timesteps(text: str) -> list[float]:
+    """Return the numbers of a text with commas."""
+    try:
+        return [float(each) for each in text.strip("[]() ").split(",")]
+    except ValueError:
+        raise Refusal(f"--timesteps {text} are no numbers. Pass e.g. --timesteps 999,749,499,249.") from None
 
 
 def check_alike(teacher: DiffusersExpert, student: DiffusersExpert, expert: str, of: str) -> None:
@@ -172,6 +183,9 @@ def _parser() -> Any:
         "--scheduler", type=str | None, default=None, help="a sampler's class in place of the student's own"
     )
     parser.add_argument("--steps", type=int, default=4, help="of the student's sampler")
+    parser.add_argument(
+        "--timesteps", type=str | None, default=None, help="of the sampler in place of its own, e.g. 999,749,499,249"
+    )
     parser.add_argument("--prompts", type=str | None, default=None, help="a file of prompts, or a bank of embeddings")
     parser.add_argument("--prompt_column", type=str | None, default=None, help="of a table of prompts or captions")
     parser.add_argument("--images", type=Path | None, default=None, help="a folder or .npz file for forward states")

@@ -7,8 +7,11 @@ autoencoder, tokenizers, text encoders.
 
 import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any, cast
 
+import diffusers
+import torch
 from diffusers import (
     ConsistencyModelPipeline,
     DDIMPipeline,
@@ -24,7 +27,7 @@ from dagdiff.checks import Refusal, first_line
 from dagdiff.pipelines.families import Flux
 from dagdiff.pipelines.lora import merged
 from dagdiff.pipelines.pretrained import PretrainedNetwork, safetensors_only
-from dagdiff.pipelines.schedulers import few_step_scheduler
+from dagdiff.pipelines.schedulers import ChainRecord, own_law, record_chain
 from dagdiff.policies.student import Student
 from dagdiff.policies.unet import UNet
 from dagdiff.shapes import Times
@@ -41,8 +44,9 @@ def build_pipeline(
     variant: str | None = None,
     size: tuple[int, ...] | None = None,
     allow_pickle: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Any:
-    """Return the student as a diffusers pipeline.
+    """Return the student as a diffusers pipeline, all of it in one precision.
 
     Args:
         student: of images, or of a pipeline's states.
@@ -54,21 +58,24 @@ def build_pipeline(
         variant: of the base's weight files, such as fp16.
         size: of its states, where it is not the network's usual one.
         allow_pickle: read the base's weights from pickles where there are no safetensors; a pickle can run code.
+        dtype: of all weights; None takes that of the base's network as it is saved, or of the student's own.
 
     Raises:
         Refusal: if no stock pipeline has such a network, no scheduler such a chain, or the base can't be read.
     """
     body: Any = merged(body_of(student))
-    scheduler = _scheduler(student, transition, times, threshold)
-    if base is None or _is_of_pixels(base):
-        return _of_pixels(body if size is None else _sized(body, size), scheduler)
-    _check_clipping(scheduler)
+    record = chain_of(student, transition, times, threshold)
+    if base is None or is_of_pixels(base):
+        made = _of_pixels(body if size is None else _sized(body, size), record)
+        made.register_modules(unet=_cast(made.unet, dtype or body_of(student).dtype))
+        return made
+    _check_clipping(record.scheduler)
     pipeline = _whole(base, variant, allow_pickle)
+    check_told(pipeline, record)
     name = "unet" if hasattr(pipeline, "unet") else "transformer"
-    wanted = getattr(pipeline, name).dtype
-    body = body if body.dtype == wanted else copy.deepcopy(body).to(wanted)  # the student keeps its precision
-    pipeline.register_modules(**{name: body, "scheduler": scheduler})
-    return pipeline
+    wanted = dtype or getattr(pipeline, name).dtype
+    pipeline.register_modules(**{name: _cast(body, wanted), "scheduler": record.scheduler})
+    return pipeline.to(wanted)
 
 
 def check_export(
@@ -79,18 +86,41 @@ def check_export(
     Arguments as there.
     """
     body = body_of(student)
-    scheduler = _scheduler(student, transition, times, threshold)
-    if base is None or _is_of_pixels(base):
-        _of_pixels(body, scheduler)
+    record = chain_of(student, transition, times, threshold)
+    if base is None or is_of_pixels(base):
+        _of_pixels(body, record)
     else:
-        _check_clipping(scheduler)
+        _check_clipping(record.scheduler)
+        check_told(getattr(diffusers, DiffusionPipeline.load_config(base)["_class_name"]), record)
 
 
-def _scheduler(student: nn.Module, transition: Transition, times: Times, threshold: Threshold) -> Any:
-    """The scheduler of the student's chain, on the clock that its network reads."""
+def chain_of(student: nn.Module, transition: Transition, times: Times, threshold: Threshold) -> ChainRecord:
+    """Return the record of the student's chain, on the clock that its network reads.
+
+    Raises:
+        Refusal: if no scheduler can be told it.
+    """
     read = cast(Any, student)
-    clock = {"entries": read.network.law.entries} if isinstance(read.network, PretrainedNetwork) else {}
-    return few_step_scheduler(transition, times, read.schedule, read.prediction, threshold, **clock)
+    pretrained = isinstance(read.network, PretrainedNetwork)
+    law = read.network.law if pretrained else own_law(read.schedule, read.prediction)
+    return record_chain(transition, times, law, threshold)
+
+
+def check_told(pipeline: Any, record: ChainRecord) -> None:
+    """Refuse a pipeline, or its class, whose call can't be told the timesteps or sigmas that a chain needs."""
+    strange = [name for name in record.call if name not in inspect.signature(pipeline.__call__).parameters]
+    if strange:
+        kind = pipeline if isinstance(pipeline, type) else type(pipeline)
+        raise Refusal(
+            f"a {kind.__name__} can't be called with {strange[0]} of one's own, and this student has "
+            f"{[round(each, 3) for each in record.timesteps]}. Distil on the usual grid: without timesteps."
+        )
+
+
+def _cast(body: Any, dtype: torch.dtype) -> Any:
+    """A network in another precision; the student keeps its own."""
+    same = all(weight.dtype == dtype for weight in body.parameters())
+    return body if same else copy.deepcopy(body).to(dtype)
 
 
 def body_of(student: nn.Module) -> Any:
@@ -109,13 +139,21 @@ def body_of(student: nn.Module) -> Any:
     raise Refusal(f"no diffusers pipeline holds a {type(network).__name__}. Export a student of images.")
 
 
-def call_arguments(pipeline: Any, steps: int, size: tuple[int, ...] | None = None) -> dict[str, Any]:
+def call_arguments(
+    pipeline: Any, steps: int, size: tuple[int, ...] | None = None, call: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return what an exported pipeline must be called with, so that it makes the student's chain.
 
     Guidance is off, for it is in the student; networks that are told a weight (FLUX.1-dev) hear the one they were
-    trained with here. ``size`` is that of states, where it is not the network's usual one.
+    trained with here.
+
+    Args:
+        pipeline: what was exported.
+        steps: K.
+        size: of states, where it is not the network's usual one.
+        call: timesteps or sigmas of the chain's record, in place of K.
     """
-    told: dict[str, Any] = {"num_inference_steps": steps}
+    told: dict[str, Any] = dict(call) if call else {"num_inference_steps": steps}
     scheduler: Any = pipeline.scheduler
     if isinstance(pipeline, DDIMPipeline) and _clips(scheduler):
         told["use_clipped_model_output"] = True
@@ -129,7 +167,11 @@ def call_arguments(pipeline: Any, steps: int, size: tuple[int, ...] | None = Non
 
 
 def loading_program(
-    pipeline: Any, arguments: dict[str, Any], adapters_of: str | None = None, variant: str | None = None
+    pipeline: Any,
+    arguments: dict[str, Any],
+    adapters_of: str | None = None,
+    variant: str | None = None,
+    seeded: bool = True,
 ) -> str:
     """Return the few lines of Python that load an exported folder and make an image.
 
@@ -138,12 +180,16 @@ def loading_program(
         arguments: of its call, see :func:`call_arguments`.
         adapters_of: the pipeline that the folder's adapters are for; None if the folder is a whole pipeline.
         variant: of the weight files of the pipeline that the adapters are for.
+        seeded: whether the pipeline hands its generator to its scheduler; else the program does.
     """
     asked = next((text for name, text in _ASKED.items() if name in _parameters(pipeline)), "")
     call = asked + ", ".join(f"{key}={value}" for key, value in arguments.items())
     kind, place = type(pipeline.scheduler).__name__, '"path/to/this/folder"'
     wanted = [part for part in _empty(pipeline.config) if part not in pipeline._optional_components]
     without = "".join(f", {part}=None" for part in wanted)
+    dtype = next(_network(pipeline).parameters()).dtype
+    half = dtype != torch.float32
+    without = f", dtype={dtype}{without}" if half else without
     imported, loaded = "DiffusionPipeline", [f"pipeline = DiffusionPipeline.from_pretrained({place}{without})"]
     if adapters_of is not None:
         imported, read = f"DiffusionPipeline, {kind}", f', variant="{variant}"' if variant else ""
@@ -152,7 +198,17 @@ def loading_program(
             f"pipeline.load_lora_weights({place})",
             f'pipeline.scheduler = {kind}.from_pretrained({place}, subfolder="scheduler")',
         ]
-    return "\n".join([f"from diffusers import {imported}", "", *loaded, f"image = pipeline({call}).images[0]"])
+    first = [f"from diffusers import {imported}", ""]
+    if half or not seeded:
+        first.insert(0, "import torch")
+    if not seeded:  # the noise that is drawn between steps would not follow the call's generator
+        first.insert(0, "from functools import partial\n")
+        loaded += [
+            "generator = torch.Generator().manual_seed(0)",
+            "pipeline.scheduler.step = partial(pipeline.scheduler.step, generator=generator)",
+        ]
+        call += ", generator=generator"
+    return "\n".join([*first, *loaded, f"image = pipeline({call}).images[0]"])
 
 
 def model_card(name: str, teacher: str, steps: int, program: str, facts: dict[str, Any]) -> str:
@@ -178,8 +234,9 @@ A student of {steps} step{"s" if steps > 1 else ""}, distilled from {teacher} wi
 {program}
 ```
 
-Its scheduler holds the grid it was trained for: keep the number of steps. What guidance the teacher was given is in
-the student already, so leave the pipeline's own as it is in this call.
+Call it with just these arguments. It was trained for {steps} step{"s" if steps > 1 else ""}, and its scheduler holds
+that grid: any other number is another chain, which it has not learned, and nothing will warn you. What guidance the
+teacher was given is in the student already: another weight than the one in this call is applied on top of it.
 
 | | |
 |---|---|
@@ -193,9 +250,9 @@ _ASKED = {"prompt": '"a prompt", ', "class_labels": "class_labels=[0], "}
 """What an image is asked for by, as the first words of a call."""
 
 
-def _of_pixels(network: Any, scheduler: Any) -> Any:
+def _of_pixels(network: Any, record: ChainRecord) -> Any:
     """The stock pipeline of a pixel network: each of the three leaves its scheduler as it is."""
-    config = network.config
+    config, scheduler = network.config, record.scheduler
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchLCMScheduler):
         raise Refusal("diffusers has no pipeline of pixels on rectified flow. Export a student of a VP schedule.")
     if config.out_channels != config.in_channels:
@@ -203,19 +260,25 @@ def _of_pixels(network: Any, scheduler: Any) -> Any:
             f"this network tells a variance too ({config.out_channels} channels for {config.in_channels}), which few-"
             "step schedulers take for a part of the guess. Distil a teacher that predicts the mean alone."
         )
-    if config.num_class_embeds is not None:
+    if config.num_class_embeds is not None or record.call:  # of the three, one can be told timesteps
         return _labelled(network, scheduler)
     kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
     return kind(unet=network, scheduler=scheduler)
 
 
 def _labelled(network: Any, scheduler: Any) -> Any:
-    """The one stock pipeline that tells a UNet2DModel a class: made for consistency models, it asks any scheduler."""
+    """The one stock pipeline that tells a UNet2DModel a class: made for consistency models, it asks any scheduler.
+
+    It is also the one whose call takes timesteps.
+    """
     _check_clipping(scheduler)
     size = network.config.sample_size
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) > 1:
-        raise Refusal(f"diffusers' pipeline with classes makes squares; got {tuple(size)}. Distil an unlabelled task.")
+        raise Refusal(
+            f"diffusers' pipeline with classes or timesteps makes squares; got {tuple(size)}. Distil an unlabelled "
+            "task on the usual grid."
+        )
     return ConsistencyModelPipeline(unet=_sized(network, sides.pop()), scheduler=scheduler)
 
 
@@ -245,7 +308,8 @@ def _empty(index: Any) -> list[str]:
     return [part for part, value in index.items() if value in ([None, None], (None, None))]
 
 
-def _is_of_pixels(base: str) -> bool:
+def is_of_pixels(base: str) -> bool:
+    """Return whether a pipeline has no autoencoder."""
     index = DiffusionPipeline.load_config(base)
     return not {"vae", "vqvae"} & set(index)
 
@@ -261,6 +325,10 @@ def _check_clipping(scheduler: Any) -> None:
 
 def _clips(scheduler: Any) -> bool:
     return bool(scheduler.config.clip_sample or scheduler.config.thresholding)
+
+
+def _network(pipeline: Any) -> Any:
+    return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
 
 
 def _parameters(pipeline: Any) -> Any:

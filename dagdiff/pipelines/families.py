@@ -1,7 +1,8 @@
 """How each family of diffusers networks is asked: what it takes beside the state and the time, and what it answers.
 
-A family knows a network's configuration and never its weights. One that is missing here is a class of these five
-methods; hand an instance to ``DiffusersExpert.from_pretrained(family=...)``.
+A family knows a network's configuration and never its weights. One that is missing here is a class of these
+methods (without ``spacing`` its pipeline leaves timesteps to the scheduler); hand an instance to
+``DiffusersExpert.from_pretrained(family=...)``.
 """
 
 from collections.abc import Sequence
@@ -46,6 +47,10 @@ class Family(Protocol):
         """Return what turns a condition into what the network takes; refuse a network that wants something else."""
         ...
 
+    def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
+        """Return what its pipeline's call tells ``scheduler.set_timesteps`` for states of that size: sigmas, mu."""
+        ...
+
     def __call__(self, network: Any, x_t: States, timestep: Tensor, given: Any) -> Tensor:
         """Ask the network."""
         ...
@@ -73,7 +78,11 @@ class ImageUNet:
             raise _refuse(network, f"its classes are no numbers (class_embed_type {config.class_embed_type!r})")
         if config.time_embedding_type != "positional":
             raise _refuse(network, f"its clock is no sine (time_embedding_type {config.time_embedding_type!r})")
-        return _labels(network, config.num_class_embeds, wanted.null_class, wanted)
+        return _labels(network, config.num_class_embeds, config.num_class_embeds, wanted.null_class, wanted)
+
+    def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
+        """Nothing: timesteps are the scheduler's."""
+        return {}
 
     def __call__(self, network: Any, x_t: States, timestep: Tensor, given: Tensor | None) -> Tensor:
         """Ask with classes or none."""
@@ -99,7 +108,12 @@ class DiT:
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """Labels, with a null class of its own."""
         classes = network.config.num_embeds_ada_norm
-        return _labels(network, classes, classes if wanted.null_class is None else wanted.null_class, wanted)
+        null = classes if wanted.null_class is None else wanted.null_class
+        return _labels(network, classes, classes + 1, null, wanted)
+
+    def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
+        """Nothing: timesteps are the scheduler's."""
+        return {}
 
     def __call__(self, network: Any, x_t: States, timestep: Tensor, given: Any) -> Tensor:
         """Ask with classes."""
@@ -151,6 +165,10 @@ class SD3(DiT):
             type(network).__name__, bank, hidden=config.joint_attention_dim, pooled=config.pooled_projection_dim
         )
 
+    def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
+        """A shift that grows with the image, where the scheduler wants one."""
+        return shifting(scheduler, (size[0] // config.patch_size) * (size[1] // config.patch_size), 1.16)
+
     def __call__(self, network: Any, x_t: States, timestep: Tensor, given: Any) -> Tensor:
         """Ask with the prompts' embeddings and their summaries."""
         output: Tensor = network(x_t, given.hidden, given.pooled, timestep).sample
@@ -189,6 +207,14 @@ class Flux:
             type(network).__name__, bank, hidden=config.joint_attention_dim, pooled=config.pooled_projection_dim
         )
 
+    def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
+        """Even sigmas, and a shift that grows with the image where the scheduler wants one."""
+        return even_sigmas(scheduler, steps) | shifting(scheduler, (size[0] // 2) * (size[1] // 2), 1.15)
+
+    def pack(self, x_t: States) -> Tensor:
+        """Return states as the network takes and the pipeline keeps them: a row for each patch."""
+        return pixel_unshuffle(x_t, 2).flatten(2).transpose(1, 2)
+
     def __call__(self, network: Any, x_t: States, timestep: Tensor, given: Any) -> Tensor:
         """Ask about packed states; return the answer unpacked."""
         height, width = x_t.shape[2] // 2, x_t.shape[3] // 2
@@ -196,7 +222,7 @@ class Flux:
         rows, columns = torch.arange(height, device=x_t.device), torch.arange(width, device=x_t.device)
         places = torch.cartesian_prod(torch.zeros(1, dtype=rows.dtype, device=x_t.device), rows, columns)
         packed = network(
-            hidden_states=pixel_unshuffle(x_t, 2).flatten(2).transpose(1, 2),
+            hidden_states=self.pack(x_t),
             encoder_hidden_states=given.hidden,
             pooled_projections=given.pooled,
             timestep=timestep.to(x_t.dtype) / 1000,  # it counts in thousandths itself
@@ -215,6 +241,30 @@ FAMILIES: dict[str, Family] = {
     "FluxTransformer2DModel": Flux(),
 }
 """The families that are served, by the class of their network in diffusers."""
+
+
+def even_sigmas(scheduler: Any, steps: int) -> dict[str, Any]:
+    """The sigmas 1, ..., 1 / K that many pipelines of rectified flow pass, before any shift."""
+    if getattr(scheduler.config, "use_flow_sigmas", False):
+        return {}
+    return {"sigmas": [1.0 - step / steps for step in range(steps)]}
+
+
+def shifting(scheduler: Any, tokens: int, usual: float) -> dict[str, Any]:
+    """The exponent mu of the shift for an image of so many tokens: linear between the two that the scheduler tells.
+
+    Args:
+        scheduler: where ``use_dynamic_shifting`` is off, nothing is told.
+        tokens: that the network makes of the image.
+        usual: ``max_shift``, where the scheduler tells none.
+    """
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return {}
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", usual)
+    return {"mu": low + (high - low) / (most - least) * (tokens - least)}
+
 
 _TEXT_ALONE = {
     "class_embed_type": (None,),
@@ -237,12 +287,17 @@ def _bank(network: Any, pipeline: Any, wanted: Wanted, encode: Encode) -> Prompt
     return embed(pipeline, wanted.prompts, network.device, encode)
 
 
-def _labels(network: Any, classes: int | None, null: int | None, wanted: Wanted) -> nn.Module:
-    """Return labels, or nothing for a network without classes."""
+def _labels(network: Any, classes: int | None, rows: int | None, null: int | None, wanted: Wanted) -> nn.Module:
+    """Return labels, or nothing for a network without classes; its embedding has so many rows."""
     if len(wanted.prompts):
         raise _refuse(network, "it takes no text: leave the prompts out", cure=False)
     if classes is None and wanted.null_class is not None:
         raise _refuse(network, f"it has no classes: leave null_class={wanted.null_class} out", cure=False)
+    if rows is not None and null is not None and null >= rows:
+        raise Refusal(
+            f"null_class={null} is no class of this {type(network).__name__}: its embedding has {rows} rows, 0 to "
+            f"{rows - 1}. Name one of them, or leave it out and keep guidance at 1."
+        )
     return Unconditional() if classes is None else Labels(classes, null)
 
 

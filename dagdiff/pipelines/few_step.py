@@ -7,28 +7,35 @@ bend a sampler (Karras' noise levels, solver orders, clipping), so the scheduler
 timesteps with random answers of a network, and where a step lands elsewhere than the law's it is refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
+from torch import Tensor
 
-from dagdiff.checks import Refusal, check_at_least, first_line
+from dagdiff.checks import Refusal, first_line
+from dagdiff.pipelines.grids import read_grid, unshifted
 from dagdiff.pipelines.noise_law import NoiseLaw
 from dagdiff.pipelines.pretrained import PICKLES, DiffusersExpert, safetensors_only
-from dagdiff.schedule import Schedule
+from dagdiff.schedule import FlowSchedule, Schedule
 from dagdiff.shapes import Times
 from dagdiff.transition import Ddim, Renoise, Transition
 
 
 class Sampler(NamedTuple):
-    """How a student is sampled: its law of motion, and its grid of times, ``(K + 1,)``, down to 0."""
+    """How a student is sampled."""
 
     transition: Transition
+    """Its law of motion."""
     times: Times
+    """Its grid, ``(K + 1,)``, down to 0."""
+    call: Mapping[str, Any] = MappingProxyType({})
+    """What its pipeline must be called with to be sampled so."""
 
 
 class _Kind(NamedTuple):
@@ -72,40 +79,39 @@ def read_scheduler(path: str, kind: str | None = None) -> Any:
         ) from None
 
 
-def read_sampler(scheduler: Any, law: NoiseLaw, steps: int) -> Sampler:
-    """Return the sampler that a student's scheduler is, set to so many steps.
+def read_sampler(scheduler: Any, law: NoiseLaw, steps: int, timesteps: Sequence[float] | None = None) -> Sampler:
+    """Return the sampler that a student's scheduler is, set to so many steps or to timesteps of one's own.
 
     The grid goes on to clean data where Stable Diffusion's DDIM stops at the first entry of its table
     (``set_alpha_to_one=False``); chains start from noise of unit variance.
 
     Args:
         scheduler: a diffusers scheduler; its timesteps are set.
-        law: the noise law of the same scheduler.
+        law: the noise law of the same states, and what their pipeline's call tells a scheduler.
         steps: K.
+        timesteps: at which the network is asked instead of the usual ones; None takes those of the pipeline's call.
 
     Raises:
-        Refusal: if its class is not served, it has no grid of so many steps, or its steps are not its law's.
+        Refusal: if its class is not served, it has no such grid, or its steps are not its law's.
     """
-    check_at_least("steps", steps, 1)
     name = type(scheduler).__name__
     if name not in SAMPLERS:
         raise Refusal(f"the steps of {name} are not known here. Save the student with one of {_served()}.")
     kind = SAMPLERS[name]
-    try:
-        scheduler.set_timesteps(steps)
-    except (ValueError, TypeError) as error:
-        raise Refusal(
-            f"{name} has no grid of {steps} steps ({first_line(error)}). Name another number of steps."
-        ) from None
-    found = Sampler(kind.law(law.schedule), law.times(scheduler.timesteps))
-    if len(found.times) != steps + 1:
-        raise Refusal(f"{name} takes {len(found.times) - 1} different steps where {steps} are asked. {_other()}")
-    if found.times[0] < 0.5:
+    if timesteps is not None and isinstance(law.schedule, FlowSchedule):
+        scheduler = unshifted(scheduler)
+    found = Sampler(kind.law(law.schedule), read_grid(scheduler, law, steps, timesteps))
+    if timesteps is None and found.times[0] < 0.5:
         raise Refusal(
             f"{name} begins {steps} step{'s' * (steps > 1)} at the time {found.times[0]:.3f}, with hardly any noise. "
             "Name more steps, or save the student with timestep_spacing='trailing'."
         )
-    _try(scheduler, found, law, kind.divided)
+    fault = _fault(scheduler, found, law, kind.divided)
+    if fault and isinstance(scheduler, DDIMScheduler):  # it keeps the noise of the guess before its threshold
+        found = found._replace(call={"use_clipped_model_output": True})
+        fault = _fault(scheduler, found, law, kind.divided) and fault
+    if fault:
+        raise Refusal(fault)
     return found
 
 
@@ -136,29 +142,37 @@ def with_adapters(
 
 
 @torch.no_grad()
-def _try(scheduler: Any, sampler: Sampler, law: NoiseLaw, divided: bool) -> None:
-    """Refuse a scheduler that lands elsewhere than the law on its own chain under random answers."""
+def _fault(scheduler: Any, sampler: Sampler, law: NoiseLaw, divided: bool) -> str:
+    """Where a scheduler lands elsewhere than the law on its own chain under random answers, in words; or nothing."""
     draws = torch.Generator().manual_seed(0)
     fresh, again = (torch.Generator().manual_seed(1) for _ in range(2))
     x_t = torch.randn((2, 4, 8, 8), generator=draws)
+    scheduler._step_index = None  # a second trial begins anew
     grid = zip(scheduler.timesteps, sampler.times[:-1], sampler.times[1:], strict=True)
     for step, (timestep, t, s) in enumerate(grid):
         t, s = t.expand(len(x_t)), s.expand(len(x_t))
         output = torch.randn(x_t.shape, generator=draws)
         x0 = law.threshold(law.prediction.guess(x_t, output, t, law.schedule))
         want = sampler.transition(x_t, x0, t, s, torch.randn(x_t.shape, generator=again))
-        here, there = ((float(law.schedule(time)[0][0]) if divided else 1.0) for time in (t, s))
+        here, there = _divisors(scheduler.sigmas, step) if divided else (1.0, 1.0)
         if divided:
             scheduler.scale_model_input(x_t / here, timestep)  # Euler complains where nobody has asked
-        x_s = scheduler.step(output, timestep, x_t / here, generator=fresh).prev_sample * there
+        x_s = scheduler.step(output, timestep, x_t / here, generator=fresh, **sampler.call).prev_sample * there
         error = float((x_s - want).norm() / want.norm())
         last = step == len(sampler.times) - 2
         if not error < (_LAST if last else _EXACT):
-            raise Refusal(
+            return (
                 f"step {step} of {type(scheduler).__name__} is not that of {type(sampler.transition).__name__} on its "
                 f"own noise law: it lands {error:.2g} of the state away. {_other()}"
             )
         x_t = x_s
+    return ""
+
+
+def _divisors(sigmas: Tensor, step: int) -> tuple[float, float]:
+    """What a scheduler has divided its states by before and after a step: alpha, by its own table of sigma / alpha."""
+    before, after = (float((1.0 + sigmas[place].double() ** 2) ** -0.5) for place in (step, step + 1))
+    return before, after
 
 
 def _served() -> str:

@@ -51,7 +51,10 @@ def lora_student(
 
 
 def merged(body: nn.Module) -> nn.Module:
-    """Return a copy of a network with its adapters added to its weights; one without adapters as it is."""
+    """Return a copy of a network with its adapters added to its weights; one without adapters as it is.
+
+    Layers that have adapters come in float32: in half precision a small change of a weight is rounded away.
+    """
     if not has_adapters(body):
         return body
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -59,7 +62,7 @@ def merged(body: nn.Module) -> nn.Module:
     whole = copy.deepcopy(body)
     for name, layer in list(whole.named_modules()):
         if isinstance(layer, BaseTunerLayer):
-            layer.merge()
+            layer.float().merge()
             parent = whole.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
     whole.__dict__.pop("peft_config", None)

@@ -6,7 +6,8 @@ here: the table ``alphas_cumprod`` (or rectified flow), what the network predict
 variance-preserving law, and steps bring in offsets, spacings and histories that are the sampler's own.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from dagdiff.schedule import FlowSchedule, Schedule, VPSchedule
 from dagdiff.shapes import Times
 from dagdiff.threshold import DynamicThreshold, NoThreshold, StaticThreshold, Threshold
 
+Spacing = Callable[[Any, int], dict[str, Any]]
+"""``(scheduler, steps) -> arguments``: what a pipeline's call tells ``set_timesteps`` beside the number of steps."""
+
+
+def no_spacing(scheduler: Any, steps: int) -> dict[str, Any]:
+    """Return nothing: most pipelines leave timesteps to their scheduler."""
+    return {}
+
 
 @dataclass(frozen=True)
 class NoiseLaw:
@@ -30,6 +39,8 @@ class NoiseLaw:
         threshold: the range of clean data as the scheduler's ``clip_sample`` or ``thresholding`` tells it.
         entries: T, the length of its clock.
         first: the table's entry i is the time (i + first) / T: 1 for tables, whose time 0 is clean data, 0 for flow.
+        scheduler: the pipeline's own, whose configuration tells how rectified flow is spaced; None if there is none.
+        spacing: what the pipeline's call tells a scheduler beside the number of steps.
     """
 
     schedule: Schedule
@@ -37,6 +48,8 @@ class NoiseLaw:
     threshold: Threshold
     entries: int
     first: int
+    scheduler: Any = field(default=None, compare=False, repr=False)
+    spacing: Spacing = field(default=no_spacing, compare=False, repr=False)
 
     def timestep(self, t: Times) -> Tensor:
         """Return the network's own timesteps at times ``t``, ``(B,)`` floats.
@@ -75,7 +88,7 @@ def read_noise_law(scheduler: Any, latent: bool = False) -> NoiseLaw:
             raise Refusal(
                 f"{_name(scheduler)} runs its noise upside down (invert_sigmas), which is not served. {_CURE}"
             )
-        return NoiseLaw(FlowSchedule(), FLOW, threshold, entries, first=0)
+        return NoiseLaw(FlowSchedule(), FLOW, threshold, entries, first=0, scheduler=scheduler)
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None or config.get("timestep_type") == "continuous":
         raise Refusal(
@@ -85,7 +98,7 @@ def read_noise_law(scheduler: Any, latent: bool = False) -> NoiseLaw:
     prediction = _prediction(scheduler)
     if config.get("rescale_betas_zero_snr"):  # Euler keeps a trace of signal there to divide by, and its table rises
         table = torch.cat([table[:-1], table.new_zeros(1)])
-    return NoiseLaw(VPSchedule(table), prediction, threshold, entries, first=1)
+    return NoiseLaw(VPSchedule(table), prediction, threshold, entries, first=1, scheduler=scheduler)
 
 
 def _prediction(scheduler: Any) -> Prediction:

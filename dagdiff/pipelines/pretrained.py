@@ -14,6 +14,8 @@ Importing this module imports diffusers.
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ class DiffusersExpert:
         Raises:
             Refusal: if there is no such pipeline, it is incomplete, or its network can't be served.
         """
-        precision = _PRECISIONS[check_in("dtype", dtype, _PRECISIONS)]
+        precision = PRECISIONS[check_in("dtype", dtype, PRECISIONS)]
         wanted = as_prompts(prompts)
         pipeline, network = _load(path, precision, variant, allow_pickle, bank=isinstance(wanted, PromptBank))
         if family is None:
@@ -120,6 +122,8 @@ class DiffusersExpert:
         law = read_noise_law(pipeline.scheduler, latent=vae is not None)
         shape = _shape(network, family, vae, sample_size)
         size = (shape[1], shape[2])
+        if hasattr(family, "spacing"):
+            law = replace(law, spacing=partial(family.spacing, network.config, size))
         autoencoder = Pixels(shape) if vae is None else Autoencoder(vae, size).to(device)
         for name, part in pipeline.components.items():
             if part is network or (part is not None and name.startswith("text_encoder")):
@@ -260,7 +264,9 @@ def _pickled(error: Exception) -> str:
     return f" {PICKLES}" if "safetensors" in str(error) else ""
 
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What --dtype may name."""
+
 PICKLES = (
     "Weights in pickles (.bin), which can run code, are read only with --pipeline.allow_pickle true "
     "(dagdiff shift --expert: --allow_pickle true)."

@@ -37,7 +37,7 @@ from dagdiff.round import NonFiniteLoss, Round, updates_by_round
 from dagdiff.runs.config import Config, typed
 from dagdiff.runs.identity import check_labels
 from dagdiff.runs.parts import resolve
-from dagdiff.schedule import step_grid
+from dagdiff.schedule import refine, step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.strategies.curriculum import Curriculum
 from dagdiff.strategies.halving import halve
@@ -83,8 +83,10 @@ class Experiment:
             student = _make("policy", settings.policy, task, denoiser)
         curriculum = _make("curriculum", settings.curriculum, task)
         steps = settings.stages[-1] if settings.stages else settings.steps
+        transition = objective.sampler(task.schedule)
+        times = task.grid(steps, transition)
         if settings.stepwise:
-            student = Stepwise(student, step_grid(steps))
+            student = Stepwise(student, times)
         if settings.bf16:
             student = in_bfloat16(student)
         made = cls(
@@ -95,8 +97,8 @@ class Experiment:
             objective=objective,
             threshold=_make("threshold", settings.threshold, task),
             curriculum=curriculum,
-            transition=objective.sampler(task.schedule),
-            times=step_grid(steps).to(device),
+            transition=transition,
+            times=times.to(device),
             device=device,
             denoiser=denoiser,
         )
@@ -225,12 +227,21 @@ class Experiment:
         return DenoisingEnv(
             self.task.shape,
             self.transition,
-            step_grid(steps).to(self.device),
+            self.grid(steps).to(self.device),
             batch_size=engine.part("chains", self.settings.chains),
             conditions=self.task.conditions,
             generator=self.generator(1 + 10 * engine.rank()),
             device=self.device,
         )
+
+    def grid(self, steps: int) -> Times:
+        """Return the times of so many steps; those of an earlier stage split the last one's, which are the student's.
+
+        A stage's expert then meets the times it was trained at.
+        """
+        final = len(self.times) - 1
+        even = torch.equal(self.times.cpu(), step_grid(final))
+        return step_grid(steps) if even else refine(self.times, steps // final)
 
     def check(self, steps: int) -> None:
         """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""

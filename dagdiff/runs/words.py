@@ -165,6 +165,8 @@ def _value(name: str, value: Any) -> Any:
         return list(value)
     if isinstance(value, str) and (name in _LISTS or _NUMBERS.fullmatch(value)):
         return listed(value)
+    if name == "pipeline.timesteps" and isinstance(value, str) and value != "null":  # one number alone is a list too
+        return listed(value)
     return value
 
 

@@ -15,8 +15,9 @@ from dagdiff.metrics.samples import Energy, Mmd, ModeCounts, Neighbours, SlicedW
 from dagdiff.metrics.standing import Standing, compare
 from dagdiff.metrics.truth import Truth
 from dagdiff.rollout import Data
-from dagdiff.schedule import Schedule
+from dagdiff.schedule import Schedule, step_grid
 from dagdiff.shapes import Condition, Times
+from dagdiff.transition import Transition
 
 if TYPE_CHECKING:  # it needs diffusers
     from dagdiff.tasks.pipeline_data import PipelineWorld
@@ -96,6 +97,10 @@ class Task:
     def probes(self, samples: int) -> int:
         """How many chains measure the held-out losses, where so many samples are scored."""
         return samples // 2
+
+    def grid(self, steps: int, transition: Transition) -> Times:
+        """Return the times that a student of K steps and of that law visits, ``(K + 1,)``: the uniform grid."""
+        return step_grid(steps)
 
     def pictures(self, points: Tensor) -> Tensor:
         """Return what points look like, for figures: themselves, unless they are latents."""

@@ -30,14 +30,16 @@ from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
+from dagdiff.pipelines.schedulers import usual_times
 from dagdiff.policies.student import Student
 from dagdiff.schedule import Schedule
-from dagdiff.shapes import Condition, States
+from dagdiff.shapes import Condition, States, Times
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.images import ImageTask
 from dagdiff.tasks.names import Name
 from dagdiff.tasks.pipeline_data import PipelineWorld, encoded_images, own_samples
 from dagdiff.threshold import Threshold
+from dagdiff.transition import Transition
 
 
 @dataclass
@@ -57,6 +59,8 @@ class PipelineSettings:
         null_class: the class that stands for none, where the network was trained with one.
         own_samples: how many samples the teacher draws where there are no images.
         own_steps: the steps of each of them.
+        timesteps: at which the student asks its network, falling, e.g. 999,749,499,249; null takes those that its
+            pipeline's own call will run.
     """
 
     path: str | None = None
@@ -70,6 +74,7 @@ class PipelineSettings:
     null_class: int | None = None
     own_samples: int = 256
     own_steps: int = 50
+    timesteps: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class PipelineTask(Task):
     world: PipelineWorld
     data: PipelineWorld
     teacher: DiffusersExpert = field(kw_only=True)
+    timesteps: tuple[float, ...] | None = field(default=None, kw_only=True)
     metrics: ClassVar[tuple[Metric, ...]] = (TeacherSamples(),)
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
     saved: ClassVar[int | None] = 64
@@ -103,6 +109,10 @@ class PipelineTask(Task):
     def probes(self, samples: int) -> int:
         """Half of the samples are paired with the teacher's, 32 at most."""
         return min(samples // 2, 32)
+
+    def grid(self, steps: int, transition: Transition) -> Times:
+        """The times that the exported student's pipeline will visit: the teacher's own grid, or the named one."""
+        return usual_times(transition, self.teacher.network.law, steps, self.timesteps)
 
     @torch.no_grad()
     def pictures(self, points: Tensor) -> Tensor:
@@ -144,8 +154,9 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
         Path(chosen.path).name, conditions.draw, read, latent=not isinstance(teacher.autoencoder, Pixels)
     )
     return PipelineTask(
-        name.text, world, world, teacher.schedule, probe is not None, tuple(teacher.shape), teacher=teacher
-    )
+        name.text, world, world, teacher.schedule, probe is not None, tuple(teacher.shape), teacher=teacher,
+        timesteps=None if chosen.timesteps is None else tuple(chosen.timesteps),
+    )  # fmt: skip
 
 
 def load_teacher(chosen: Any, device: str) -> DiffusersExpert:

@@ -26,7 +26,10 @@ from dagdiff.pipelines.captions import Captions, read_captions
 from dagdiff.pipelines.conditions import PromptBank
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.pretrained import DiffusersExpert
-from dagdiff.schedule import step_grid
+from dagdiff.pipelines.schedulers import usual_times
+from dagdiff.schedule import FlowSchedule, step_grid
+from dagdiff.shapes import Times
+from dagdiff.transition import Ddim
 
 HELD_OUT = 0.2
 """The part of the clean points that nobody is trained on."""
@@ -142,11 +145,12 @@ def _among(prompts: Sequence[str], captions: Captions, path: Path) -> Labels:
 def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: float = 1.0, at_once: int = 8) -> Splits:
     """Return ``count`` samples of the teacher, shown and held out, with their conditions; drawn once and cached.
 
-    They are the ends of its own DDIM chains of ``steps`` steps on the uniform grid, ``at_once`` of them together.
+    They are the ends of its own DDIM chains of ``steps`` steps, ``at_once`` of them together: on the uniform grid, or,
+    of rectified flow, on that of its pipeline.
     """
     check_at_least("own_samples", count, 10)
     check_at_least("own_steps", steps, 1)
-    noise = content_hash(*teacher.schedule(step_grid(steps)))
+    noise = content_hash(*teacher.schedule(_own_grid(teacher, steps)))
     told = teacher.prediction.name, tuple(teacher.shape), count, guidance, teacher.threshold
     key = f"{fingerprint(teacher.network)} {noise} {told}"
     path = cache_folder() / "pipelines" / f"{content_hash(key)[:16]}.safetensors"
@@ -184,6 +188,13 @@ def _encoded(teacher: DiffusersExpert, images: Tensor) -> Tensor:
     return encoded["latents"]
 
 
+def _own_grid(teacher: DiffusersExpert, steps: int) -> Times:
+    """The times of the teacher's own chains."""
+    if isinstance(teacher.schedule, FlowSchedule):
+        return usual_times(Ddim(teacher.schedule), teacher.network.law, steps)
+    return step_grid(steps)
+
+
 @torch.no_grad()
 def _drawn(teacher: DiffusersExpert, count: int, steps: int, guidance: float, at_once: int) -> dict[str, Tensor]:
     """The ends of the teacher's chains and their conditions, from noise of the CPU: the same on every device."""
@@ -193,7 +204,7 @@ def _drawn(teacher: DiffusersExpert, count: int, steps: int, guidance: float, at
     conditions: Any = teacher.network.conditions
     condition = conditions.draw(count, generator)
     expert = Expert(teacher, teacher.schedule, guidance=guidance, threshold=teacher.threshold)
-    times, points = step_grid(steps).to(device), []
+    times, points = _own_grid(teacher, steps).to(device), []
     for rows in tqdm(torch.arange(count).split(at_once), desc="the teacher's own samples", disable=None):
         asked = None if condition is None else condition[rows].to(device)
         points.append(expert.walk(noise[rows].to(device), times, asked)[-1].cpu())
