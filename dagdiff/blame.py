@@ -22,7 +22,7 @@ def faulty_source(aggregate: Aggregate, expert: Expert) -> str | None:
     """
     names = [*aggregate.finite.names, *expert.finite.names]
     flags = torch.cat([part.finite.flags(aggregate.device) for part in (aggregate, expert)])
-    engine.average([flags])
+    flags = engine.mean({"flags": flags})["flags"]
     bad = {name for name, value in zip(names, flags.tolist(), strict=True) if value != 0.0}
     if not bad:
         return None

@@ -75,7 +75,7 @@ class Sharded(Looking):
 def still(objective, reals):
     """Draws that are the rows' own, so that the parts of a batch have what its rows have in the whole."""
     objective._noise = lambda x0: x0.detach().flip(-1).cos()
-    objective._times = lambda x0: 0.1 + 0.8 * x0.detach().flatten(1).mean(1).sigmoid()
+    objective._times = lambda batch: 0.1 + 0.8 * batch["x_t"].flatten(1).mean(1).sigmoid()
     objective.clean = lambda rows: (reals[:rows], None)
 
 
