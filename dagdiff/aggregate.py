@@ -225,7 +225,7 @@ def _rows(records: TensorDict, numbers: Tensor) -> TensorDict:
 
 
 def _by_batch(counts: Tensor) -> Tensor:
-    """Return the order that brings rows from source by source to batch by batch, where a batch has ``counts`` (n, S)."""
+    """Return the order that brings rows from source by source to batch by batch; ``counts`` are (batches, sources)."""
     before = counts.T.flatten().cumsum(0).reshape(counts.T.shape).T - counts  # rows of other batches, by source
     size = counts.flatten()
     start = size.cumsum(0) - size

@@ -174,7 +174,7 @@ class DAgger:
             objective,
             gathering.input_perturbation,
             self.generator,
-            max(learning.batch_size, env.batch_size.numel() * (len(env.times) - 1)),
+            learning.batch_size,
         )
         self.aggregate = self._empty_aggregate()
 

@@ -103,7 +103,7 @@ class Sources:
         objective: says at which times it trains.
         input_perturbation: of forward states.
         generator: of all draws.
-        rows: the most forward states that are made, and so labelled, at once.
+        rows: the most forward states that are drawn at once.
     """
 
     def __init__(
@@ -140,8 +140,10 @@ class Sources:
     def fresh(self, source: str, records: int, progress: float) -> Iterator[TensorDict]:
         """Yield so many fresh records of a source; of chains the nearest number of whole batches."""
         if source == "forward":
-            for start in range(0, records, self.rows):
-                yield self._forward(min(self.rows, records - start))
+            several = max(1, self.size // self.rows) * self.rows  # labelled at once, as a batch of chains is
+            for start in range(0, records, several):
+                end = min(records, start + several)
+                yield torch.cat([self._forward(min(self.rows, end - at)) for at in range(start, end, self.rows)])
             return
         batches, self.owed[source] = rolls(records, self.owed[source], self.size)
         for _ in range(batches):

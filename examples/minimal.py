@@ -100,10 +100,8 @@ def chains(n: int, guess: Callable[[Tensor, Tensor, Tensor], Tensor], generator:
 
 def passes(rows: int, wanted: int, picks: Generator) -> Tensor:
     """Each row once, in order; then all again and again, in random orders, until there are as many as wanted."""
-    order = torch.arange(rows)
-    while len(order) < wanted:
-        order = torch.cat([order, torch.randperm(rows, generator=picks)])
-    return order[:wanted]
+    again = range(rows, wanted, rows)
+    return torch.cat([torch.arange(rows), *(torch.randperm(rows, generator=picks) for _ in again)])[:wanted]
 
 
 def train(student: Student, rounds: int = ROUNDS, seed: int = 0) -> Iterator[float]:

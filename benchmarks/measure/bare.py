@@ -2,8 +2,8 @@
 
 They are what a careful researcher writes for one experiment: tensors in dictionaries, indices for draws, no classes for
 parts, nothing counted, checked or stored. They take dagdiff's networks, teacher and data, and do its mathematics: as
-many states from each source, the same labels, losses, optimisers and clipping. :mod:`dagdiff.benchmarks.measure.overhead`
-holds the counts equal, and a test holds the evaluations equal.
+many states from each source, the same labels, losses, optimisers and clipping.
+:mod:`dagdiff.benchmarks.measure.overhead` holds the counts equal, and a test holds the evaluations equal.
 """
 
 import copy
@@ -107,7 +107,7 @@ class Bare:
         return guess
 
     def round(self, forward: int, own: int, led: int) -> float:
-        """Gather so many forward states and batches of chains, label them, and make the updates; return the mean loss."""
+        """Gather so many forward states and batches of chains, label them, make the updates; return the mean loss."""
         self.gather(forward, own, led)
         self.network.train()
         turn, losses = self.passes(forward), []

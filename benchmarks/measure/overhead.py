@@ -5,9 +5,9 @@ in the checkout ``python -m dagdiff.benchmarks.measure.overhead`` writes the tab
 kept in ``benchmarks/results/overhead``.
 
 Both sides get the same networks, the same teacher and the same data; the bare side
-(:mod:`dagdiff.benchmarks.measure.bare`) is written in plain torch. A round gathers, labels and makes its updates. The two
-make their rounds in turns, each measured in CPU time of the process on one torch thread, so that what else runs on the
-machine meets both. A ratio is the median over pairs of rounds, its spread their quartiles.
+(:mod:`dagdiff.benchmarks.measure.bare`) is written in plain torch. A round gathers, labels and makes its updates. The
+two make their rounds in turns, each measured in CPU time of the process on one torch thread, so that what else runs
+on the machine meets both. A ratio is the median over pairs of rounds, its spread their quartiles.
 """
 
 import copy

@@ -135,7 +135,8 @@ class DistributionMatching(Objective):
         self.fake: Any = _with_origin(student) if self.tell_origin else copy.deepcopy(student)
         self.head = _head(self.fake, generator) if self.gan_weight else None
         self.critic = Critic(self.fake, self.head)
-        adam = partial(torch.optim.AdamW, lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01, fused=True)
+        fused = not next(self.critic.parameters()).is_meta
+        adam = partial(torch.optim.AdamW, lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01, fused=fused)
         self.learner = Learner(self.critic, Learning(adam, clip=10.0))
 
     def horizon(self, s: Times) -> Times:

@@ -39,7 +39,7 @@ def test_both_sides_ask_their_networks_equally_often(objective: str, states: str
     (mine, ours), (plain, theirs) = (counted(overhead.parts("mlp")) for _ in range(2))
     loop, bare = overhead.ours(mine, objective, chosen, reuse), overhead.bare(plain, objective, chosen)
     ours["teacher"] = ours["student"] = 0  # what was asked to see whether the parts fit
-    made = iter(loop)
+    made, before, other = iter(loop), dict(ours), dict(theirs)
     for number, wanted in zip(range(3), overhead.plan(objective, chosen, reuse), strict=False):
         done, loss = next(made), bare.round(*wanted)
         kept = [len(columns["x"]) if columns else 0 for columns in (bare.forward, bare.own, bare.led)]
