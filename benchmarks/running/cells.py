@@ -83,10 +83,10 @@ class Cell:
 
 
 class Shard(NamedTuple):
-    """A part of a suite's runs: every ``count``-th, from the ``number``-th on."""
+    """A part of a suite's runs: every ``parts``-th, from the ``number``-th on."""
 
     number: int = 1
-    count: int = 1
+    parts: int = 1
 
     @classmethod
     def read(cls, text: str) -> "Shard":
@@ -98,4 +98,4 @@ class Shard(NamedTuple):
 
     def of(self, keys: Iterable[str]) -> list[str]:
         """Return the part's keys, of all the suite's in their order."""
-        return list(dict.fromkeys(keys))[self.number - 1 :: self.count]
+        return list(dict.fromkeys(keys))[self.number - 1 :: self.parts]

@@ -60,7 +60,7 @@ def add_executor(parser: ArgumentParser, name: str) -> Callable[..., Any]:
     """Add the options of the executor that is named; return what makes it."""
     kind = resolve("executor", name)
     try:
-        wanted = set(inspect.signature(kind).parameters)
+        wanted: set[str | int] = set(inspect.signature(kind).parameters)
     except ValueError:  # some that are written in C
         raise Refusal(f"executor {name!r} does not say what it takes. Name a function that returns one.") from None
     parser.add_argument("--executor.class", default=name, help=f"what does the work: {known('executor')}")
