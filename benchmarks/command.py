@@ -8,7 +8,7 @@ from typing import Any
 
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.verify import conclude, verify
-from dagdiff.checks import Refusal, check_in, check_seed
+from dagdiff.checks import Refusal, check_at_most, check_in, check_seed
 from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.report import verdict
 from dagdiff.report.page import write_report
@@ -60,6 +60,8 @@ def bench(words: Sequence[str]) -> None:
     said |= {name: listed(said[name]) for name in lists_of(suite.Suite) if name in said}
     given = vars(config.read(parser, said))
     check_seed("verify_seed", given["verify_seed"])
+    for name in ("workers", "seeds", "verify"):
+        check_at_most(name, given.get(name, 0), 10_000)
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
     if metrics:
         named = metric_names(given["settings"].get("metric") or [])

@@ -11,6 +11,9 @@ from jsonargparse import ArgumentParser
 
 from dagdiff.checks import Refusal, check_path
 
+MOST = 10**8
+"""The largest number of points that a command draws."""
+
 
 def make_parser(command: str, function: Callable[..., None]) -> ArgumentParser:
     """Return a command's parser, which its function's docstring describes."""
