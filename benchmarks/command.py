@@ -10,7 +10,7 @@ from typing import Any
 from dagdiff.benchmarks.running.cells import Shard
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.verify import conclude, verify
-from dagdiff.checks import Refusal, check_in, check_seed
+from dagdiff.checks import Refusal, check_at_most, check_in, check_seed
 from dagdiff.commands import USUAL, add_executor, add_trust, check_given, help_of, make_executor, make_parser
 from dagdiff.jobs.stops import stoppable
 from dagdiff.report import verdict
@@ -75,6 +75,8 @@ def bench(words: Sequence[str]) -> None:
     said |= {name: listed(said[name]) for name in lists_of(suite.Suite) if name in said}
     given = vars(config.read(parser, said))
     check_seed("verify_seed", given["verify_seed"])
+    for name in ("workers", "seeds", "verify"):
+        check_at_most(name, given.get(name, 0), 10_000)
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
     shard = Shard() if given["shard"] is None else Shard.read(given["shard"])
     if metrics:

@@ -19,6 +19,9 @@ from dagdiff.runs.parts import GIVEN, known, resolve
 USUAL = "processes"
 """What runs many runs where no executor is named."""
 
+MOST = 10**8
+"""The largest number of points that a command draws."""
+
 
 def make_parser(command: str, function: Callable[..., None]) -> ArgumentParser:
     """Return a command's parser, which its function's docstring describes."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagdiff.checkpoint import save_arrays
-from dagdiff.checks import Refusal, check_at_least, check_seed
-from dagdiff.commands import add_trust, make_parser
+from dagdiff.checks import Refusal, check_at_least, check_at_most, check_seed
+from dagdiff.commands import MOST, add_trust, make_parser
 from dagdiff.report import figures
 from dagdiff.report.images import sample_panels
 from dagdiff.runs import config
@@ -24,6 +24,7 @@ def sample(words: Sequence[str]) -> None:
     add_trust(parser)
     given = config.read(parser, words)
     check_at_least("num", given.num, 1)
+    check_at_most("num", given.num, MOST)
     check_seed("seed", given.seed)
     if given.out.suffix != ".npz" or given.out.is_dir():
         raise Refusal(f"--out {given.out} must be a .npz file, no folder. Pass e.g. --out samples.npz.")

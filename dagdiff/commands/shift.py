@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dagdiff.checkpoint import save_csv
-from dagdiff.checks import check_at_least, check_seed
-from dagdiff.commands import add_trust, make_parser
+from dagdiff.checks import check_at_least, check_at_most, check_seed
+from dagdiff.commands import MOST, add_trust, make_parser
 from dagdiff.metrics.amplification import StepAmplification, format_amplification, measure_amplification
 from dagdiff.metrics.intervention import Intervention, format_interventions, measure_interventions
 from dagdiff.metrics.shift import Shift, measure_shift
@@ -40,6 +40,7 @@ def shift(words: Sequence[str]) -> None:
     add_trust(parser)
     given = config.read(parser, words)
     check_at_least("num", given.num, 10)
+    check_at_most("num", given.num, MOST)
     check_seed("seed", given.seed)
     found = measure(open_run(given.folder, given.device, given.weights, given.trust_code), given.num, given.seed)
     keep(found, given.folder)

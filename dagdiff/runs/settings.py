@@ -150,6 +150,7 @@ def check_settings(settings: Any) -> None:
     check_at_least("input_perturbation", settings.input_perturbation, 0)
     for name in ("clip", "epsilon_scale", "lr"):
         check_above(name, getattr(settings, name), 0)
+    check_share("ema", settings.ema)
     for beta in settings.betas:
         check_share("betas", beta)
     for name in ("rounds_kept", "max_age"):

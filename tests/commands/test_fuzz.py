@@ -34,8 +34,9 @@ SMALL = {name: value for name, value in zip(TINY.split()[4::2], TINY.split()[5::
 # --- what is tried ----------------------------------------------------------------------------------------------------
 
 ODD = (
-    "0", "1", "-1", "2", "3", "0.5", "1e-30", "1e30", "inf", "-inf", "nan", "1e999", str(10**30), str(-(2**63)), "", " ",
-    "ü😀", "x" * 5000, "a\nb", "a\rb", "\x1b[2J", "\udcff", "a\0b", "null", "~", "true", "false", "[]", "{}", "[[1]]",
+    "0", "1", "-1", "2", "3", "0.5", "1e-30", "1e30", "inf", "-inf", "nan", "1e999", str(10**30), str(-(2**63)), "",
+    " ", "ü😀", "x" * 5000, "a\nb", "a\rb", "\x1b[2J", "\udcff", "a\0b", "null", "~", "true", "false", "[]",
+    "{}", "[[1]]",
     "1,2", "1,2,3", "0.5,0.5,0", "&a [*a]", "{a: &b 1, c: *b}", "--", "-", ".", "..", "/", "/dev/null", "0x10", "1_0",
     "1:30", "!!python/name:os.system", "${HOME}", "%s", "{0}", "cpu", "cuda:99", "gaussians8-biased", "digits",
     "os.system", "dagdiff.cli.main", "class", "mixture",
@@ -63,7 +64,7 @@ OPTIONS = st.sampled_from(
         ".",
         "a.b.c",
         "",
-    ]  # fmt: skip
+    ]
 )
 WORDS = st.lists(st.tuples(OPTIONS, VALUES, st.booleans()), min_size=1, max_size=3)
 TREES = st.recursive(
