@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -27,6 +28,7 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
 from dagdiff.checks import Refusal, check_in
 from dagdiff.mixture import SOURCES, Shares
+from dagdiff.state import Shard, load_state, state_of
 
 if "RL_LOGGING_LEVEL" not in os.environ:
     logging.getLogger("torchrl").setLevel(logging.WARNING)  # at INFO it prints a line for every buffer
@@ -99,6 +101,18 @@ class Aggregate:
         batch: TensorDict = torch.cat(parts) if len(parts) > 1 else parts[0]
         return batch if self.folder is None else batch.to(self.device)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the records, a shard a source and round, and what decides the next draws."""
+        windows = {source: window.state_dict(source) for source, window in self.windows.items()}
+        return {"windows": windows, "generator": state_of(self.generator)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take records and draws back."""
+        for source, window in self.windows.items():
+            window.load_state_dict(state["windows"][source], None if self.folder else self.device)
+        if self.generator is not None:
+            load_state(self.generator, state["generator"])
+
     def _available(self, shares: Shares) -> Shares:
         left = [share if len(self.windows[source]) else 0.0 for source, share in zip(SOURCES, shares, strict=True)]
         if not any(left):
@@ -167,6 +181,28 @@ class _Window:
         start = self.written - len(self)
         found: TensorDict = self.buffer[(start + numbers) % self.capacity]
         return found
+
+    def state_dict(self, source: str) -> dict[str, Any]:
+        """Return the records by round, and those that are still to be drawn in this pass."""
+        ends = list(accumulate(self.sizes.values(), initial=0))
+        shards = [
+            Shard(f"{source}-{number:04d}-{size}", partial(self._columns, start, start + size))
+            for start, (number, size) in zip(ends, self.sizes.items(), strict=False)
+        ]
+        return {"rounds": list(self.sizes), "records": shards, "next": self.next}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
+        """Take records back, to a device."""
+        self.buffer, self.written = None, 0
+        self.sizes.clear()
+        for number, columns in zip(state["rounds"], state["records"], strict=True):
+            rows = len(next(iter(columns.values())))
+            self.add(TensorDict(columns, [rows]).unflatten_keys(".").to(device or "cpu"), number)
+        self.next = state["next"]
+
+    def _columns(self, start: int, end: int) -> dict[str, Tensor]:
+        """The columns of records by their numbers in the window."""
+        return dict(self.take(torch.arange(start, end)).flatten_keys(".").items())
 
     def _make_room(self, records: int) -> None:
         """Move to a buffer of at least so many records, and of twice the room if there was too little."""

@@ -25,7 +25,7 @@ commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, or 2 for a mistake of the user's."""
+    """Run a command; return the exit status: 0, 2 for a mistake of the user's, 3 for a loss that is not finite."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -47,10 +47,10 @@ def _guarded(command: str, words: Sequence[str]) -> int:
         find(check_in("command", command, COMMANDS))(words)
     except (Refusal, NonFiniteLoss) as error:
         print(f"dagdiff: error: {_line(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("dagdiff: stopped", file=sys.stderr)
-        return 130
+        return 3 if isinstance(error, NonFiniteLoss) else 2
+    except KeyboardInterrupt as stop:
+        print(f"dagdiff: {stop}" if str(stop) else "dagdiff: stopped", file=sys.stderr)
+        return int(getattr(stop, "status", 130))
     return 0
 
 

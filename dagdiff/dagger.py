@@ -5,8 +5,12 @@ distillation, with forward-diffused, student and expert states mixed, is DDIL (G
 https://arxiv.org/abs/2410.11971).
 """
 
+import copy
+import math
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,8 +31,9 @@ from dagdiff.objectives.base import Objective
 from dagdiff.points import as_data
 from dagdiff.policy import StudentPolicy
 from dagdiff.rollout import Data, draw
-from dagdiff.round import Round
+from dagdiff.round import NonFiniteLoss, Round, as_round
 from dagdiff.shapes import Condition, States
+from dagdiff.state import Shard, load_state, random_state, set_random_state, state_of
 
 
 class DAgger:
@@ -65,16 +70,48 @@ class DAgger:
     def __iter__(self) -> Iterator[Round]:
         """Run the rounds.
 
+        Training that was stopped is resumed where its state (:meth:`load_state_dict`) was taken, after its earlier
+        rounds have been yielded again.
+
         Raises:
             NonFiniteLoss: names the update; the student is back at the end of the last good round.
         """
         self._started, self._nfe_before = time.perf_counter(), self.expert.nfe
+        yield from self._replay()
         with self.ledger.counting("the student", self.student):
-            for number in range(1, self.rounds + 1):
+            for number in range(len(self.made) + 1, self.rounds + 1):
                 shares = self.shares.ramped(self.shares_ramp(self.progress(number)))
+                losses = self._attempt(number, shares)
+                self.made.append(self.close(number, shares, losses))
+                yield self.made[-1]
+            self.watch()
+
+    def _attempt(self, number: int, shares: Shares) -> dict[str, float]:
+        """Gather and improve; where the loss is not finite, begin the round anew, if that is wanted.
+
+        A round that is resumed within has been gathered.
+        """
+        for tried in range(_TRIES):
+            if not self.logs:
+                self.watch()
+                self._remember()
                 self.gather(number, shares)
-                losses = self.improve(number, shares)
-                yield self.close(number, shares, losses)
+            try:
+                return self.improve(number, shares)
+            except NonFiniteLoss as error:
+                if self._good is None or tried == _TRIES - 1:
+                    raise
+                warnings.warn(f"round {number} is made again: {error}", stacklevel=2)
+                self.logs = []
+                self.learner.load_state_dict(self._good["learner"])
+                self.objective.load_state_dict(self._good["objective"])
+        raise AssertionError("a round ends or raises")
+
+    def _remember(self) -> None:
+        """Keep what a round that goes wrong is set back to, if it is to be."""
+        if self.learner.learning.on_nonfinite == "rollback":
+            parts = {"learner": self.learner, "objective": self.objective}
+            self._good = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
 
     def gather(self, number: int, shares: Shares) -> None:
         """Make a round's fresh states of each source, let the expert label each once, and aggregate."""
@@ -85,9 +122,8 @@ class DAgger:
 
     def improve(self, number: int, shares: Shares) -> dict[str, float]:
         """Update the student (and first the objective's critic) on batches of the mixture; return the mean losses."""
-        logs: list[dict[str, Tensor]] = []
         self.student.train()
-        for _ in range(self.updates_by_round[number - 1]):
+        while len(self.logs) < self.updates_by_round[number - 1]:
             critic: dict[str, Tensor] = {}
             for _ in range(self.objective.critic_updates):
                 batch = self.aggregate.draw(self.learner.learning.rows, shares)
@@ -95,8 +131,10 @@ class DAgger:
             batch = self.aggregate.draw(self.learner.learning.batch_size, shares)
             losses = self.learner.learn(batch, lambda part: self.objective.loss(self.student, part))
             self.objective.follow(self.student)
-            logs.append({**critic, **losses})
-        return self.learner.close({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
+            self.logs.append({**critic, **losses})
+            self.watch()
+        logs, self.logs = _stacked(self.logs), []
+        return self.learner.close(logs)
 
     def close(self, number: int, shares: Shares, losses: dict[str, float]) -> Round:
         """Say what the round did, and measure the student on held-out states."""
@@ -146,6 +184,10 @@ class DAgger:
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
         self._started, self._nfe_before = time.perf_counter(), expert.nfe
+        self.watch: Callable[[], object] = _nothing  # called before each round, after each update, and at the end
+        self.made, self.logs = list[Round](), list[dict[str, Tensor]]()  # rounds, and updates of the present one
+        self.replayed, self._resumed = 0, dict[str, Any]()
+        self._good: dict[str, Any] | None = None
 
         self.learner = Learner(student, learning, sum(self.updates_by_round))
         self.learner.remember()
@@ -173,6 +215,72 @@ class DAgger:
         self.sources.focus(step)
         self.aggregate.clear()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of training: what all processes share, and by rank what each has of its own.
+
+        It is whole wherever :attr:`watch` is called, and holds what a curriculum has set since the last round.
+        """
+        best = None if self.best is None else [*self.best[:2], Shard(f"best-{self.best[0]:04d}", self._best_weights)]
+        shared = {
+            "learner": self.learner.state_dict(),
+            "objective": self.objective.state_dict(),
+            "shares": list(self.shares),
+            "best": best,
+            "rounds": [asdict(done) for done in self.made],
+            "good": self._good if self.logs else None,
+        }
+        own = {
+            "sources": self.sources.state_dict(),
+            "aggregate": self.aggregate.state_dict(),
+            "evaluations": [self.ledger.nfe, self.expert.nfe - self._nfe_before],
+            "seconds": time.perf_counter() - self._started,
+            "logs": _stacked(self.logs),
+            "generators": {name: state_of(each) for name, each in self._generators().items()},
+            "torch": random_state(self.generator.device),
+        }
+        return {"shared": shared, "own": {str(engine.rank()): own}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from a state when the rounds are iterated over: it overwrites what a curriculum sets before them."""
+        self._resumed = dict(state)
+
+    def _replay(self) -> Iterator[Round]:
+        """Yield the rounds of a state to resume from, then take the state."""
+        if not self._resumed:
+            return
+        state, self._resumed = self._resumed, {}
+        shared, own = state["shared"], self._share_of(state["own"])
+        self.made = [as_round(each) for each in shared["rounds"]]
+        self.replayed = len(self.made)
+        yield from self.made
+        self.learner.load_state_dict(shared["learner"])
+        self.objective.load_state_dict(shared["objective"])
+        self.shares, self.best, self._good = Shares(*shared["shares"]), None, shared["good"]
+        if shared["best"] is not None:
+            number, loss, weights = shared["best"]
+            self.best = number, loss, weights
+        self.aggregate.load_state_dict(own["aggregate"])
+        self.sources.load_state_dict(own["sources"])
+        self.ledger.nfe, spent = own["evaluations"]
+        self._nfe_before, self._started = self.expert.nfe - spent, time.perf_counter() - own["seconds"]
+        self.logs = _apart(own["logs"], self.generator.device)
+        for name, each in self._generators().items():
+            load_state(each, own["generators"][name])
+        set_random_state(self.generator.device, own["torch"])
+
+    def _share_of(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """This process's part of what processes had of their own."""
+        found: dict[str, Any] = own[str(engine.rank())]
+        return found
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        """The generators that draws depend on, but for the aggregate's."""
+        return {"loop": self.generator, "env": self.env.generator}
+
+    def _best_weights(self) -> dict[str, Tensor]:
+        assert self.best is not None
+        return self.best[2]
+
     def _wanted(self, share: float, number: int) -> int:
         """Fresh records that a round needs of a source with this share."""
         learning, updates = self.learner.learning, self.updates_by_round[number - 1]
@@ -191,7 +299,9 @@ class DAgger:
             "expert": self.rounds * size * -(-expert // size),
         }
         host = torch.Generator().manual_seed(self.generator.initial_seed())
-        return Aggregate(capacity, window, host, chosen.folder)
+        made = Aggregate(capacity, window, host, chosen.folder)
+        made.device = self.env.device
+        return made
 
     def _measure(self, number: int) -> dict[str, Any]:
         """Measure the student on held-out states, charged to nobody, and remember the best."""
@@ -203,12 +313,31 @@ class DAgger:
             measured: dict[str, Any] = dict(self.heldout.imitation(self.policy, self.expert))
             measured["heldout"] = self.heldout.objective(self.policy, self.expert, self.objective)
         self.generator.set_state(drawn)
-        if self.best is None or not measured["heldout"] >= self.best[1]:
+        if math.isfinite(measured["heldout"]) and (self.best is None or measured["heldout"] < self.best[1]):
             self.best = number, measured["heldout"], self.learner.last_good
         return measured
 
     def _clean(self, rows: int) -> tuple[States, Condition]:
         return draw(self.data, rows, self.generator, self.conditional)
+
+
+_TRIES = 4
+"""How often a round is made before its loss is given up."""
+
+
+def _stacked(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What some updates told, ``(n,)`` each."""
+    return {name: torch.stack([log[name] for log in logs]) for name in logs[0]} if logs else {}
+
+
+def _apart(logs: Mapping[str, Tensor], device: torch.device) -> list[dict[str, Tensor]]:
+    """Undo :func:`_stacked`."""
+    columns = {name: values.to(device).unbind() for name, values in logs.items()}
+    return [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+
+
+def _nothing() -> None:
+    """What is called where nobody watches."""
 
 
 def _updates(each: int | Sequence[int], rounds: int) -> list[int]:

@@ -53,6 +53,8 @@ class Settings:
         size: side to which your own pictures are cropped, square and in their middle; null leaves them as they are.
         skip_broken: train without those of your own pictures that can't be read, instead of refusing them all.
         seed: seed of everything random, from 0 to 2^32 - 1.
+        on_nonfinite: what a loss that is NaN or infinite does: stop ends the run at the last good round; rollback goes
+            back to it and makes the round again from new states, three times in a row at most.
         device: auto, cpu, cuda, cuda:1, ...
     """
 
@@ -86,6 +88,7 @@ class Settings:
     size: int | None = None
     skip_broken: bool = False
     seed: int = 0
+    on_nonfinite: str = "stop"
     device: str = "auto"
 
 

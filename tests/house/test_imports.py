@@ -16,6 +16,7 @@ import dagdiff
 ROOMS = (
     "shapes",
     "checks",
+    "state",
     "checkpoint",
     "versions",
     "engine",
@@ -29,6 +30,7 @@ ROOMS = (
     "metrics",
     "mixture",
     "round",
+    "jobs",
     "learner",
     "objectives",
     "rollout",
