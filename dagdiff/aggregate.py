@@ -113,6 +113,12 @@ class Aggregate:
         if self.generator is not None:
             load_state(self.generator, state["generator"])
 
+    def load_part(self, states: Sequence[Mapping[str, Any]], part: int, parts: int) -> None:
+        """Take one of so many equal parts of the records of several processes; the generator stays as it is."""
+        for source, window in self.windows.items():
+            windows = [state["windows"][source] for state in states]
+            window.load_part(windows, part, parts, None if self.folder else self.device)
+
     def _available(self, shares: Shares) -> Shares:
         left = [share if len(self.windows[source]) else 0.0 for source, share in zip(SOURCES, shares, strict=True)]
         if not any(left):
@@ -199,6 +205,18 @@ class _Window:
             rows = len(next(iter(columns.values())))
             self.add(TensorDict(columns, [rows]).unflatten_keys(".").to(device or "cpu"), number)
         self.next = state["next"]
+
+    def load_part(
+        self, states: Sequence[Mapping[str, Any]], part: int, parts: int, device: torch.device | None
+    ) -> None:
+        """Take every so-manyth record of each round, of several windows one after the other."""
+        numbers = sorted({number for state in states for number in state["rounds"]})
+        found = []
+        for number in numbers:
+            held = [dict(zip(state["rounds"], state["records"], strict=True)).get(number) for state in states]
+            columns = [each for each in held if each is not None]
+            found.append({name: torch.cat([each[name] for each in columns])[part::parts] for name in columns[0]})
+        self.load_state_dict({"rounds": numbers, "records": found, "next": self.next[:0]}, device)
 
     def _columns(self, start: int, end: int) -> dict[str, Tensor]:
         """The columns of records by their numbers in the window."""

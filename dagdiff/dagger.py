@@ -19,6 +19,7 @@ from torchrl.envs import EnvBase
 
 from dagdiff import engine
 from dagdiff.aggregate import Aggregate, rounds_to_keep
+from dagdiff.checkpoint import content_hash
 from dagdiff.checks import Refusal, check_at_least, check_shares
 from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
@@ -249,7 +250,7 @@ class DAgger:
         if not self._resumed:
             return
         state, self._resumed = self._resumed, {}
-        shared, own = state["shared"], self._share_of(state["own"])
+        shared = state["shared"]
         self.made = [as_round(each) for each in shared["rounds"]]
         self.replayed = len(self.made)
         yield from self.made
@@ -259,19 +260,43 @@ class DAgger:
         if shared["best"] is not None:
             number, loss, weights = shared["best"]
             self.best = number, loss, weights
+        if state["own"].keys() == {str(engine.rank())}:
+            self._take_own(state["own"][str(engine.rank())])
+        else:
+            self._take_part(list(state["own"].values()))
+
+    def _take_own(self, own: Mapping[str, Any]) -> None:
+        """Take back what this process had of its own."""
         self.aggregate.load_state_dict(own["aggregate"])
         self.sources.load_state_dict(own["sources"])
-        self.ledger.nfe, spent = own["evaluations"]
-        self._nfe_before, self._started = self.expert.nfe - spent, time.perf_counter() - own["seconds"]
-        self.logs = _apart(own["logs"], self.generator.device)
+        self._count(own["evaluations"], own)
         for name, each in self._generators().items():
             load_state(each, own["generators"][name])
         set_random_state(self.generator.device, own["torch"])
 
-    def _share_of(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """This process's part of what processes had of their own."""
-        found: dict[str, Any] = own[str(engine.rank())]
-        return found
+    def _take_part(self, owns: Sequence[Mapping[str, Any]]) -> None:
+        """Take a part of what processes of another number had: weights are exact, and draws are new ones.
+
+        These follow from the seed, the rank and the place in training. D is split evenly; chains begin anew.
+        """
+        rank, first = engine.rank(), owns[0]
+        self.aggregate.load_part([own["aggregate"] for own in owns], rank, engine.world_size())
+        if first["sources"]["focus"] is not None:
+            self.sources.focus(first["sources"]["focus"])
+        charged = [sum(own["evaluations"][kind] for own in owns) if rank == 0 else 0 for kind in (0, 1)]
+        self._count(charged, first)
+        place = f"{self.generator.initial_seed()} {rank} {engine.world_size()} {len(self.made)} {len(self.logs)}"
+        seed = int(content_hash(place)[:8], 16)
+        for number, each in enumerate([*self._generators().values(), self.aggregate.generator]):
+            if each is not None:
+                each.manual_seed((seed + number) % 2**32)
+        torch.manual_seed((seed + 97) % 2**32)
+
+    def _count(self, evaluations: Sequence[int], own: Mapping[str, Any]) -> None:
+        """Take back counts, the clock, and what the updates of a round have told so far."""
+        self.ledger.nfe, spent = evaluations
+        self._nfe_before, self._started = self.expert.nfe - spent, time.perf_counter() - own["seconds"]
+        self.logs = _apart(own["logs"], self.generator.device)
 
     def _generators(self) -> dict[str, torch.Generator]:
         """The generators that draws depend on, but for the aggregate's."""

@@ -54,11 +54,12 @@ class Checkpoints:
         """The checkpoints that there are, the oldest first."""
         return sorted(each.parent.name for each in self.folder.glob("[!.]*/manifest.json"))
 
-    def save(self, name: str, state: State, made: Mapping[str, str]) -> None:
+    def save(self, name: str, stage: int, state: State, made: Mapping[str, str]) -> None:
         """Write a checkpoint, unless it is there; all processes call this at once.
 
         Args:
             name: sorts after those of earlier ones.
+            stage: within which shards have names of their own.
             state: of the training in this process.
             made: versions of what the run is made with.
 
@@ -74,11 +75,12 @@ class Checkpoints:
             _made(self.shards)
         _meet()
         named: dict[str, str] = {}
-        keep = partial(self._keep, named)
         for rank, own in state["own"].items():
+            keep = partial(self._keep, named, f"{stage}-process-{rank}-")
             save_state(aside / f"process-{rank}.safetensors", own, keep)
         if engine.rank() == 0:
-            save_state(aside / "shared.safetensors", {each: state[each] for each in state if each != "own"}, keep)
+            shared = {each: state[each] for each in state if each != "own"}
+            save_state(aside / "shared.safetensors", shared, partial(self._keep, named, f"{stage}-"))
         save_json(aside / f"shards-{engine.rank()}.json", named)
         _meet()
         if engine.rank() == 0:
@@ -116,24 +118,22 @@ class Checkpoints:
         files, made = manifest.get("files"), manifest.get("made")
         if not isinstance(files, dict) or not isinstance(made, dict):
             raise Refusal(f"{place / 'manifest.json'} is not what a run writes.")
+        count, rank = manifest.get("processes"), engine.rank()
+        ranks = [rank] if count == engine.world_size() else range(int(count or 0))
         for name, digest in files.items():
             _check(place / name, digest)
         known: dict[str, str] = {}
-        for listed in sorted(place.glob("shards-*.json")):
-            known |= load_json(listed)
+        for each in {0, *ranks}:
+            known |= load_json(place / f"shards-{each}.json")
         for name, digest in known.items():
             _check(self.shards / name, digest)
-        own: State = {}
-        processes = sorted(place.glob("process-*.safetensors"))
-        mine = place / f"process-{engine.rank()}.safetensors"
-        for file in [mine] if len(processes) == engine.world_size() else processes:
-            own[file.stem.removeprefix("process-")] = read_state(file, self._shard)
+        own = {str(each): read_state(place / f"process-{each}.safetensors", self._shard) for each in ranks}
         self._known = known
         return {**read_state(place / "shared.safetensors", self._shard), "own": own}, made
 
-    def _keep(self, named: dict[str, str], shard: Shard) -> str:
+    def _keep(self, named: dict[str, str], prefix: str, shard: Shard) -> str:
         """Write a shard, unless it is written; return and note the name of its file."""
-        name = f"{shard.name}.safetensors"
+        name = f"{prefix}{shard.name}.safetensors"
         if name not in self._known or not (self.shards / name).exists():
             tensors = {each: _plain(values) for each, values in shard.make().items()}
             write_atomically(self.shards / name, lambda path: save_file(tensors, str(path)))

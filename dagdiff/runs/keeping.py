@@ -7,7 +7,6 @@ within a round too.
 
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal, first_line
 from dagdiff.dagger import DAgger
 from dagdiff.jobs.deferred import Wish
+from dagdiff.jobs.pace import Pace
 from dagdiff.jobs.stops import Stopped
 from dagdiff.report import figures
 from dagdiff.report.images import sample_panels
@@ -28,38 +28,6 @@ from dagdiff.runs.checkpoints import Checkpoints
 from dagdiff.runs.experiment import Experiment
 from dagdiff.strategies.halving import Halving
 from dagdiff.versions import commit, versions
-
-RARELY = 20.0
-"""How many times as long as one writing takes the next one waits."""
-
-
-class Pace:
-    """Says when something that takes a while is due again.
-
-    Args:
-        cost: what it takes, in seconds, until that is measured.
-    """
-
-    def __init__(self, cost: float) -> None:
-        self.cost, self._last = cost, time.monotonic()
-
-    @property
-    def waited(self) -> float:
-        """Seconds since the last time."""
-        return time.monotonic() - self._last
-
-    @property
-    def due(self) -> bool:
-        """Whether enough time has passed."""
-        return self.waited >= RARELY * self.cost
-
-    def __call__(self, work: Callable[[], object]) -> None:
-        """Do it, and take its time."""
-        begun = time.monotonic()
-        work()
-        self._last = time.monotonic()
-        self.cost = self._last - begun
-
 
 class Keeper:
     """Keeps one run in its folder; of several processes each has one.
@@ -129,9 +97,11 @@ class Keeper:
         """Write a checkpoint."""
         loop = self.training.loop
         assert loop is not None
-        stage = f"stage-{self.training.stage + 1}-" if len(self.training.stages) > 1 else ""
+        stage = self.training.stage + 1
+        of = f"stage-{stage:02d}-" if len(self.training.stages) > 1 else ""
         within = f"-update-{len(loop.logs):06d}" if loop.logs else ""
-        self.checkpoints.save(f"{stage}round-{len(loop.made):04d}{within}", self.training.state_dict(), self.made)
+        name = f"{of}round-{len(loop.made):04d}{within}"
+        self.checkpoints.save(name, stage, self.training.state_dict(), self.made)
 
     def close(self, loop: DAgger, done: Round) -> None:
         """Keep a round that has closed."""

@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
         stopped(experiment(), parted, place)
     folder = parted / "checkpoints"
     newest = sorted(folder.glob("round-*"))[-1]
-    file = next(folder.glob("shards/*forward-0002*")) if what == "shard" else newest / what
+    file = next(folder.glob("shards/*forward-0003*")) if what == "shard" else newest / what
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
