@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from dagdiff import engine
-from dagdiff.aggregate import Aggregate, rounds_to_keep
+from dagdiff.aggregate import ROUNDS_KEPT, Aggregate, rounds_to_keep
 from dagdiff.checkpoint import content_hash
 from dagdiff.checks import Refusal, check_at_least, check_shares
 from dagdiff.expert import Expert
@@ -316,15 +316,16 @@ class DAgger:
         """An aggregate with room for the records of this run."""
         chosen, size = self.gathering, self.sources.size
         window = rounds_to_keep(self.updates_by_round, chosen.rounds_kept, chosen.max_age)
+        experts = max(window, ROUNDS_KEPT)
         longest = max(range(1, self.rounds + 1), key=lambda number: self.updates_by_round[number - 1])
         forward, student, expert = (self._wanted(share, longest) for share in self.shares)
         capacity = {
             "forward": forward,
             "student": window * size * -(-student // size),
-            "expert": self.rounds * size * -(-expert // size),
+            "expert": min(experts, self.rounds) * size * -(-expert // size),
         }
         host = torch.Generator().manual_seed(self.generator.initial_seed())
-        made = Aggregate(capacity, window, host, chosen.folder)
+        made = Aggregate(capacity, window, host, chosen.folder, experts)
         made.device = self.env.device
         return made
 

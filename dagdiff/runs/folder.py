@@ -21,6 +21,7 @@ import yaml
 from torch import Tensor, nn
 
 from dagdiff import engine
+from dagdiff.aggregate import ROUNDS_KEPT
 from dagdiff.checkpoint import load_json, load_weights, save_json, save_text, save_weights, write_atomically
 from dagdiff.checks import Refusal, check_at_least, check_in, check_times
 from dagdiff.dagger import DAgger
@@ -105,6 +106,10 @@ def _trained(experiment: Experiment, out: Path, progress: bool, logger: str, sav
     if engine.rank() == 0:
         for line in check_run(experiment, logger):
             print(f"dagdiff: warning: {line}", file=sys.stderr)
+        rounds = experiment.settings.rounds
+        if experiment.settings.rounds_kept is None and rounds > ROUNDS_KEPT:
+            told = f"the newest {ROUNDS_KEPT} of {rounds} rounds; --rounds_kept {rounds} keeps all"
+            print(f"dagdiff: note: the aggregate keeps the states of {told}", file=sys.stderr)
         if not (out / "config.yaml").exists():
             save_text(out / "config.yaml", yaml.safe_dump(experiment.config, sort_keys=False))
         save_prompts(experiment, out)
