@@ -216,13 +216,14 @@ class _Window:
         self, states: Sequence[Mapping[str, Any]], part: int, parts: int, device: torch.device | None
     ) -> None:
         """Take every so-manyth record of each round, of several windows one after the other."""
-        numbers = sorted({number for state in states for number in state["rounds"]})
-        found = []
-        for number in numbers:
+        found: dict[int, dict[str, Tensor]] = {}
+        for number in sorted({number for state in states for number in state["rounds"]}):
             held = [dict(zip(state["rounds"], state["records"], strict=True)).get(number) for state in states]
             columns = [each for each in held if each is not None]
-            found.append({name: torch.cat([each[name] for each in columns])[part::parts] for name in columns[0]})
-        self.load_state_dict({"rounds": numbers, "records": found, "next": self.next[:0]}, device)
+            mine = {name: torch.cat([each[name] for each in columns])[part::parts] for name in columns[0]}
+            if len(next(iter(mine.values()))):
+                found[number] = mine
+        self.load_state_dict({"rounds": list(found), "records": list(found.values()), "next": self.next[:0]}, device)
 
     def _columns(self, start: int, end: int) -> dict[str, Tensor]:
         """The columns of records by their numbers in the window."""

@@ -229,6 +229,7 @@ class DAgger:
             "best": best,
             "rounds": [asdict(done) for done in self.made],
             "good": self._good if self.logs else None,
+            "processes": engine.world_size(),
         }
         own = {
             "sources": self.sources.state_dict(),
@@ -260,7 +261,7 @@ class DAgger:
         if shared["best"] is not None:
             number, loss, weights = shared["best"]
             self.best = number, loss, weights
-        if state["own"].keys() == {str(engine.rank())}:
+        if shared["processes"] == engine.world_size():
             self._take_own(state["own"][str(engine.rank())])
         else:
             self._take_part(list(state["own"].values()))

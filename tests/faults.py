@@ -63,8 +63,8 @@ COMMANDS = {
         seconds=20.0,
     ),
 }
-CLOCK = ("seconds", "seconds_total")
-"""What differs between two runs that are the same."""
+CLOCK = ("seconds", "commit")
+"""What may differ between two runs that are the same."""
 
 
 def child(words: str, folder: Path, sabotage: Sabotage | None = None) -> int:
@@ -301,9 +301,13 @@ def flips(trial: Trial, count: int) -> None:
 
 def not_finite(trial: Trial) -> None:
     """NaN at each entry ends the command with one line and a status of its own, and nothing half done."""
-    code = "import torch\ndef bad(x, t, c=None): return x * float('nan')\nclass Data:\n    def sample(self, n, g=None): return torch.full((n, 2), float('nan'))\n"
+    code = (
+        "import torch\n"
+        "class Bad:\n    def __call__(self, x, t, c=None): return x * float('nan')\n"
+        "class Data:\n    def sample(self, n, g=None): return torch.full((n, 2), float('nan'))\n"
+    )
     for what, words in {
-        "expert": "--expert mine.bad",
+        "expert": "--expert mine.Bad",
         "data": "--data mine.Data",
         "learning rate": "--lr 1e30 --lr_ramp constant",
     }.items():

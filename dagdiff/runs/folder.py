@@ -191,7 +191,6 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
     check_in("weights", weights, ("student", "best"))
     if not beside.exists() and not (folder / "metrics.json").exists():
         raise Refusal(f"the run in {folder} is not finished. Resume it: dagdiff distill --resume {folder}.")
-    check_whole(folder, ("config.yaml", "student.json", f"{weights}.safetensors"))
     config, kept = read_yaml(file), load_json(beside)
     for name in ("threshold", "schedule", "sampler"):
         if not isinstance(kept.get(name), dict):
@@ -202,6 +201,7 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
     if not trust_code:
         check_registered(config, file)
         check_registered(sampled, beside)
+    check_whole(folder, ("config.yaml", "student.json", f"{weights}.safetensors"))
     config = _with_kept_prompts(config, folder)
     experiment = Experiment.build({**config, **sampled, "device": device}, training=False)
     load_weights(folder / f"{weights}.safetensors", experiment.student)

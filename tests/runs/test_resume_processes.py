@@ -67,6 +67,7 @@ def records(loop: DAgger, source: str) -> set[tuple[float, ...]]:
 def test_two_become_another_number(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = told(0, tmp_path / "a"), told(1, tmp_path / "b")
     both = {**first, "own": {"0": first["own"]["0"], "1": second["own"]["0"]}}
+    both["shared"] = {**first["shared"], "processes": 2}
     loops = [resumed(both, rank, size, monkeypatch) for rank in range(size)]
     weights = first["shared"]["learner"]
     for loop in loops:
