@@ -285,7 +285,7 @@ def _storage(folder: Path | None, size: int, alike: TensorDict) -> LazyTensorSto
 
 
 def _scratch(folder: Path) -> tuple[Path, Lock]:
-    """A place of its own in the folder, and the lock that says that it is in use; refuse a folder that can't be written.
+    """A place of its own in the folder, and the lock that says that it is in use; refuse one that can't be written.
 
     Places of processes that were killed are swept away first.
     """

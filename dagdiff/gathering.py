@@ -36,8 +36,8 @@ class Gathering:
         shares_ramp: scales the on-policy shares by progress, or by a number; forward states take the rest.
         input_perturbation: how much more noise forward states hold than they should (:func:`forward_states`).
         reuse: how many batches a record serves on average, at least 1.
-        rounds_kept: how many rounds of student records stay in the aggregate: 1 the newest, as many as there are all; None
-            keeps :data:`dagdiff.aggregate.ROUNDS_KEPT`.
+        rounds_kept: how many rounds of student records stay in the aggregate: 1 the newest, as many as there are all;
+            None keeps :data:`dagdiff.aggregate.ROUNDS_KEPT`.
         max_age: drop student records older than this many updates.
         folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
     """

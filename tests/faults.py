@@ -344,7 +344,9 @@ def tried(name: str, folder: Path, kills: int, quick: bool) -> Trial:
 def main(words: Sequence[str] | None = None) -> int:
     """Print what was tried, survived and lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(COMMANDS)}; all if none is named")
+    parser.add_argument(
+        "commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(COMMANDS)}; all if none is named"
+    )
     parser.add_argument("--kills", type=int, default=20, help="random kills of each command")
     parser.add_argument("--quick", action="store_true", help="a few of each kind")
     given = parser.parse_args(words)

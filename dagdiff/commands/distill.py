@@ -31,9 +31,10 @@ def distill(words: Sequence[str]) -> None:
     if shown:
         print(yaml.safe_dump(chosen, sort_keys=False), end="")
         return
-    folder = check_given(None if own["out"] is None else Path(own["out"]), "--out") if resumed is None else Path(resumed)
-    if own["out"] is not None and Path(own["out"]) != folder:
-        raise Refusal(f"--resume {resumed} fills that folder, not --out {own['out']}. Leave --out away.")
+    out = None if own["out"] is None else Path(own["out"])
+    folder = check_given(out, "--out") if resumed is None else Path(resumed)
+    if out not in (None, folder):
+        raise Refusal(f"--resume {resumed} fills that folder, not --out {out}. Leave --out away.")
     _run(chosen, folder, own["logger"] or "csv", _minutes(own["save_every"]), bool(own["fresh"]))
 
 

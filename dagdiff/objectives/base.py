@@ -83,8 +83,11 @@ class Objective:
         """Called after each update of the student: let target networks follow it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must be kept to resume training: of each attribute that is a module, an optimiser, a tensor, a
-        number or anything else with a ``state_dict()``, its state. Override it to keep less, or more."""
+        """Return what must be kept to resume training; override it to keep less, or more.
+
+        That is the state of each attribute that is a module, an optimiser, a tensor or a number, or that has a
+        ``state_dict()``.
+        """
         return attributes(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from dagdiff.runs.experiment import Experiment
 from dagdiff.strategies.halving import Halving
 from dagdiff.versions import commit, versions
 
+
 class Keeper:
     """Keeps one run in its folder; of several processes each has one.
 
@@ -67,7 +68,7 @@ class Keeper:
         other = {name: f"{made.get(name)} -> {value}" for name, value in self.made.items() if made.get(name) != value}
         if other and engine.rank() == 0:
             told = ", ".join(f"{name} {change}" for name, change in other.items())
-            print(f"dagdiff: warning: the run is resumed with other versions ({told}); digits may differ", file=sys.stderr)
+            print(f"dagdiff: warning: resumed with other versions ({told}); digits may differ", file=sys.stderr)
         self.training.load_state_dict(state)
         self.rounds = list(self.training.finished)
         for done in self.rounds:
@@ -88,8 +89,8 @@ class Keeper:
         if signal:
             number = max(self.wish.signal, 1)
             raise Stopped(
-                f"stopped at update {self._updates()}; the run is saved in {self.out}, and the same command resumes it, "
-                f"or dagdiff distill --resume {self.out}",
+                f"stopped at update {self._updates()}; the run is saved in {self.out}, and the same command resumes "
+                f"it, or dagdiff distill --resume {self.out}",
                 128 + number,
             )
 

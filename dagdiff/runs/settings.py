@@ -36,8 +36,8 @@ class Settings:
         epsilon_scale: divides the noise in the student's predictions when it samples; 1 leaves it.
         reuse: number of batches that a labelled state serves on average, at least 1; a round makes as many new ones as
             its updates then need, chains in whole batches.
-        rounds_kept: number of rounds whose student states stay in the aggregate: 1 the newest, as many as there are all;
-            null keeps 20, so that a long run needs no more memory than a short one.
+        rounds_kept: number of rounds whose student states stay in the aggregate: 1 the newest, as many as there are
+            all; null keeps 20, so that a long run needs no more memory than a short one.
         max_age: age in updates at which student states are dropped; null keeps them.
         lr: learning rate of Adam.
         betas: decay rates of Adam's first and second moment.

@@ -133,8 +133,8 @@ def train_teacher(
     rows, so that guidance can ask them without one (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
 
     With a file to ``keep`` its state in, training that was stopped is resumed from there, bit for bit as if it had not
-    been stopped; the file is the caller's to delete. It is written after some of the hundreds, so seldom that it takes a
-    twentieth of the time at most, and where INT or TERM ends training.
+    been stopped; the file is the caller's to delete. It is written after some of the hundreds, so seldom that it takes
+    a twentieth of the time at most, and where INT or TERM ends training.
 
     Raises:
         Refusal: if the file is broken, or was kept by the training of another network.

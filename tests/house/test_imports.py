@@ -39,6 +39,7 @@ ROOMS = (
     "gathering",
     "heldout",
     "fit",
+    "resuming",
     "dagger",
     "strategies",
     "envs",

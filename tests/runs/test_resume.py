@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers import same, state
 
 from dagdiff.checks import Refusal
@@ -264,5 +263,5 @@ def test_a_changed_file_of_a_finished_run_is_noticed(name: str, tmp_path: Path) 
 
 def test_a_run_under_way_is_not_opened(tmp_path: Path) -> None:
     stopped(experiment(), tmp_path / "out", 3)
-    with pytest.raises(Refusal, match="is not finished. Resume it: dagdiff distill --resume"):
+    with pytest.raises(Refusal, match=r"is not finished\. Resume it: dagdiff distill --resume"):
         open_run(tmp_path / "out", "cpu")

@@ -260,9 +260,9 @@ def test_the_weights_of_the_steps_have_mean_one() -> None:
     for _ in CostToGo(chains=8)(run):
         told.append(run.objective.by_time.weights)
     assert torch.equal(told[0], torch.ones(STEPS)), "nothing is known in the first round"
-    for weights in told[1:]:
-        assert weights.shape == (STEPS,) and (weights > 0).all() and not torch.equal(weights, told[0])
-        assert float(weights.mean()) == pytest.approx(1.0, abs=1e-5)
+    for found in told[1:]:
+        assert found.shape == (STEPS,) and (found > 0).all() and not torch.equal(found, told[0])
+        assert float(found.mean()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_weight_by_step_multiplies_the_loss_of_that_step() -> None:
