@@ -27,7 +27,7 @@ def distill(words: Sequence[str]) -> None:
     shown, resumed = given.pop("print_config", False), own["resume"]
     if resumed is not None:
         given = _kept(Path(resumed), given, bool(own["trust_code"]))
-    chosen = complete(given)
+    chosen = complete(_started(given))
     if shown:
         print(yaml.safe_dump(chosen, sort_keys=False), end="")
         return
@@ -36,6 +36,20 @@ def distill(words: Sequence[str]) -> None:
     if out not in (None, folder):
         raise Refusal(f"--resume {resumed} fills that folder, not --out {out}. Leave --out away.")
     _run(chosen, folder, own["logger"] or "csv", _minutes(own["save_every"]), bool(own["fresh"]))
+
+
+def _started(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the folder of a run as ``--policy``: a student of the same network, which starts where that one ended."""
+    named = given.get("policy.class")
+    if not isinstance(named, str) or not (Path(named) / "config.yaml").is_file():
+        return given
+    from dagdiff.runs.trust import check_registered
+
+    file = Path(named) / "config.yaml"
+    config = read_yaml(file)
+    check_registered(config, file)
+    kept = {name: value for name, value in spread(config).items() if name.partition(".")[0] in ("policy", "stepwise")}
+    return {**given, **kept, "start": named}
 
 
 def _kept(folder: Path, given: dict[str, Any], trusted: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ comparable for *one* set of weights only: so the seed is fixed, the weights are 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,8 @@ def train_classifier(
     optimiser = torch.optim.AdamW(classifier.parameters(), lr)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=updates)
     classifier.train()
-    rows, done, parts = torch.empty(0, dtype=torch.int64), 0, {"all": classifier, "optimiser": optimiser, "rate": rate}
+    parts: dict[str, Any] = {"all": classifier, "optimiser": optimiser, "rate": rate}
+    rows, done = torch.empty(0, dtype=torch.int64), 0
     if keep is not None and keep.exists():
         state = load_state(keep, parts)
         rows, done = state["rows"], state["done"]

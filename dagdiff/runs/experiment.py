@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from dagdiff import engine
-from dagdiff.checkpoint import check_writable
+from dagdiff.checkpoint import check_writable, load_weights
 from dagdiff.checks import Refusal, check_seed
 from dagdiff.dagger import DAgger
 from dagdiff.engine import find_device
@@ -34,6 +34,7 @@ from dagdiff.rollout import Data, MixturePolicy
 from dagdiff.round import Round, updates_by_round
 from dagdiff.runs.config import Config, typed
 from dagdiff.runs.parts import resolve
+from dagdiff.runs.standing import check_whole
 from dagdiff.schedule import step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.strategies.curriculum import Curriculum
@@ -97,6 +98,10 @@ class Experiment:
             device=device,
             denoiser=denoiser,
         )
+        if training and settings.start:
+            folder = Path(settings.start)
+            check_whole(folder, ("student.safetensors",))
+            load_weights(folder / "student.safetensors", made.student)
         if training:
             made.check(steps)
         return made

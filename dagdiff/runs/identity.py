@@ -17,7 +17,7 @@ from dagdiff.versions import CODE
 _PLACES = ("memmap",)
 """Settings that say where things are kept and change no result."""
 
-_LATER = {"on_nonfinite": "stop"}
+_LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None}
 """Settings with the value that leaves a run what it was before they were there."""
 
 
@@ -32,7 +32,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     own = {part: getattr(resolve(part, name), "version", 1) for part, name in parts.items() if name is not None}
     own |= {f"metric {name}": getattr(resolve("metric", name), "version", 1) for name in config.get("metric") or []}
-    settings = {name: value for name, value in config.items() if name not in _PLACES and _LATER.get(name) != value}
+    settings = {name: value for name, value in config.items() if name not in _PLACES and (name, value) not in _LATER.items()}
     return {"settings": settings, "code": CODE, "parts": own}
 
 

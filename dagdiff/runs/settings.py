@@ -32,6 +32,7 @@ class Settings:
         guidance: weight of classifier-free guidance of the expert, on labelled tasks.
         per_chain: let one driver keep a chain to its end.
         stepwise: give the student a network of its own for each step.
+        start: folder of a run whose student this one starts from; `--policy FOLDER` takes its network too.
         input_perturbation: noise that forward states hold beside their own, as a part of it; 0 adds none.
         epsilon_scale: divides the noise in the student's predictions when it samples; 1 leaves it.
         reuse: number of batches that a labelled state serves on average, at least 1; a round makes as many new ones as
@@ -71,6 +72,7 @@ class Settings:
     guidance: float = 1.0
     per_chain: bool = False
     stepwise: bool = False
+    start: str | None = None
     input_perturbation: float = 0.0
     epsilon_scale: float = 1.0
     reuse: float = PLANE.settings["reuse"]

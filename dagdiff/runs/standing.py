@@ -99,8 +99,9 @@ def with_absolute_paths(config: Config) -> Config:
             if isinstance(chosen.get(option), str) and os.path.exists(chosen[option]):
                 chosen[option] = os.path.abspath(chosen[option])
         found["pipeline"] = chosen
-    if config.get("memmap"):
-        found["memmap"] = os.path.abspath(config["memmap"])
+    for option in ("memmap", "start"):
+        if config.get(option):
+            found[option] = os.path.abspath(config[option])
     return found
 
 

@@ -3,16 +3,19 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pipelines
 import pytest
 from helpers import same, state
 
 from dagdiff.checks import Refusal
+from dagdiff.cli import main
 from dagdiff.jobs.locks import Lock
 from dagdiff.jobs.stops import Stopped
 from dagdiff.runs.config import configure
@@ -121,6 +124,48 @@ def test_resumed_is_uninterrupted(case: str, tmp_path: Path) -> None:
     for name, content in first.items():
         assert content == second[name], name
     assert same(state(made.student), state(open_run(parted, "cpu").student))
+
+
+IMAGES: dict[str, Any] = {
+    "task": "digits-biased", "policy": "fresh-unet", "expert": {"class": "unet", "updates": 2, "channels": [8, 16]},
+    "updates": 2, "rounds": 2, "samples": 20, "steps": 2,
+}  # fmt: skip
+
+
+def same_when_parted(tmp_path: Path, place: int, **changes: Any) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    distil(experiment(**changes), whole, progress=False)
+    stopped(experiment(**changes), parted, place)
+    distil(experiment(**changes), parted, progress=False)
+    first, second = kept(whole), kept(parted)
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_images(tmp_path: Path) -> None:
+    same_when_parted(tmp_path, 2, **IMAGES)
+
+
+def test_memory_mapped(tmp_path: Path) -> None:
+    same_when_parted(tmp_path, 4, memmap=str(tmp_path / "mapped"), objective="consistency")
+    assert not list((tmp_path / "mapped").glob("aggregate-*"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "objective"),
+    [
+        ("lora", "progressive"),
+        pytest.param("pipeline", "progressive", marks=pytest.mark.slow),
+        pytest.param("lora", "distribution", marks=pytest.mark.slow),
+        pytest.param("lora", "consistency", marks=pytest.mark.slow),
+    ],
+)
+def test_pipelines(policy: str, objective: str, tmp_path: Path) -> None:
+    path = pipelines.save(pipelines.seeded(pipelines.stable_diffusion), tmp_path / "teacher")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    chosen = {"path": str(path), "prompts": str(tmp_path / "prompts.txt"), "own_samples": 10, "own_steps": 2}
+    options = {"class": "lora", "rank": 2} if policy == "lora" else policy
+    small = {"updates": 2, "rounds": 2, "chains": 2, "batch_size": 2, "heldout": 2, "samples": 10, "steps": 2}
+    same_when_parted(tmp_path, 2, task="pipeline", policy=options, objective=objective, pipeline=chosen, **small)
 
 
 def resumed(out: Path, **changes: Any) -> None:
@@ -265,3 +310,27 @@ def test_a_run_under_way_is_not_opened(tmp_path: Path) -> None:
     stopped(experiment(), tmp_path / "out", 3)
     with pytest.raises(Refusal, match=r"is not finished\. Resume it: dagdiff distill --resume"):
         open_run(tmp_path / "out", "cpu")
+
+
+def test_a_longer_run_starts_from_a_finished_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--policy FOLDER``: the same network, from its weights; a run of its own."""
+    monkeypatch.chdir(tmp_path)
+    words = "distill --chains 4 --batch_size 8 --heldout 4 --samples 20 --substeps 2 --updates 4 --rounds 2"
+    first = "--policy fresh --policy.width 8 --policy.depth 2 --stepwise --out first"
+    assert main([*words.split(), *first.split()]) == 0
+    assert main([*words.split(), *"--policy first --lr_ramp constant --lr_ramp.value 0 --out second".split()]) == 0
+    weights = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1], "at rate 0 it stays where it starts"
+    shutil.rmtree(tmp_path / "first")
+    open_run(tmp_path / "second", "cpu").sample(3, seed=0)
+
+
+def test_a_folder_alone_says_how_to_resume_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped(experiment(), tmp_path / "out", 3)
+    assert main(["distill", "--resume", str(tmp_path / "out"), "--lr", "0.5"]) == 2
+    assert "lr was 0.002 and is 0.5 now" in capsys.readouterr().err
+    assert main(["distill", "--resume", str(tmp_path / "away")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert main(["distill", "--resume", str(tmp_path / "out"), "--logger", "csv"]) == 0
+    resumed(tmp_path / "whole")
+    assert kept(tmp_path / "out") == kept(tmp_path / "whole")
