@@ -8,6 +8,7 @@ figures, and ``manifest.json``; while it trains, ``checkpoints`` (:mod:`dagdiff.
 import contextlib
 import copy
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ def distil(
     """
     check_at_least("save_every", save_every, 0.0)
     experiment = replace(experiment, config=with_absolute_paths(experiment.config))
-    there, lock = out.exists(), Lock(out / ".lock")
+    there, lock = os.path.exists(out), Lock(out / ".lock")  # unlike Path, at home with names that are too long
     try:
         held = _claimed(experiment.config, out, logger, fresh, lock) if engine.rank() == 0 else 0
         (held,) = engine.totals([held], torch.device("cpu"))
@@ -82,7 +83,7 @@ def distil(
         return _trained(experiment, out, progress, logger, save_every)
     finally:
         lock.release()
-        if engine.rank() == 0 and not there and out.is_dir() and not any(out.iterdir()):
+        if engine.rank() == 0 and not there and os.path.isdir(out) and not any(out.iterdir()):
             out.rmdir()  # nothing was written
 
 
@@ -121,15 +122,21 @@ def _trained(experiment: Experiment, out: Path, progress: bool, logger: str, sav
         try:
             for loop, done in _with_progress(experiment, training, progress):
                 keeper.close(loop, done)
-        except Exception:
-            if engine.rank() == 0 and training.loop is not None:
-                _rescue(experiment, training.loop, keeper, out)
+        except Exception as error:
+            if engine.rank() == 0:
+                _rescue(error, experiment, training.loop, keeper, out)
             raise
     return _closed(experiment, training.loop, keeper, out) if engine.rank() == 0 and training.loop is not None else {}
 
 
-def _rescue(experiment: Experiment, loop: DAgger, keeper: Keeper, out: Path) -> None:
-    """Save the student of the last good round, and the best; what can't be saved does not hide why."""
+def _rescue(error: Exception, experiment: Experiment, loop: DAgger | None, keeper: Keeper, out: Path) -> None:
+    """Save the student of the last good round, and the best; what can't be saved does not hide why.
+
+    Of a run that is refused before its first round nothing is left.
+    """
+    if loop is None or (isinstance(error, Refusal) and not keeper.rounds and not keeper.checkpoints.names):
+        clear(out)
+        return
     with contextlib.suppress(Refusal):
         experiment.student.load_state_dict(loop.learner.last_good)
         _save_best(experiment, loop, out)

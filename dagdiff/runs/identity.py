@@ -32,7 +32,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     own = {part: getattr(resolve(part, name), "version", 1) for part, name in parts.items() if name is not None}
     own |= {f"metric {name}": getattr(resolve("metric", name), "version", 1) for name in config.get("metric") or []}
-    settings = {name: value for name, value in config.items() if name not in _PLACES and (name, value) not in _LATER.items()}
+    settings = {
+        name: value for name, value in config.items() if name not in _PLACES and (name, value) not in _LATER.items()
+    }
     return {"settings": settings, "code": CODE, "parts": own}
 
 

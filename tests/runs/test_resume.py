@@ -318,7 +318,12 @@ def test_a_longer_run_starts_from_a_finished_one(tmp_path: Path, monkeypatch: py
     words = "distill --chains 4 --batch_size 8 --heldout 4 --samples 20 --substeps 2 --updates 4 --rounds 2"
     first = "--policy fresh --policy.width 8 --policy.depth 2 --stepwise --out first"
     assert main([*words.split(), *first.split()]) == 0
-    assert main([*words.split(), *"--policy first --lr_ramp constant --lr_ramp.value 0 --out second".split()]) == 0
+    assert (
+        main(
+            [*words.split(), *["--policy", "first", "--lr_ramp", "constant", "--lr_ramp.value", "0", "--out", "second"]]
+        )
+        == 0
+    )
     weights = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("first", "second")]
     assert weights[0] == weights[1], "at rate 0 it stays where it starts"
     shutil.rmtree(tmp_path / "first")
