@@ -3,7 +3,9 @@
 Every record is labelled once, on entry, and says where it comes from (``source``, an index into
 :data:`dagdiff.mixture.SOURCES`) and when it entered (``round``). Old student records leave first: ``rounds_kept=None``
 keeps everything (DAgger's aggregation, Follow-the-Leader), 1 keeps only the newest round (online gradient descent), n a
-window of n rounds. Records of the expert's chains are never dropped. Forward states have the same law in every round,
+window of n rounds. The loop keeps the newest :data:`ROUNDS_KEPT` unless it is told otherwise, so that a long run needs
+no more memory than a short one. Records of the expert's chains have the same law in every round, so a window of them is
+as good as all. Forward states have the same law in every round,
 so a round's replace those of the round before.
 
 Roll-ins are drawn at random from all that are kept. Forward states are drawn in passes, each record once a pass, the
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -27,7 +30,9 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
 from dagdiff.checks import Refusal, check_in
 from dagdiff.finite import Finite
+from dagdiff.jobs.locks import Lock
 from dagdiff.mixture import SOURCES, Shares
+from dagdiff.state import Shard, load_state, state_of
 
 if "RL_LOGGING_LEVEL" not in os.environ:
     logging.getLogger("torchrl").setLevel(logging.WARNING)  # at INFO it prints a line for every buffer
@@ -43,8 +48,9 @@ class Aggregate:
         capacity: how many records each source is expected to hold; more are made room for when they come.
         student_rounds: how many rounds of student records stay; None keeps all.
         generator: a CPU generator of the draws and of the rounding of shares.
-        folder: keeps the buffers there, memory-mapped, so that they may exceed memory, and removes them at the end;
-            None keeps them in memory, on the device of the records.
+        folder: keeps the buffers there, memory-mapped, so that they may exceed memory, and removes them at the end, or
+            at ``close()``; None keeps them in memory, on the device of the records.
+        expert_rounds: how many rounds of the expert's records stay; None keeps all.
     """
 
     def __init__(
@@ -53,14 +59,18 @@ class Aggregate:
         student_rounds: int | None = None,
         generator: torch.Generator | None = None,
         folder: Path | None = None,
+        expert_rounds: int | None = None,
     ) -> None:
-        self.generator, self.folder = generator, _scratch(folder)
+        self.generator, self.folder = generator, None
         self.device: torch.device | None = None
         self.row_bytes = 1
         self.finite = Finite([f"{what} {source}" for what in ("states", "labels") for source in SOURCES])
-        if self.folder is not None:
-            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        rounds = {"forward": 1, "student": student_rounds, "expert": None}
+        self._before: dict[str, Any] = {}
+        self.close: Callable[[], object] = lambda: None
+        if folder is not None:
+            self.folder, lock = _scratch(folder)
+            self.close = weakref.finalize(self, _remove, self.folder, lock)
+        rounds = {"forward": 1, "student": student_rounds, "expert": expert_rounds}
         storage = partial(_storage, self.folder)
         self.windows = {
             source: _Window(storage, capacity.get(source, 0), rounds[source], source == "forward", generator)
@@ -111,6 +121,7 @@ class Aggregate:
         All rows are chosen now, so that it does not matter how many batches are read at once: as many as ``READ`` bytes
         hold.
         """
+        self._before = self._draws()
         counts = self._available(shares).counts_of(sizes, self.generator)
         chosen = [
             self.windows[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)
@@ -137,6 +148,35 @@ class Aggregate:
                 rows = rows.to(self.device)
             yield from rows.split(list(sizes[start : start + several]))
 
+    def state_dict(self, drawn: bool = False) -> dict[str, Any]:
+        """Return the records, a shard a source and round, and what decides the next draws.
+
+        Args:
+            drawn: whether batches of :meth:`draws` are still being taken; then the state is that before they were
+                chosen, and who resumes from it chooses them again.
+        """
+        windows = {source: window.state_dict(source) for source, window in self.windows.items()}
+        return {"windows": windows, "draws": self._before if drawn else self._draws()}
+
+    def _draws(self) -> dict[str, Any]:
+        """What decides the next draws."""
+        next_ = {source: window.next.clone() for source, window in self.windows.items()}
+        return {"generator": state_of(self.generator), "next": next_}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take records and draws back."""
+        for source, window in self.windows.items():
+            window.load_state_dict(state["windows"][source], None if self.folder else self.device)
+            window.next = state["draws"]["next"][source]
+        if self.generator is not None:
+            load_state(self.generator, state["draws"]["generator"])
+
+    def load_part(self, states: Sequence[Mapping[str, Any]], part: int, parts: int) -> None:
+        """Take one of so many equal parts of the records of several processes; the generator stays as it is."""
+        for source, window in self.windows.items():
+            windows = [state["windows"][source] for state in states]
+            window.load_part(windows, part, parts, None if self.folder else self.device)
+
     def _available(self, shares: Shares) -> Shares:
         left = [share if len(self.windows[source]) else 0.0 for source, share in zip(SOURCES, shares, strict=True)]
         if not any(left):
@@ -151,7 +191,7 @@ class _Window:
     """The records of one source: those of the newest rounds, in a ring buffer of TorchRL's.
 
     Args:
-        storage: makes a storage for so many records.
+        storage: makes a storage for so many records like those given.
         capacity: for how many there is room at first.
         rounds: how many rounds stay; None keeps all.
         passes: whether to draw each record once before one comes again; then a new round's replace all others.
@@ -160,7 +200,7 @@ class _Window:
 
     def __init__(
         self,
-        storage: Callable[[int], LazyTensorStorage],
+        storage: Callable[[int, TensorDict], LazyTensorStorage],
         capacity: int,
         rounds: int | None,
         passes: bool,
@@ -185,7 +225,7 @@ class _Window:
             del self.sizes[next(iter(self.sizes))]
         before, after = len(self), len(self) + len(records)
         if self.buffer is None or after > self.capacity:
-            self._make_room(after)
+            self._make_room(after, records)
         self.buffer.extend(records)  # type: ignore[union-attr]
         self.written += len(records)
         self.sizes[number] = self.sizes.get(number, 0) + len(records)
@@ -208,11 +248,46 @@ class _Window:
         start = self.written - len(self)
         return _rows(self.buffer.storage[:], (start + numbers) % self.capacity)
 
-    def _make_room(self, records: int) -> None:
+    def state_dict(self, source: str) -> dict[str, Any]:
+        """Return the records by round."""
+        ends = list(accumulate(self.sizes.values(), initial=0))
+        shards = [
+            Shard(f"{source}-{number:04d}-{size}", partial(self._columns, start, start + size))
+            for start, (number, size) in zip(ends, self.sizes.items(), strict=False)
+        ]
+        return {"rounds": list(self.sizes), "records": shards}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
+        """Take records back, to a device."""
+        self.buffer, self.written = None, 0
+        self.sizes.clear()
+        for number, columns in zip(state["rounds"], state["records"], strict=True):
+            rows = len(next(iter(columns.values())))
+            self.add(TensorDict(columns, [rows]).unflatten_keys(".").to(device or "cpu"), number)
+
+    def load_part(
+        self, states: Sequence[Mapping[str, Any]], part: int, parts: int, device: torch.device | None
+    ) -> None:
+        """Take every so-manyth record of each round, of several windows one after the other."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for number in sorted({number for state in states for number in state["rounds"]}):
+            held = [dict(zip(state["rounds"], state["records"], strict=True)).get(number) for state in states]
+            columns = [each for each in held if each is not None]
+            mine = {name: torch.cat([each[name] for each in columns])[part::parts] for name in columns[0]}
+            if len(next(iter(mine.values()))):
+                found[number] = mine
+        self.next = self.next[:0]
+        self.load_state_dict({"rounds": list(found), "records": list(found.values())}, device)
+
+    def _columns(self, start: int, end: int) -> dict[str, Tensor]:
+        """The columns of records by their numbers in the window."""
+        return dict(self.take(torch.arange(start, end)).flatten_keys(".").items())
+
+    def _make_room(self, records: int, alike: TensorDict) -> None:
         """Move to a buffer of at least so many records, and of twice the room if there was too little."""
         old = self.take(torch.arange(len(self))) if len(self) else None
         self.capacity = max(records, self.capacity if self.buffer is None else 2 * self.capacity)
-        self.buffer, self.written = ReplayBuffer(storage=self.storage(self.capacity)), len(self)
+        self.buffer, self.written = ReplayBuffer(storage=self.storage(self.capacity, alike)), len(self)
         if old is not None:
             self.buffer.extend(old)
 
@@ -232,33 +307,72 @@ def _by_batch(counts: Tensor) -> Tensor:
     return torch.arange(int(size.sum())) + (before.flatten() - start).repeat_interleave(size)
 
 
+ROUNDS_KEPT = 20
+"""Rounds of records that stay where nobody says how many."""
+
+
 def rounds_to_keep(updates: Sequence[int], rounds_kept: int | None, max_age: int | None) -> int:
-    """Return how many rounds of records fit both limits: a number of rounds and an age in updates. None is no limit.
+    """Return how many rounds of records fit both limits: a number of rounds and an age in updates.
+
+    No number of rounds means :data:`ROUNDS_KEPT`, no age any age.
 
     ``updates`` are those of each round. The newest round always fits; a record that is kept for n rounds is as old as
     their updates together, so n rounds fit if no n in a row make more than ``max_age``.
     """
-    rounds = len(updates)
-    fits = [kept for kept in range(1, rounds + 1) if rounds_kept is None or kept <= rounds_kept]
+    rounds, most = len(updates), ROUNDS_KEPT if rounds_kept is None else rounds_kept
+    fits = [kept for kept in range(1, rounds + 1) if kept <= most]
     if max_age is not None:
         ends = list(accumulate(updates, initial=0))
         fits = [kept for kept in fits if max(ends[i + kept] - ends[i] for i in range(rounds + 1 - kept)) <= max_age]
     return max(fits, default=1)
 
 
-def _storage(folder: Path | None, size: int) -> LazyTensorStorage:
-    """A storage of TorchRL's for so many records, memory-mapped where there is a folder."""
+def _storage(folder: Path | None, size: int, alike: TensorDict) -> LazyTensorStorage:
+    """A storage of TorchRL's for so many records, memory-mapped where there is a folder.
+
+    Its files are allocated before anything is written to them: a write to a hole in a file kills the process where the
+    disk is full.
+
+    Raises:
+        Refusal: if the disk has no room for them.
+    """
     if folder is None:
         return LazyTensorStorage(size)
-    return LazyMemmapStorage(size, scratch_dir=tempfile.mkdtemp(dir=folder))
+    try:
+        place = tempfile.mkdtemp(dir=folder)
+        made = LazyMemmapStorage(size, scratch_dir=place)
+        made._init(alike[0])
+        for file in Path(place).rglob("*.memmap"):
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    except OSError as error:
+        raise Refusal(
+            f"memmap {folder.parent} has no room for {size} records ({error.strerror or error}). Free some, lower "
+            "--rounds_kept, or name another folder."
+        ) from None
+    return made
 
 
-def _scratch(folder: Path | None) -> Path | None:
-    """A place of its own in the folder; refuse a folder that can't be written."""
-    if folder is None:
-        return None
+def _scratch(folder: Path) -> tuple[Path, Lock]:
+    """A place of its own in the folder, and the lock that says that it is in use; refuse one that can't be written.
+
+    Places of processes that were killed are swept away first.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="aggregate-", dir=folder))
+        for left in folder.glob("aggregate-*/.lock"):
+            old = Lock(left)
+            if old.take():
+                _remove(left.parent, old)
+        place = Path(tempfile.mkdtemp(prefix="aggregate-", dir=folder))
     except OSError as error:
         raise Refusal(f"memmap {folder} can't be written ({error.strerror}). Name another folder.") from None
+    lock = Lock(place / ".lock")
+    lock.take()
+    return place, lock
+
+
+def _remove(place: Path, lock: Lock) -> None:
+    """Delete a place and let go of its lock."""
+    shutil.rmtree(place, ignore_errors=True)
+    lock.release()

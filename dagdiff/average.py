@@ -1,5 +1,7 @@
 """The moving average of a network in training: smoother than its last weights, and kept in their place."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -20,35 +22,44 @@ def warm_decay(decay: float, updates: int) -> float:
 
 def follow(decay: float, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
     """Move averaged tensors of one kind towards the current ones; whole numbers are copied."""
+    if hasattr(averaged[0], "to_local"):  # sharded weights, beside buffers that are not: each process moves its part
+        averaged, current = _local(averaged), _local(current)
     if averaged[0].is_floating_point():
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
     else:
         torch._foreach_copy_(averaged, current)
 
 
+def _local(tensors: Tensors) -> list[Tensor]:
+    return [each.to_local() if hasattr(each, "to_local") else each for each in tensors]
+
+
 class Follower:
     """Moves a copy of a module towards it, weights and buffers, with a decay; whole numbers are copied.
 
-    The pairs of tensors are found once: both modules must keep theirs.
+    The pairs of tensors are found at the first move: from then on both modules must keep theirs. Of sharded weights
+    each process moves its part.
     """
 
     def __init__(self, behind: nn.Module, ahead: nn.Module, decay: float) -> None:
-        self.decay, self.moved, self.copied = decay, ([], []), ([], [])
-        for pair in zip(_tensors(behind), _tensors(ahead), strict=True):
-            for side, tensor in zip(self.moved if pair[0].is_floating_point() else self.copied, pair, strict=True):
-                side.append(tensor)
+        self.behind, self.ahead, self.decay = behind, ahead, decay
 
     @torch.no_grad()
     def follow(self) -> None:
         """Make one move."""
-        if self.moved[0]:
-            torch._foreach_lerp_(*self.moved, 1.0 - self.decay)
-        if self.copied[0]:
-            torch._foreach_copy_(*self.copied)
+        for kind in self._pairs:
+            follow(self.decay, *kind, 0)
+
+    @cached_property
+    def _pairs(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """The tensors behind and ahead: those that move, and those that are copied."""
+        pairs = list(zip(_tensors(self.behind), _tensors(self.ahead), strict=True))
+        kinds = [[pair for pair in pairs if pair[0].is_floating_point() is moves] for moves in (True, False)]
+        return [([a for a, _ in kind], [b for _, b in kind]) for kind in kinds if kind]
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+    return _local([*module.parameters(), *module.buffers()])
 
 
 class Average(AveragedModel):

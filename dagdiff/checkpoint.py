@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_path, first_line
+from dagdiff.state import Shard
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -76,6 +77,15 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(opened)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def check_writable(name: str, folder: Path) -> None:
@@ -159,16 +169,33 @@ def follow_umask(folder: Path) -> None:
             file.chmod(mode)
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, state: Any, keep: Callable[[Shard], str] | None = None) -> None:
     """Write nested dicts, lists and tuples of tensors and numbers, such as what ``state_dict()`` returns, atomically.
 
-    The file is safetensors; its metadata hold all but the tensors as JSON.
+    The file is safetensors; its metadata hold all but the tensors as JSON. Of a shard they hold the name under which
+    ``keep`` has kept it.
     """
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
-    told = {"state": json.dumps(_taken_apart(state, tensors))}
+    told = {"state": json.dumps(_taken_apart(state, tensors, keep))}
     write_atomically(path, lambda partial: save_file(tensors, str(partial), told))
+
+
+def read_state(path: Path, shard: Callable[[str], dict[str, Tensor]] | None = None) -> Any:
+    """Return what :func:`save_state` wrote; ``shard`` returns one by its name.
+
+    Raises:
+        Refusal: if the file is broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            told = json.loads((file.metadata() or {})["state"])
+            return _put_together(told, file.get_tensor, shard)
+    except (SafetensorError, *_BROKEN) as error:
+        raise Refusal(f"{path} is not a state to resume from ({first_line(error)}). Delete it to start over.") from None
 
 
 def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,18 +204,16 @@ def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Refusal: if the file is broken, or holds the state of other parts.
     """
-    from safetensors import SafetensorError, safe_open
-
+    state: dict[str, Any] = read_state(path)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            told = json.loads((file.metadata() or {})["state"])
-            state: dict[str, Any] = _put_together(told, file.get_tensor)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (SafetensorError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        reason = first_line(error)
-        raise Refusal(f"{path} is not a state to go on from ({reason}). Delete it to begin anew.") from None
+    except _BROKEN as error:
+        raise Refusal(f"{path} is not a state to resume from ({first_line(error)}). Delete it to start over.") from None
     return state
+
+
+_BROKEN = OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError
 
 
 def kept_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -240,29 +265,35 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _taken_apart(state: Any, tensors: dict[str, Tensor]) -> Any:
+def _taken_apart(state: Any, tensors: dict[str, Tensor], keep: Callable[[Shard], str] | None) -> Any:
     """A state as JSON can hold it: each container is {its kind: content}, each tensor {"tensor": its name}."""
     if isinstance(state, Tensor):
         name = str(len(tensors))
         tensors[name] = state.detach().cpu().clone().contiguous()
         return {"tensor": name}
+    if isinstance(state, Shard) and keep is not None:
+        return {"shard": keep(state)}
     if isinstance(state, Mapping):
-        return {"dict": [[key, _taken_apart(value, tensors)] for key, value in state.items()]}
+        return {"dict": [[key, _taken_apart(value, tensors, keep)] for key, value in state.items()]}
     if isinstance(state, list | tuple):
         kind = "list" if isinstance(state, list) else "tuple"
-        return {kind: [_taken_apart(value, tensors) for value in state]}
+        return {kind: [_taken_apart(value, tensors, keep) for value in state]}
     if not isinstance(state, str | int | float | None):
         raise TypeError(f"a state holds tensors and numbers, not a {type(state).__name__}")
     return state
 
 
-def _put_together(told: Any, tensor: Callable[[str], Tensor]) -> Any:
+def _put_together(
+    told: Any, tensor: Callable[[str], Tensor], shard: Callable[[str], dict[str, Tensor]] | None = None
+) -> Any:
     """Undo :func:`_taken_apart`."""
     if not isinstance(told, dict):
         return told
     ((kind, content),) = told.items()
     if kind == "tensor":
         return tensor(content)
+    if kind == "shard" and shard is not None:
+        return shard(content)
     if kind == "dict":
-        return {key: _put_together(value, tensor) for key, value in content}
-    return {"list": list, "tuple": tuple}[kind](_put_together(value, tensor) for value in content)
+        return {key: _put_together(value, tensor, shard) for key, value in content}
+    return {"list": list, "tuple": tuple}[kind](_put_together(value, tensor, shard) for value in content)

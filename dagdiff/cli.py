@@ -29,7 +29,10 @@ commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, 2 for a mistake of the user's, 70 for a fault of the program."""
+    """Run a command; return the exit status.
+
+    It is 0, 2 for a mistake of the user's, 3 for a loss that is not finite, 70 for a fault of the program.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):  # the name of a file may hold what the terminal can't show
         if isinstance(stream, io.TextIOWrapper):
@@ -55,7 +58,7 @@ def _guarded(command: str, words: Sequence[str]) -> int:
     except (Refusal, NonFiniteLoss) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0" or "RANK" not in os.environ:  # of a machine's processes one tells
             _say(str(error))
-        return 2
+        return 3 if isinstance(error, NonFiniteLoss) else 2
     except KeyboardInterrupt as stop:
         print(f"dagdiff: {stop}" if str(stop) else "dagdiff: stopped", file=sys.stderr)
         return int(getattr(stop, "status", 130))

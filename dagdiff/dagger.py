@@ -5,8 +5,13 @@ distillation, with forward-diffused, student and expert states mixed, is DDIL (G
 https://arxiv.org/abs/2410.11971).
 """
 
+import copy
+import math
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +19,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from dagdiff import engine
-from dagdiff.aggregate import Aggregate, rounds_to_keep
+from dagdiff.aggregate import ROUNDS_KEPT, Aggregate, rounds_to_keep
 from dagdiff.blame import cure, faulty_source
 from dagdiff.checks import Refusal, check_at_least, check_shares
 from dagdiff.expert import Expert
@@ -27,12 +32,13 @@ from dagdiff.mixture import SOURCES, Shares, as_ramp
 from dagdiff.objectives.base import Objective
 from dagdiff.points import as_data
 from dagdiff.policy import StudentPolicy
+from dagdiff.resuming import Resumable, stacked
 from dagdiff.rollout import Data, draw
-from dagdiff.round import NonFiniteSource, Round
+from dagdiff.round import NonFiniteLoss, NonFiniteSource, Round
 from dagdiff.shapes import Condition, States
 
 
-class DAgger:
+class DAgger(Resumable):
     """The loop: iterate over it, and it yields one :class:`Round` after another.
 
     Between two rounds ``shares``, ``learner.lr_ramp`` and what the objective lets be set may be changed, and
@@ -66,18 +72,50 @@ class DAgger:
     def __iter__(self) -> Iterator[Round]:
         """Run the rounds.
 
+        Training that was stopped is resumed where its state (:meth:`load_state_dict`) was taken, after its earlier
+        rounds have been yielded again.
+
         Raises:
             NonFiniteLoss: names the update, or the source of what is not finite; the student is back at the end of the
                 last good round.
         """
         self._started, self._nfe_before = time.perf_counter(), self.expert.nfe
         self.expert.finite.clear()
+        yield from self._replay()
         with self.ledger.counting("the student", self.student):
-            for number in range(1, self.rounds + 1):
+            for number in range(len(self.made) + 1, self.rounds + 1):
                 shares = self.shares.ramped(self.shares_ramp(self.progress(number)))
+                losses = self._attempt(number, shares)
+                self.made.append(self.close(number, shares, losses))
+                yield self.made[-1]
+            self.watch()
+
+    def _attempt(self, number: int, shares: Shares) -> dict[str, float]:
+        """Gather and improve; where the loss is not finite, begin the round anew, if that is wanted.
+
+        A round that is resumed within has been gathered.
+        """
+        for tried in range(_TRIES):
+            if not self.logs:
+                self.watch()
+                self._remember()
                 self.gather(number, shares)
-                losses = self.improve(number, shares)
-                yield self.close(number, shares, losses)
+            try:
+                return self.improve(number, shares)
+            except NonFiniteLoss as error:
+                if self._good is None or tried == _TRIES - 1 or isinstance(error, NonFiniteSource):
+                    raise
+                warnings.warn(f"round {number} is made again: {error}", stacklevel=2)
+                self.logs = []
+                self.learner.load_state_dict(self._good["learner"])
+                self.objective.load_state_dict(self._good["objective"])
+        raise AssertionError("a round ends or raises")
+
+    def _remember(self) -> None:
+        """Keep what a round that goes wrong is set back to, if it is to be."""
+        if self.learner.learning.on_nonfinite == "rollback":
+            parts = {"learner": self.learner, "objective": self.objective}
+            self._good = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
 
     def gather(self, number: int, shares: Shares) -> None:
         """Make a round's fresh states of each source, let the expert label each once, and aggregate.
@@ -96,20 +134,22 @@ class DAgger:
 
     def improve(self, number: int, shares: Shares) -> dict[str, float]:
         """Update the student (and first the objective's critic) on batches of the mixture; return the mean losses."""
-        logs: list[dict[str, Tensor]] = []
         updates, critics = self.updates_by_round[number - 1], self.objective.critic_updates
         sizes = [self.learner.learning.rows] * critics + [self.learner.learning.batch_size]
         batches = self.aggregate.draws(sizes * updates, shares)
+        deque(islice(batches, len(self.logs) * len(sizes)), maxlen=0)  # of a round that was stopped within
         self.student.train()
-        for _ in range(updates):
+        while len(self.logs) < updates:
             critic: dict[str, Tensor] = {}
             for _ in range(critics):
                 critic.update(self.objective.improve_critic(self.student, next(batches)))
             losses = self.learner.learn(next(batches), lambda part: self.objective.loss(self.learner.forward, part))
             self.objective.follow(self.student)
-            logs.append({**critic, **losses})
+            self.logs.append({**critic, **losses})
+            self.watch()
         self._check_sources(number)
-        return self.learner.close({name: torch.stack([log[name] for log in logs]) for name in logs[0]})
+        logs, self.logs = stacked(self.logs), []
+        return self.learner.close(logs)
 
     def close(self, number: int, shares: Shares, losses: dict[str, float]) -> Round:
         """Say what the round did, and measure the student on held-out states."""
@@ -144,6 +184,7 @@ class DAgger:
         heldout: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
+        super().__init__()
         check_shares(shares)
         check_at_least("rounds", rounds, 1)
         check_at_least("heldout", heldout, 0)
@@ -159,6 +200,7 @@ class DAgger:
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
         self._started, self._nfe_before = time.perf_counter(), expert.nfe
+        self.watch: Callable[[], object] = _nothing  # called before each round, after each update, and at the end
 
         engine.share(student)
         objective.begin(student, expert, self._clean, self.generator)
@@ -199,15 +241,18 @@ class DAgger:
         """An aggregate with room for the records of this run."""
         chosen, size = self.gathering, self.sources.size
         window = rounds_to_keep(self.updates_by_round, chosen.rounds_kept, chosen.max_age)
+        experts = max(window, ROUNDS_KEPT)
         longest = max(range(1, self.rounds + 1), key=lambda number: self.updates_by_round[number - 1])
         forward, student, expert = (self._wanted(share, longest) for share in self.shares)
         capacity = {
             "forward": forward,
             "student": window * size * -(-student // size),
-            "expert": self.rounds * size * -(-expert // size),
+            "expert": min(experts, self.rounds) * size * -(-expert // size),
         }
         host = torch.Generator().manual_seed(self.generator.initial_seed())
-        return Aggregate(capacity, window, host, chosen.folder)
+        made = Aggregate(capacity, window, host, chosen.folder, experts)
+        made.device = self.env.device
+        return made
 
     def _measure(self, number: int) -> dict[str, Any]:
         """Measure the student on held-out states, charged to nobody, and remember the best."""
@@ -220,7 +265,7 @@ class DAgger:
             measured["heldout"] = self.heldout.objective(self.policy, self.expert, self.objective)
             self._check_heldout(number, measured)
         self.generator.set_state(drawn)
-        if self.best is None or not measured["heldout"] >= self.best[1]:
+        if math.isfinite(measured["heldout"]) and (self.best is None or measured["heldout"] < self.best[1]):
             self.best = number, measured["heldout"], self.learner.last_good
         return measured
 
@@ -248,6 +293,14 @@ class DAgger:
         x0, condition = draw(self.data, rows, self.generator, self.conditional)
         self.aggregate.finite.see("states forward", x0)
         return x0, condition
+
+
+_TRIES = 4
+"""How often a round is made before its loss is given up."""
+
+
+def _nothing() -> None:
+    """What is called where nobody watches."""
 
 
 def _updates(each: int | Sequence[int], rounds: int) -> list[int]:

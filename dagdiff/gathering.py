@@ -8,10 +8,11 @@ the present student are always among them.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -36,7 +37,8 @@ class Gathering:
         shares_ramp: scales the on-policy shares by progress, or by a number; forward states take the rest.
         input_perturbation: how much more noise forward states hold than they should (:func:`forward_states`).
         reuse: how many batches a record serves on average, at least 1.
-        rounds_kept: how many rounds of student records stay in the aggregate; None keeps all, 1 the newest.
+        rounds_kept: how many rounds of student records stay in the aggregate: 1 the newest, as many as there are all;
+            None keeps :data:`dagdiff.aggregate.ROUNDS_KEPT`.
         max_age: drop student records older than this many updates.
         folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
         ready: labelled records made ahead, which are taken before any are made; None makes all.
@@ -136,6 +138,21 @@ class Sources:
     def rollout(self) -> Rollout:
         """The chains at work, built when first needed: that asks the driver about one batch of chains."""
         return Rollout(self.env, self.driver, self.beta)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the chains at work, what the driver remembers, and what is owed."""
+        rollout = self.rollout.state_dict() if "rollout" in vars(self) else None
+        return {"rollout": rollout, "driver": self.driver.state_dict(), "owed": dict(self.owed), "focus": self.focused}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take that back."""
+        if state["focus"] is not None:
+            self.focus(state["focus"])
+        vars(self).pop("rollout", None)
+        if state["rollout"] is not None:
+            self.rollout.load_state_dict(state["rollout"])
+        self.driver.load_state_dict(state["driver"])
+        self.owed = dict(state["owed"])
 
     def fresh(self, source: str, records: int, progress: float) -> Iterator[TensorDict]:
         """Yield so many fresh records of a source; of chains the nearest number of whole batches."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dagdiff import engine
 from dagdiff.average import Average
-from dagdiff.checks import check_above, check_at_least, check_share
+from dagdiff.checks import check_above, check_at_least, check_in, check_share
 from dagdiff.mixture import Constant, Ramp, as_ramp
 from dagdiff.round import NonFiniteLoss
 
@@ -38,6 +38,8 @@ class Learning:
         ema: decay an update of the averaged network (:class:`dagdiff.average.Average`); 0 averages nothing.
         batch_size: rows of an update.
         accumulate: parts of a batch that go through the network one after the other, to save memory.
+        on_nonfinite: what the loop does where a loss is not finite: ``"stop"`` ends training, ``"rollback"`` goes back
+            to the last good round and makes the round again from new states, three times in a row at most.
     """
 
     optimiser: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam
@@ -46,8 +48,10 @@ class Learning:
     ema: float = 0.0
     batch_size: int = 256
     accumulate: int = 1
+    on_nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
+        check_in("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
         check_share("ema", self.ema)
         check_above("clip", self.clip, 0.0)
         as_ramp("lr_ramp", self.lr_ramp)
@@ -80,7 +84,7 @@ class Learner:
         engine.shard(self.averaged and self.averaged.module)
         self.whole = updates
         self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._rate)
-        self.updates, self.last_good = 0, dict[str, Tensor]()
+        self.updates, self.last_good, self._same = 0, dict[str, Tensor](), False
 
     def update(self, loss: Tensor) -> Tensor:
         """Make one update by a loss; return the gradient's norm before clipping."""
@@ -110,12 +114,28 @@ class Learner:
         held = {"network": self.network, "optimiser": self.optimiser, "averaged": self.averaged}
         return {"rates": self.rates, **{name: engine.Whole(part) for name, part in held.items() if part is not None}}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of training; the last good weights only where the network has moved on from them."""
+        held = {name: part.state_dict() for name, part in self.parts().items()}
+        return {**held, "updates": self.updates, "last_good": None if self._same else self.last_good}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state back."""
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.updates = state["updates"]
+        self.remember()
+        if state["last_good"] is not None:
+            device = next(self.network.parameters()).device
+            self.last_good = {name: value.to(device) for name, value in state["last_good"].items()}
+            self._same = False
+
     def _rate(self, made: int) -> float:
         """The scale of the learning rate after so many updates."""
         return self.lr_ramp(made / self.whole)
 
     def _step(self) -> Tensor:
-        weights = list(self.network.parameters())
+        weights, self._same = list(self.network.parameters()), False
         norm = nn.utils.clip_grad_norm_(weights, self.learning.clip)
         self.optimiser.step()
         self.rates.step()
@@ -125,7 +145,7 @@ class Learner:
 
     def remember(self) -> None:
         """The network as it is now is the last good one."""
-        self.last_good = copy.deepcopy(self.network.state_dict())
+        self.last_good, self._same = copy.deepcopy(self.network.state_dict()), True
 
     def go_back(self) -> None:
         """The network is again the last good one."""

@@ -4,7 +4,7 @@ The expert keeps one of its own, and the loop one for the student. What is only 
 ``with ledger.free():`` and charged to nobody.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ class Ledger:
     def is_free(self) -> bool:
         """Whether evaluations are charged to nobody at present."""
         return self._free > 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the count."""
+        return {"nfe": self.nfe}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take a count back."""
+        self.nfe = state["nfe"]
 
     def charge(self, rows: int) -> None:
         """Add an evaluation of so many rows, unless it is free."""

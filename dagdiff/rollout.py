@@ -6,8 +6,8 @@ expert, -1 nobody. Forward-diffused states, which need no environment, are made 
 columns.
 """
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -141,6 +141,15 @@ class Rollout:
     def __reduce__(self) -> tuple[type["Rollout"], tuple[EnvBase, MixturePolicy, Ramp]]:
         """Pickle the parts; the collector is built anew."""
         return type(self), (self.env, self.policy, self.beta)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the chains as they stand: the noise of the next ones is drawn already."""
+        return {"chains": self._collector._carrier.to_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the chains back."""
+        held = self._collector._carrier
+        self._collector._carrier = TensorDict.from_dict(state["chains"], batch_size=held.batch_size, device=held.device)
 
     def of(self, source: str, progress: float) -> TensorDict:
         """Roll in for a source: the expert drives all of its own chains, and of the student's a part beta."""

@@ -1,7 +1,9 @@
 """A round of the loop: what it did, and how it can fail."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dagdiff.mixture import Shares
 
@@ -29,6 +31,11 @@ class Round:
     loss_own: list[float] = field(default_factory=list)
     loss_expert: list[float] = field(default_factory=list)
     heldout: float = math.nan
+
+
+def as_round(fields: Mapping[str, Any]) -> Round:
+    """Return the round whose fields, as ``asdict`` tells them, these are."""
+    return Round(**{**fields, "shares": Shares(*fields["shares"])})
 
 
 def updates_by_round(updates: int, rounds: int) -> list[int]:

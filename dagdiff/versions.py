@@ -1,7 +1,9 @@
 """What the numbers of a run depend on beside its configuration: the code that defines them, and where they are made."""
 
 import platform
+import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -19,3 +21,17 @@ def versions(threads: int) -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "torchrl", "numpy")}
     system = f"{platform.system()}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"Python": platform.python_version(), **packages, "system": system, "threads": str(threads)}
+
+
+def commit() -> str:
+    """Return the commit of the checkout that dagdiff is imported from, "" where it is installed otherwise."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()

@@ -4,39 +4,89 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dagdiff.checks import Refusal
 from dagdiff.commands import check_given, manual
-from dagdiff.runs.words import spell
+from dagdiff.runs.words import read_yaml, spell, spread
 
 
 def distill(words: Sequence[str]) -> None:
-    """Distil a teacher into a few-step student, and keep the run in a folder."""
-    given = spell(words, flags=("print_config",))
+    """Distil a teacher into a few-step student, and keep the run in a folder.
+
+    A run that was stopped is resumed by the same command, or by --resume FOLDER alone, as if it had never stopped.
+    """
+    given = spell(words, flags=("print_config", "fresh", "trust_code"))
     if "help" in given:
         print(manual.text(given, str(distill.__doc__)), end="")
         return
     from dagdiff.reading import to_yaml
     from dagdiff.runs.config import complete
 
-    out, logger, shown = (given.pop(name, None) for name in ("out", "logger", "print_config"))
-    chosen = complete(given)
+    own = {name: given.pop(name, None) for name in ("out", "logger", "save_every", "fresh", "resume", "trust_code")}
+    shown, resumed = given.pop("print_config", False), own["resume"]
+    if resumed is not None:
+        given = _kept(Path(resumed), given, bool(own["trust_code"]))
+    chosen = complete(_started(given))
     if shown:
         print(to_yaml(chosen), end="")
         return
-    folder = check_given(None if out is None else Path(out), "--out")
-    _run(chosen, folder, logger or "csv")
+    out = None if own["out"] is None else Path(own["out"])
+    folder = check_given(out, "--out") if resumed is None else Path(resumed)
+    if out not in (None, folder):
+        raise Refusal(f"--resume {resumed} fills that folder, not --out {out}. Leave --out away.")
+    _run(chosen, folder, own["logger"] or "csv", _minutes(own["save_every"]), bool(own["fresh"]))
 
 
-def _run(chosen: dict[str, Any], out: Path, logger: str) -> None:
+def _started(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the folder of a run as ``--policy``: a student of the same network, which starts where that one ended."""
+    named = given.get("policy.class")
+    if not isinstance(named, str) or not (Path(named) / "config.yaml").is_file():
+        return given
+    from dagdiff.runs.trust import check_registered
+
+    file = Path(named) / "config.yaml"
+    config = read_yaml(file)
+    check_registered(config, file)
+    kept = {name: value for name, value in spread(config).items() if name.partition(".")[0] in ("policy", "stepwise")}
+    return {**given, **kept, "start": named}
+
+
+def _kept(folder: Path, given: dict[str, Any], trusted: bool) -> dict[str, Any]:
+    """Return the settings of the run in a folder, and what is given beside them."""
+    from dagdiff.runs.trust import check_registered
+
+    file = folder / "config.yaml"
+    if not file.exists():
+        raise Refusal(f"--resume {folder} holds no run: config.yaml is missing. Name the --out folder of a run.")
+    config = read_yaml(file)
+    if not trusted:
+        check_registered(config, file)
+    return {**spread(config), **given}
+
+
+def _minutes(text: Any) -> float:
+    try:
+        return 5.0 if text is None else float(text)
+    except ValueError:
+        raise Refusal(f"--save_every must be a number of minutes; got {text!r}. Pass e.g. --save_every 5.") from None
+
+
+def _run(chosen: dict[str, Any], out: Path, logger: str, save_every: float, fresh: bool) -> None:
     """Train and keep the run, and print what it came to."""
     from dagdiff import engine
+    from dagdiff.jobs.stops import Stopped, stoppable
     from dagdiff.runs.experiment import Experiment
     from dagdiff.runs.folder import distil
-    from dagdiff.runs.rehearsal import check_folder, check_logger, check_run
+    from dagdiff.runs.rehearsal import check_logger, check_run
+    from dagdiff.runs.standing import standing
 
-    check_folder(out)
+    standing(out)
     check_logger(logger)
-    with engine.joined(chosen, lambda: check_run(Experiment.build(chosen), out, logger)):
-        report = distil(Experiment.build(chosen), out, logger=logger)
+    try:
+        with stoppable(), engine.joined(chosen, lambda: check_run(Experiment.build(chosen), logger)):
+            report = distil(Experiment.build(chosen), out, logger=logger, save_every=save_every, fresh=fresh)
+    except Stopped as stop:
+        told = "stopped; the same command resumes the run" if str(stop) == "stopped" else str(stop)
+        raise Stopped(told, stop.status) from None
     if report:
         _tell(report["metrics"], out)
         if "nfe_gathered" in report:

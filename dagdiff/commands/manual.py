@@ -16,7 +16,7 @@ from dagdiff.tasks.names import read_name
 
 GROUPS = {
     "What to distil": ("task", "expert", "guidance", "schedule", "data", "size", "skip_broken", "out"),
-    "What student": ("objective", "steps", "policy", "stages", "stepwise", "threshold", "epsilon_scale"),
+    "What student": ("objective", "steps", "policy", "start", "stages", "stepwise", "threshold", "epsilon_scale"),
     "Which states": (
         "shares", "shares_ramp", "beta", "driver", "per_chain", "curriculum", "reuse", "rounds_kept", "max_age",
         "input_perturbation", "gathered",
@@ -26,6 +26,7 @@ GROUPS = {
     ),
     "Hardware": ("device", "bf16", "accumulate", "memmap"),
     "Measure and log": ("samples", "metric", "heldout", "seed", "logger"),
+    "Stop and resume": ("resume", "fresh", "save_every", "on_nonfinite", "trust_code"),
     "Settings file": ("config", "print_config"),
 }  # fmt: skip
 """Title -> options. Settings and parts that stand nowhere here follow under a title of their own."""
@@ -42,8 +43,12 @@ of their own: --objective distribution --objective.gan_weight 1e-3. `dagdiff lis
 that are named."""
 
 _OWN = [
-    Option("out", None, "Path", "folder to fill; it must be new or empty."),
+    Option("out", None, "Path", "folder to fill; new, empty, or that of the same run, which is then resumed."),
     Option("logger", "csv", "str", "csv, tensorboard, wandb (offline) or mlflow."),
+    Option("resume", None, "Path", "folder of a run that was stopped: resume it, with its own settings."),
+    Option("fresh", False, "", "delete the run that the folder holds, and start over."),
+    Option("save_every", 5.0, "float", "minutes between two checkpoints at most; rounds that take a while save too."),
+    Option("trust_code", False, "", "with --resume: run the code that the folder's settings name by import path."),
     Option("config", None, "Path", "YAML file of settings; later options win."),
     Option("print_config", None, "", "print the resolved settings as YAML and stop."),
 ]

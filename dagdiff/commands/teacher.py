@@ -42,8 +42,9 @@ def _train(kind: Any, options: dict[str, Any]) -> None:
     if learner.path.exists():
         print(f"already trained: {learner.path}")
         return
-    updates = learner.training["updates"]
+    updates, loss = learner.training["updates"], None
     with tqdm(learner.train(device), total=-(-updates // 100), unit="00 updates", disable=None) as bar:
         for loss in bar:
             bar.set_postfix(loss=f"{loss:.3f}")
-    print(f"trained for {updates} updates, last loss {loss:.3f}: {learner.path}")
+    told = "" if loss is None else f", last loss {loss:.3f}"  # another process, or one that was stopped, has trained it
+    print(f"trained for {updates} updates{told}: {learner.path}")

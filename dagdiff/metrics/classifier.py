@@ -7,12 +7,13 @@ comparable for *one* set of weights only: so the seed is fixed, the weights are 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dagdiff.checkpoint import content_hash, load_weights, save_weights
+from dagdiff.checkpoint import content_hash, load_state, load_weights, save_state, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_seed
 
 
@@ -70,12 +71,19 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, updates: int = 700, batch_size: int = 256, lr: float = 5e-3, seed: int = 0
+    images: Tensor,
+    labels: Tensor,
+    updates: int = 700,
+    batch_size: int = 256,
+    lr: float = 5e-3,
+    seed: int = 0,
+    keep: Path | None = None,
 ) -> Classifier:
     """Train a classifier of images ``(N, C, H, W)`` in [-1, 1] with labels ``(N,)`` from 0; ``seed`` decides all.
 
     AdamW; the rate climbs to ``lr`` and falls again in one cycle (Smith & Topin 2017, https://arxiv.org/abs/1708.07120).
-    700 updates are three passes over 60 000 images.
+    700 updates are three passes over 60 000 images. With a file to ``keep`` its state in, every 100 updates, training
+    that was stopped is resumed; the file is the caller's to delete.
     """
     check_at_least("updates", updates, 1)
     check_seed("seed", seed)
@@ -91,8 +99,16 @@ def train_classifier(
     optimiser = torch.optim.AdamW(classifier.parameters(), lr)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=updates)
     classifier.train()
-    rows = torch.empty(0, dtype=torch.int64)
-    for _ in range(updates):
+    parts: dict[str, Any] = {"all": classifier, "optimiser": optimiser, "rate": rate}
+    rows, done = torch.empty(0, dtype=torch.int64), 0
+    if keep is not None and keep.exists():
+        state = load_state(keep, parts)
+        rows, done = state["rows"], state["done"]
+        generator.set_state(state["generator"])
+    for update in range(done, updates):
+        if keep is not None and update > done and update % 100 == 0:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_state(keep, {**states, "generator": generator.get_state(), "rows": rows, "done": update})
         if len(rows) < batch_size:
             rows = torch.randperm(len(images), generator=generator)
         batch, rows = rows[:batch_size].to(images.device), rows[batch_size:]
@@ -112,7 +128,9 @@ def kept_classifier(folder: Path, images: Tensor, labels: Tensor, updates: int =
     settings = torch.tensor([_VERSION, updates, seed])
     path = Path(folder) / f"classifier-{content_hash(images, labels, settings)[:16]}.safetensors"
     if not path.exists():
-        save_weights(path, train_classifier(images, labels, updates, min(256, len(images)), seed=seed))
+        part = path.with_suffix(".part")
+        save_weights(path, train_classifier(images, labels, updates, min(256, len(images)), seed=seed, keep=part))
+        part.unlink(missing_ok=True)
     classifier = Classifier(tuple(images.shape[1:]), int(labels.max()) + 1)
     load_weights(path, classifier)
     return classifier

@@ -11,6 +11,7 @@ from dagdiff.expert import Expert
 from dagdiff.learner import Loss as Loss
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, States, Times, column
+from dagdiff.state import attributes, load_attributes
 from dagdiff.transition import Ddim
 
 __all__ = ["Clean", "Loss", "Objective", "denoising_loss"]
@@ -83,6 +84,18 @@ class Objective:
 
     def follow(self, student: nn.Module) -> None:
         """Called after each update of the student: let target networks follow it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must be kept to resume training; override it to keep less, or more.
+
+        That is the state of each attribute that is a module, an optimiser, a tensor or a number, or that has a
+        ``state_dict()``.
+        """
+        return attributes(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take that state back; ``begin`` has been called."""
+        load_attributes(self, state)
 
 
 def denoising_loss(

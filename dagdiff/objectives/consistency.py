@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from dagdiff import engine
 from dagdiff.average import Follower
 from dagdiff.checks import check_above, check_at_least, check_share
 from dagdiff.expert import Expert
@@ -78,6 +79,7 @@ class Consistency(Objective):
         self.threshold, self.schedule, self.generator = expert.threshold, expert.schedule, generator
         if not isinstance(self.label_end, Data):
             self.target = copy.deepcopy(student).eval().requires_grad_(False)
+            engine.shard(self.target)
             self.follower = Follower(self.target, student, self.ema)
 
     def horizon(self, s: Times) -> Times:

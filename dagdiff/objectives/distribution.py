@@ -139,6 +139,14 @@ class DistributionMatching(Objective):
         adam = partial(torch.optim.AdamW, lr=self.critic_lr, betas=self.critic_betas, weight_decay=0.01, fused=fused)
         self.learner = Learner(self.critic, Learning(adam, clip=10.0))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the critic's: fake score, head and optimiser."""
+        return {"learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the critic's state back."""
+        self.learner.load_state_dict(state["learner"])
+
     def horizon(self, s: Times) -> Times:
         """Time 0: answers are to be clean samples, whatever the step."""
         return torch.zeros_like(s)

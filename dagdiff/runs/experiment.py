@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from dagdiff import engine
-from dagdiff.checkpoint import check_writable
+from dagdiff.checkpoint import check_writable, load_weights
 from dagdiff.checks import Refusal, check_seed, first_line
 from dagdiff.dagger import DAgger
 from dagdiff.engine import find_device
@@ -37,10 +37,11 @@ from dagdiff.round import NonFiniteLoss, Round, updates_by_round
 from dagdiff.runs.config import Config, typed
 from dagdiff.runs.identity import check_labels
 from dagdiff.runs.parts import resolve
+from dagdiff.runs.standing import check_whole
 from dagdiff.schedule import refine, step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.strategies.curriculum import Curriculum
-from dagdiff.strategies.halving import halve
+from dagdiff.strategies.halving import Halving
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.names import make_task
 from dagdiff.threshold import Threshold
@@ -102,6 +103,10 @@ class Experiment:
             device=device,
             denoiser=denoiser,
         )
+        if training and settings.start:
+            folder = Path(settings.start)
+            check_whole(folder, ("student.safetensors",))
+            load_weights(folder / "student.safetensors", made.student)
         if training:
             made.check(steps)
         return made
@@ -146,13 +151,21 @@ class Experiment:
         scale = self.settings.epsilon_scale
         return self.transition if scale == 1.0 else EpsilonScaling(self.transition, scale)
 
-    def rounds(self) -> Iterator[tuple[DAgger, Round]]:
-        """Train, yielding each round with the loop it belongs to."""
+    def training(self) -> Halving:
+        """Return the whole training, its stages one after the other; nothing has run yet."""
         stages = self.settings.stages or [self.settings.steps]
         engine.shard(self.expert.denoiser)
+        return Halving(stages, self.student, self.expert, self.loop, self.curriculum)
+
+    def rounds(self, training: Halving | None = None) -> Iterator[tuple[DAgger, Round]]:
+        """Train, yielding each round with the loop it belongs to.
+
+        Args:
+            training: of :meth:`training`, with what it is to resume from; None trains from the start.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed + engine.rank())
-            yield from halve(stages, self.expert, self.loop, self.curriculum)
+            yield from training or self.training()
 
     def unshard(self) -> None:
         """In process 0, put a whole student and expert in the place of sharded ones; all processes call it at once."""
@@ -220,6 +233,7 @@ class Experiment:
             ema=chosen.ema,
             batch_size=engine.part("batch_size", chosen.batch_size),
             accumulate=chosen.accumulate,
+            on_nonfinite=chosen.on_nonfinite,
         )
 
     def env(self, steps: int) -> DenoisingEnv:
@@ -272,6 +286,16 @@ class Experiment:
         """Return ``n`` points from the student, ``(n, *D)``."""
         noise, condition, generator = self.start(n, seed)
         return sample(self.policy, self.sampler, self.times, noise, condition, generator)
+
+    def clouds(self) -> dict[str, Any]:
+        """Return what is drawn side by side: points shown to the student, of the truth, and of the student."""
+        n, generator = self.settings.samples, self.generator(6)
+        panels = {
+            "shown to the student": self.task.data.sample(n, generator),
+            "truth": self.task.world.sample(n, generator),
+            "student": self.sample(n, seed=0),
+        }
+        return {name: self.task.pictures(each[: self.task.saved]).numpy(force=True) for name, each in panels.items()}
 
     def chains(self, n: int, seed: int) -> Tensor:
         """Return ``n`` student chains from noise to data, ``(n, K + 1, *D)``."""

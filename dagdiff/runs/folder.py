@@ -1,37 +1,46 @@
 """A run: distil, score, and keep everything in one folder.
 
 The folder of a run holds ``student.safetensors`` (and ``best.safetensors``, the best round's), ``student.json`` (the
-time grid, the sampler and the threshold that go with the weights), ``config.yaml``, ``rounds.csv``, ``metrics.json``
-and figures.
+time grid, the sampler and the threshold that go with the weights), ``config.yaml``, ``rounds.csv``, ``metrics.json``,
+figures, and ``manifest.json``; while it trains, ``checkpoints`` (:mod:`dagdiff.runs.checkpoints`).
 """
 
+import contextlib
 import copy
+import json
+import os
+import shutil
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dagdiff import __version__, engine
-from dagdiff.checkpoint import load_weights, save_csv, save_json, save_text, save_weights
-from dagdiff.checks import Refusal, check_in, check_times
+from dagdiff import engine
+from dagdiff.aggregate import ROUNDS_KEPT
+from dagdiff.checkpoint import load_weights, save_json, save_text, save_weights, write_atomically
+from dagdiff.checks import Refusal, check_at_least, check_in, check_times
 from dagdiff.dagger import DAgger
+from dagdiff.jobs.deferred import deferred
+from dagdiff.jobs.locks import Lock
 from dagdiff.reading import MEGABYTE, read_json, to_yaml
 from dagdiff.report import figures
 from dagdiff.report.curves import rounds_figure
-from dagdiff.report.images import sample_panels
 from dagdiff.round import NonFiniteLoss, Round
+from dagdiff.runs.checkpoints import Checkpoints
 from dagdiff.runs.config import Config
 from dagdiff.runs.experiment import Experiment
-from dagdiff.runs.rehearsal import check_run
+from dagdiff.runs.keeping import Keeper
+from dagdiff.runs.rehearsal import check_logger, check_run
+from dagdiff.runs.standing import FINISHED, NEW, check_same, check_whole, clear, seal, standing, with_absolute_paths
 from dagdiff.runs.trust import check_registered
 from dagdiff.runs.words import read_yaml
+from dagdiff.strategies.halving import Halving
 from dagdiff.transition import law_named
-from dagdiff.versions import versions
 
 Kept = TypeVar("Kept")
 
@@ -46,56 +55,134 @@ BESIDE = {
 """What ``student.json`` holds (:mod:`dagdiff.reading`)."""
 
 
-def distil(experiment: Experiment, out: Path, progress: bool = True, logger: str = "csv") -> dict[str, Any]:
+def distil(
+    experiment: Experiment,
+    out: Path,
+    progress: bool = True,
+    logger: str = "csv",
+    save_every: float = 5.0,
+    fresh: bool = False,
+) -> dict[str, Any]:
     """Run the experiment and fill the folder ``out``; return what ``metrics.json`` holds.
 
-    Of several processes the first fills it, and the others return nothing.
+    A run of the same settings that was stopped there is resumed, and a finished one is left as it is. Of several
+    processes the first fills the folder, each with its part of the checkpoints, and the others return nothing.
+
+    Args:
+        experiment: what is trained.
+        out: the folder.
+        progress: show a bar.
+        logger: of the rounds.
+        save_every: minutes between two checkpoints at most; 0 writes one after every update.
+        fresh: delete the run that the folder holds, and start over.
 
     Raises:
-        Refusal: for what could not be finished (:func:`dagdiff.runs.rehearsal.check_run`), before anything is trained.
+        Refusal: for what could not be finished (:func:`dagdiff.runs.rehearsal.check_run`), before anything is trained;
+            for a run of other settings.
         NonFiniteLoss: after the last good student has been saved.
+        Stopped: after INT or TERM, when the run has been saved.
     """
-    if engine.rank() > 0:
-        try:
-            ((loop, _),) = deque(experiment.rounds(), maxlen=1)
-        except NonFiniteLoss:
-            experiment.unshard()
-            raise
-        finish(experiment, loop)
-        return {}
-    for line in check_run(experiment, out, logger):
-        print(f"dagdiff: warning: {line}", file=sys.stderr)
-    log, rounds = None, list[Round]()
+    check_at_least("save_every", save_every, 0.0)
+    experiment = replace(experiment, config=with_absolute_paths(experiment.config))
+    there, lock = os.path.exists(out), Lock(out / ".lock")  # unlike Path, at home with names that are too long
     try:
-        for each in _with_progress(experiment, progress):
-            loop, done = each
-            rounds.append(done)
-            log = log or _logger(logger, out)  # nothing is written before the first round is there
-            for name, value in _row(done).items():
-                log.log_scalar(name, value, step=done.updates)
-    except NonFiniteLoss:
-        experiment.unshard()
+        held = _claimed(experiment.config, out, logger, fresh, lock) if engine.rank() == 0 else 0
+        (held,) = engine.totals([held], torch.device("cpu"))
+        if held == FINISHED:
+            return _finished(experiment, out) if engine.rank() == 0 else {}
+        return _trained(experiment, out, progress, logger, save_every)
+    finally:
+        lock.release()
+        if engine.rank() == 0 and not there and os.path.isdir(out) and not any(out.iterdir()):
+            out.rmdir()  # nothing was written
+
+
+def _claimed(config: Config, out: Path, logger: str, fresh: bool, lock: Lock) -> int:
+    """Lock a folder for a run; return what it holds of it."""
+    standing(out)
+    check_logger(logger)
+    if not lock.take():
+        raise Refusal(f"--out {out} is in use by {lock.owner}. Wait for its end, or name another folder.")
+    held = standing(out)
+    if held != NEW and fresh:
+        clear(out)
+        return NEW
+    if held != NEW:
+        check_same(out, config)
+    return held
+
+
+def _trained(experiment: Experiment, out: Path, progress: bool, logger: str, save_every: float) -> dict[str, Any]:
+    """Train and measure, from where a run in the folder was stopped."""
+    if engine.rank() == 0:
+        for line in check_run(experiment, logger):
+            print(f"dagdiff: warning: {line}", file=sys.stderr)
+        rounds = experiment.settings.rounds
+        if experiment.settings.rounds_kept is None and rounds > ROUNDS_KEPT:
+            told = f"the newest {ROUNDS_KEPT} of {rounds} rounds; --rounds_kept {rounds} keeps all"
+            print(f"dagdiff: note: the aggregate keeps the states of {told}", file=sys.stderr)
+        if not (out / "config.yaml").exists():
+            save_text(out / "config.yaml", to_yaml(experiment.config))
+        save_prompts(experiment, out)
+    training = experiment.training()
+    with deferred() as wish:
+        keeper = Keeper(experiment, training, out, save_every, wish, partial(_logger, logger, out))
+        training.watch = keeper.watch
+        keeper.resume()
+        try:
+            for loop, done in _with_progress(experiment, training, progress):
+                keeper.close(loop, done)
+        except Exception as error:
+            if isinstance(error, NonFiniteLoss):  # all processes find it at once
+                experiment.unshard()
+            if engine.rank() == 0:
+                _rescue(error, experiment, training.loop, keeper, out)
+            raise
+        finally:
+            if training.loop is not None:
+                training.loop.aggregate.close()
+    assert training.loop is not None
+    finish(experiment, training.loop)
+    return _closed(experiment, training.loop, keeper, out) if engine.rank() == 0 else {}
+
+
+def _rescue(error: Exception, experiment: Experiment, loop: DAgger | None, keeper: Keeper, out: Path) -> None:
+    """Save the student of the last good round, and the best; what can't be saved does not hide why.
+
+    Of a run that is refused before its first round nothing is left.
+    """
+    if loop is None or (isinstance(error, Refusal) and not keeper.rounds and not keeper.checkpoints.names):
+        clear(out)
+        return
+    with contextlib.suppress(Refusal):
+        if not isinstance(error, NonFiniteLoss):  # after that it is the last good one
+            experiment.student.load_state_dict(loop.learner.last_good)
+        _save_best(experiment, loop, out)
         save_student(experiment, out)
-        save_rounds(rounds, out)
-        raise
-    finish(experiment, loop)
-    if loop.best is not None:
-        save_weights(out / "best.safetensors", _with_state(experiment.student, loop.best[2]))
+        keeper.save_rounds()
+
+
+def _closed(experiment: Experiment, loop: DAgger, keeper: Keeper, out: Path) -> dict[str, Any]:
+    """Save and measure a student that has been trained, and seal the folder."""
+    _save_best(experiment, loop, out)
     save_student(experiment, out)
-    save_rounds(rounds, out)
+    keeper.save_rounds()
+    rounds = keeper.rounds
     samples = experiment.sample(experiment.settings.samples, seed=0)
     paired = experiment.pair(len(samples))
     metrics, by_step = experiment.measure(samples, paired=paired)
-    standing = experiment.stand(samples, paired=paired)
+    level = experiment.stand(samples, paired=paired)
     best = {"round": loop.best[0], "heldout": loop.best[1]} if loop.best else None
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
     if loop.gathering.ready is not None:
         nfe["nfe_gathered"] = loop.gathering.ready.saved
-    teacher = {**standing._asdict(), "behind": standing.behind}
-    made = {"dagdiff": __version__, **versions(torch.get_num_threads())}
-    report = {"metrics": metrics, "by_step": by_step, "teacher": teacher, "best": best, **nfe, "versions": made}
+    teacher = {**level._asdict(), "behind": level.behind}
+    report = {"metrics": metrics, "by_step": by_step, "teacher": teacher, "best": best, **nfe, "versions": keeper.made}
     save_json(out / "metrics.json", report)
-    save_figures(experiment, rounds, out)
+    keeper.draw()
+    figures.save(rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
+    seal(out)
+    keeper.checkpoints.clear()
     return report
 
 
@@ -106,6 +193,20 @@ def finish(experiment: Experiment, loop: DAgger) -> None:
     if loop.learner.averaged is not None:
         experiment.student.load_state_dict(loop.learner.averaged.module.state_dict())
     experiment.unshard()
+
+
+def _finished(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Return what a finished run came to, and load its student."""
+    check_whole(out, ("config.yaml", "student.json", "student.safetensors", "metrics.json"))
+    print(f"dagdiff: the run in {out} is finished; --fresh starts it over", file=sys.stderr)
+    load_weights(out / "student.safetensors", experiment.student)
+    Checkpoints(out).clear()
+    return read_json(out / "metrics.json")
+
+
+def _save_best(experiment: Experiment, loop: DAgger, out: Path) -> None:
+    if loop.best is not None:
+        save_weights(out / "best.safetensors", _with_state(experiment.student, loop.best[2]))
 
 
 def open_run(folder: Path, device: str = "auto", weights: str = "student", trust_code: bool = False) -> Experiment:
@@ -122,13 +223,22 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
     if not file.exists():
         raise Refusal(f"{folder} holds no run: config.yaml is missing. Name the --out folder of `dagdiff distill`.")
     check_in("weights", weights, ("student", "best"))
-    config, kept = read_yaml(file), read_json(beside, BESIDE, MEGABYTE)
+    if not beside.exists() and not (folder / "metrics.json").exists():
+        raise Refusal(f"the run in {folder} is not finished. Resume it: dagdiff distill --resume {folder}.")
+    needed = "config.yaml", "student.json", f"{weights}.safetensors"
+    try:
+        config, kept = read_yaml(file), read_json(beside, BESIDE, MEGABYTE)
+    except Refusal:
+        check_whole(folder, needed)  # says that it was changed, where it was
+        raise
     if not isinstance(config.get("policy"), dict):
         raise Refusal(f"{file} does not tell the student's policy. Make the run again, or copy the file whole.")
     sampled: Config = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
     if not trust_code:
         check_registered(config, file)
         check_registered(sampled, beside)
+    check_whole(folder, needed)
+    config = _with_kept_prompts(config, folder)
     experiment = Experiment.build({**config, **sampled, "device": device}, training=False)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
     law, sampler = kept["sampler"], experiment.transition
@@ -160,47 +270,43 @@ def save_student(experiment: Experiment, out: Path) -> None:
     }
     save_weights(out / "student.safetensors", experiment.student)
     save_json(out / "student.json", beside)
-    save_text(out / "config.yaml", to_yaml(experiment.config))
 
 
-def save_rounds(rounds: list[Round], out: Path) -> None:
-    """Write ``rounds.csv``: one line a round."""
-    save_csv(out / "rounds.csv", [_row(done) for done in rounds])
+def save_prompts(experiment: Experiment, out: Path) -> None:
+    """Keep the prompts of a pipeline in the folder, so that it needs no file outside."""
+    chosen = experiment.config.get("pipeline") or {}
+    bank = getattr(getattr(experiment.task, "teacher", None), "network", None)
+    prompts = list(getattr(getattr(bank, "conditions", None), "prompts", ()))
+    given = chosen.get("prompts")
+    if given and Path(given).suffix == ".safetensors":
+        if not (out / "prompts.safetensors").exists():
+            write_atomically(out / "prompts.safetensors", lambda partial: _copy(Path(given), partial))
+    elif prompts:
+        save_text(out / "prompts.json", json.dumps(prompts, ensure_ascii=False, indent=1) + "\n")
 
 
-def save_figures(experiment: Experiment, rounds: list[Round], out: Path) -> None:
-    """Draw the student's samples beside the data and the truth, and its losses over the rounds."""
-    n = experiment.settings.samples
-    generator = experiment.generator(6)
-    panels = {
-        "shown to the student": experiment.task.data.sample(n, generator),
-        "truth": experiment.task.world.sample(n, generator),
-        "student": experiment.sample(n, seed=0),
-    }
-    clouds = {
-        name: experiment.task.pictures(points[: experiment.task.saved]).numpy(force=True)
-        for name, points in panels.items()
-    }
-    figures.save(sample_panels(clouds), out / "samples.png")
-    figures.save(rounds_figure([asdict(done) for done in rounds]), out / "rounds.png")
+def _copy(file: Path, place: Path) -> None:
+    shutil.copyfile(file, place)
 
 
-def _row(done: Round) -> dict[str, Any]:
-    """A round as one flat line: per-step lists become columns."""
-    fields = asdict(done)
-    shares = dict(zip(("share_forward", "share_student", "share_expert"), fields.pop("shares"), strict=True))
-    losses = {f"train_{name}": value for name, value in fields.pop("losses").items()}
-    laws = ("loss_forward", "loss_own", "loss_expert")
-    by_step = {f"{name}_{k}": value for name in laws for k, value in enumerate(fields.pop(name))}
-    return {**fields, **shares, **losses, **by_step}
+def _with_kept_prompts(config: Config, folder: Path) -> Config:
+    """A configuration that takes its prompts from the folder of its run, where they are kept there."""
+    kept = [file for name in ("prompts.json", "prompts.safetensors") if (file := folder / name).exists()]
+    if not kept or not isinstance(config.get("pipeline"), dict):
+        return config
+    chosen = {**config["pipeline"], "prompts": str(kept[0]), "prompt_column": None}
+    if chosen.get("images") and not Path(str(chosen["images"])).exists():
+        chosen["images"] = None
+    return {**config, "pipeline": chosen}
 
 
-def _with_progress(experiment: Experiment, progress: bool) -> Iterator[tuple[DAgger, Round]]:
+def _with_progress(experiment: Experiment, training: Halving, progress: bool) -> Iterator[tuple[DAgger, Round]]:
     from tqdm import tqdm
 
     settings = experiment.settings
-    total = settings.rounds * len(settings.stages or [0])
-    with tqdm(experiment.rounds(), total=total, unit="round", disable=None if progress else True) as bar:
+    total, before = settings.rounds * len(settings.stages or [0]), len(training.finished)
+    hidden = None if progress and engine.rank() == 0 else True
+    with tqdm(experiment.rounds(training), total=total, initial=before, unit="round", disable=hidden) as bar:
         for loop, done in bar:
             bar.set_postfix({name: f"{value:.3g}" for name, value in done.losses.items()})
             yield loop, done

@@ -26,6 +26,9 @@ _LABELS = (
 )  # fmt: skip
 """Settings on which labelled forward states and expert chains depend, beside the objective's kind of label."""
 
+_LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None}
+"""Settings with the value that leaves a run what it was before they were there."""
+
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run is: its configuration, without places, and the versions of the code that defines it.
@@ -38,7 +41,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     own = {part: getattr(resolve(part, name), "version", 1) for part, name in parts.items() if name is not None}
     own |= {f"metric {name}": getattr(resolve("metric", name), "version", 1) for name in config.get("metric") or []}
-    settings = {name: value for name, value in config.items() if name not in _PLACES}
+    settings = {
+        name: value for name, value in config.items() if name not in _PLACES and (name, value) not in _LATER.items()
+    }
     found = {"settings": settings, "code": CODE, "parts": own}
     return found | ({"gathered": gathered(Path(config["gathered"]))} if config.get("gathered") else {})
 

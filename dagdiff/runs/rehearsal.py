@@ -1,6 +1,6 @@
 """The end of a run, tried before its beginning: what would stop it after its training stops it now.
 
-The folder is opened, the logger looked for, and real points take the place of the student's: they are scored and drawn
+The logger is looked for, and real points take the place of the student's: they are scored and drawn
 as its samples will be. What only a later command can't do is told, and stops nothing.
 """
 
@@ -20,15 +20,14 @@ LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 """TorchRL's loggers, by name; all but csv need the package of that name."""
 
 
-def check_run(experiment: Experiment, out: Path, logger: str) -> list[str]:
+def check_run(experiment: Experiment, logger: str) -> list[str]:
     """Refuse a run that could not be finished; return what later commands will not do with it, a line each.
 
-    Nothing is left in ``out``, nobody's evaluations are counted, and no random stream of the run is moved.
+    Nobody's evaluations are counted, and no random stream of the run is moved.
 
     Raises:
-        Refusal: if the folder can't be filled, the logger is missing, or samples could not be scored or drawn.
+        Refusal: if the logger is missing, or samples could not be scored or drawn.
     """
-    check_folder(out)
     check_logger(logger)
     with torch.random.fork_rng(devices=[]):
         _score_and_draw(experiment)

@@ -44,11 +44,13 @@ class Settings:
         guidance: weight of classifier-free guidance of the expert, on labelled tasks.
         per_chain: let one driver keep a chain to its end.
         stepwise: give the student a network of its own for each step.
+        start: folder of a run whose student this one starts from; `--policy FOLDER` takes its network too.
         input_perturbation: noise that forward states hold beside their own, as a part of it; 0 adds none.
         epsilon_scale: divides the noise in the student's predictions when it samples; 1 leaves it.
         reuse: number of batches that a labelled state serves on average, at least 1; a round makes as many new ones as
             its updates then need, chains in whole batches.
-        rounds_kept: number of rounds whose student states stay in the aggregate; null keeps all, 1 the newest.
+        rounds_kept: number of rounds whose student states stay in the aggregate: 1 the newest, as many as there are
+            all; null keeps 20, so that a long run needs no more memory than a short one.
         max_age: age in updates at which student states are dropped; null keeps them.
         lr: learning rate of Adam.
         betas: decay rates of Adam's first and second moment.
@@ -66,6 +68,8 @@ class Settings:
         size: side to which your own pictures are cropped, square and in their middle; null leaves them as they are.
         skip_broken: train without those of your own pictures that can't be read, instead of refusing them all.
         seed: seed of everything random, from 0 to 2^32 - 1.
+        on_nonfinite: what a loss that is NaN or infinite does: stop ends the run at the last good round; rollback goes
+            back to it and makes the round again from new states, three times in a row at most.
         device: auto, cpu, cuda, cuda:1, ...
     """
 
@@ -81,6 +85,7 @@ class Settings:
     guidance: float = 1.0
     per_chain: bool = False
     stepwise: bool = False
+    start: str | None = None
     input_perturbation: float = 0.0
     epsilon_scale: float = 1.0
     reuse: float = PLANE.settings["reuse"]
@@ -100,6 +105,7 @@ class Settings:
     size: int | None = None
     skip_broken: bool = False
     seed: int = 0
+    on_nonfinite: str = "stop"
     device: str = "auto"
 
 

@@ -3,6 +3,10 @@
 A curriculum is any callable ``loop -> rounds``. It iterates over the loop in the caller's place, hands each round on,
 and turns a knob before the next one; ``iter`` is the plain one.
 
+A run that is resumed hands its earlier rounds on again, all at once (``loop.replayed`` of them), so that a curriculum
+that goes by rounds needs no state. One that measures keeps what it measured in the objective, or has ``state_dict()``
+and ``load_state_dict(state)``, and measures nothing in rounds that are replayed.
+
 >>> for round in Coaching()(DAgger(student, expert, Progressive(), env, data)):  # doctest: +SKIP
 ...     print(round.number, round.losses)
 
@@ -11,9 +15,10 @@ Everything a curriculum asks of student and expert between two rounds is charged
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +30,7 @@ from dagdiff.mixture import LinearRamp, Ramp
 from dagdiff.objectives.progressive import Progressive
 from dagdiff.round import Round
 from dagdiff.shapes import Times
+from dagdiff.state import attributes, load_attributes
 
 Curriculum = Callable[[DAgger], Iterator[Round]]
 """``loop -> `` its rounds, one after another."""
@@ -147,12 +153,12 @@ class CostToGo:
 
     def __call__(self, loop: DAgger) -> Iterator[Round]:
         """Yield the rounds; refuse an objective that can't be weighed by step."""
-        objective, square = _progressive(loop, "cost-to-go weighs"), torch.zeros_like(loop.env.times[:-1])
+        objective, times = _progressive(loop, "cost-to-go weighs"), loop.env.times
+        objective.by_time = weight = ByStep(times, torch.ones_like(times[:-1]))
         for done in loop:
             yield done
-            if done.number < loop.rounds:
-                square = square + self._square(loop)
-                objective.by_time = ByStep(loop.env.times, square / square.mean())
+            if loop.replayed < done.number < loop.rounds:
+                weight.add(self._square(loop))
 
     def _square(self, loop: DAgger) -> Tensor:
         """A_k^2, ``(K,)``; a step without error counts as one that keeps errors as they are."""
@@ -164,21 +170,33 @@ class CostToGo:
         return torch.tensor(square, device=env.device)
 
 
-@dataclass(frozen=True)
 class ByStep:
     """A weight for each step of a grid, looked up by where the step starts.
 
     Args:
         times: the grid, ``(K + 1,)``.
-        weights: ``(K,)``.
+        weights: ``(K,)``, before costs are known.
     """
 
-    times: Times
-    weights: Tensor
+    def __init__(self, times: Times, weights: Tensor) -> None:
+        self.times, self.weights, self.costs = times, weights, torch.zeros_like(weights)
+
+    def add(self, costs: Tensor) -> None:
+        """Weigh by the sum of all costs so far, ``(K,)``, scaled to mean 1."""
+        self.costs = self.costs + costs
+        self.weights = self.costs / self.costs.mean()
 
     def __call__(self, t: Times) -> Tensor:
         """Return the weights of the steps that start nearest to ``t``, ``(B,)``."""
         return self.weights[(self.times[:-1] - t.unsqueeze(-1)).abs().argmin(-1)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights and costs."""
+        return attributes(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        load_attributes(self, state)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
 from dagdiff.envs.images import SETS, WORLDS, ImageWorld
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
+from dagdiff.jobs.awaited import awaited
 from dagdiff.metrics.base import Metric
 from dagdiff.metrics.classifier import Classifier, kept_classifier
 from dagdiff.metrics.images import Agreement, ClassCounts, Diversity, Frechet, Kernel, PairedGaps
@@ -64,7 +65,9 @@ class ImageTask(Task):
         """The eye of the scores: trained once on the training split, and cached."""
         train = self.world.train
         assert train.labels is not None
-        return kept_classifier(cache_folder() / "classifiers", train.points, train.labels)
+        folder = cache_folder() / "classifiers"
+        with awaited(folder / "training"):
+            return kept_classifier(folder, train.points, train.labels)
 
     def reference(self, n: int, generator: torch.Generator) -> Tensor:
         """Held-out images, as many different ones as asked for or as there are."""

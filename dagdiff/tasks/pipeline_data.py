@@ -16,12 +16,16 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors
+from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors, read_state, save_state
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.envs.image_files import Labels, image_arrays, image_folder
 from dagdiff.envs.picture_files import Found
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
+from dagdiff.jobs.awaited import awaited
+from dagdiff.jobs.deferred import deferred
+from dagdiff.jobs.pace import Pace
+from dagdiff.jobs.stops import Stopped
 from dagdiff.pipelines.captions import Captions, read_captions
 from dagdiff.pipelines.conditions import PromptBank
 from dagdiff.pipelines.latents import Pixels
@@ -154,7 +158,10 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
     told = teacher.prediction.name, tuple(teacher.shape), count, guidance, teacher.threshold
     key = f"{fingerprint(teacher.network)} {noise} {told}"
     path = cache_folder() / "pipelines" / f"{content_hash(key)[:16]}.safetensors"
-    found = kept_tensors(path, lambda: _drawn(teacher, count, steps, guidance, at_once))
+    with awaited(path):
+        part = path.with_suffix(".part")
+        found = kept_tensors(path, lambda: _drawn(teacher, count, steps, guidance, at_once, part))
+        part.unlink(missing_ok=True)
     points, labels = found["points"], found.get("labels")
     cut = count - max(2, round(HELD_OUT * count))
     parts = (slice(None, cut), slice(cut, None))
@@ -196,16 +203,29 @@ def _own_grid(teacher: DiffusersExpert, steps: int) -> Times:
 
 
 @torch.no_grad()
-def _drawn(teacher: DiffusersExpert, count: int, steps: int, guidance: float, at_once: int) -> dict[str, Tensor]:
-    """The ends of the teacher's chains and their conditions, from noise of the CPU: the same on every device."""
+def _drawn(
+    teacher: DiffusersExpert, count: int, steps: int, guidance: float, at_once: int, part: Path
+) -> dict[str, Tensor]:
+    """The ends of the teacher's chains and their conditions, from noise of the CPU: the same on every device.
+
+    What is drawn so far is kept in ``part`` now and then, and where INT or TERM ends the drawing.
+    """
     device = next(teacher.network.parameters()).device
     generator = Generator().manual_seed(0)
     noise = torch.randn((count, *teacher.shape), generator=generator)
     conditions: Any = teacher.network.conditions
     condition = conditions.draw(count, generator)
     expert = Expert(teacher, teacher.schedule, guidance=guidance, threshold=teacher.threshold)
-    times, points = _own_grid(teacher, steps).to(device), []
-    for rows in tqdm(torch.arange(count).split(at_once), desc="the teacher's own samples", disable=None):
-        asked = None if condition is None else condition[rows].to(device)
-        points.append(expert.walk(noise[rows].to(device), times, asked)[-1].cpu())
+    times = _own_grid(teacher, steps).to(device)
+    points = list(read_state(part)["points"]) if part.exists() else []
+    saving, left = Pace(1.0), torch.arange(count).split(at_once)[len(points) :]
+    with deferred() as wish:
+        for rows in tqdm(left, desc="the teacher's own samples", disable=None):
+            asked = None if condition is None else condition[rows].to(device)
+            points.append(expert.walk(noise[rows].to(device), times, asked)[-1].cpu())
+            if wish.signal or saving.due:
+                saving(lambda: save_state(part, {"points": points}))
+            if wish.signal:
+                told = f"stopped after {sum(map(len, points))} of {count} samples of the teacher"
+                raise Stopped(f"{told}; the same command resumes", 128 + wish.signal)
     return {"points": torch.cat(points)} | ({} if condition is None else {"labels": condition})

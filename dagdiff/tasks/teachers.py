@@ -14,6 +14,10 @@ from torch import nn
 
 from dagdiff.checkpoint import cache_folder, content_hash, load_state, load_weights, save_state, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_in, check_seed
+from dagdiff.jobs.awaited import awaited
+from dagdiff.jobs.deferred import deferred
+from dagdiff.jobs.pace import Pace
+from dagdiff.jobs.stops import Stopped
 from dagdiff.learner import Learner, Learning
 from dagdiff.mixture import CosineRamp
 from dagdiff.objectives.base import denoising_loss
@@ -73,13 +77,19 @@ class Teacher(ABC):
         return cache_folder() / "teachers" / f"{world}-{kind}-{digest}.safetensors"
 
     def train(self, device: torch.device | str = "cpu") -> Iterator[float]:
-        """Train, yield the loss now and then, and cache the weights at the end; a stopped training is resumed."""
-        network, part = self.network().to(device), self.path.with_suffix(".part")
-        generator = torch.Generator(device).manual_seed(self.seed)
-        drawn: dict[str, Any] = {"conditional": self.task.conditional, "generator": generator}
-        yield from train_teacher(network, self.data, self.task.schedule, keep=part, **self.training, **drawn)
-        save_weights(self.path, network)
-        part.unlink(missing_ok=True)
+        """Train, yield the loss now and then, and cache the weights at the end; a stopped training is resumed.
+
+        One process trains. Others that need the same teacher wait for it, and then find it trained.
+        """
+        with awaited(self.path):
+            if self.path.exists():
+                return
+            network, part = self.network().to(device), self.path.with_suffix(".part")
+            generator = torch.Generator(device).manual_seed(self.seed)
+            drawn: dict[str, Any] = {"conditional": self.task.conditional, "generator": generator}
+            yield from train_teacher(network, self.data, self.task.schedule, keep=part, **self.training, **drawn)
+            save_weights(self.path, network)
+            part.unlink(missing_ok=True)
 
     def load(self) -> Student:
         """Return the trained network, training it first where no cache has it."""
@@ -123,12 +133,14 @@ def train_teacher(
     The learning rate falls to 0 along half a cosine. Conditional teachers see no label in a part ``unlabelled`` of the
     rows, so that guidance can ask them without one (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
 
-    With a file to ``keep`` its state in, training that was stopped goes on from its last kept hundred, bit for bit as
-    if it had not been stopped; the file is the caller's to delete.
+    With a file to ``keep`` its state in, training that was stopped is resumed from there, bit for bit as if it had not
+    been stopped; the file is the caller's to delete. It is written after some of the hundreds, so seldom that it takes
+    a twentieth of the time at most, and where INT or TERM ends training.
 
     Raises:
         Refusal: if the file is broken, or was kept by the training of another network.
         NonFiniteLoss: if the loss is NaN or infinite.
+        Stopped: after INT or TERM, when the state is kept.
     """
     device = next(network.parameters()).device
     generator = generator or torch.Generator(device).manual_seed(0)
@@ -136,25 +148,35 @@ def train_teacher(
     learner = Learner(network, Learning(adam, CosineRamp(1.0, 0.0, until=1.0), clip=math.inf, ema=ema), updates)
     parts = learner.parts()
     done = _resume(keep, parts, generator) if keep and keep.exists() else 0
-    for update in range(done + 1, updates + 1):
-        x0, condition = draw(data, batch_size, generator, conditional)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
-        t = torch.rand(batch_size, generator=generator, device=device).clamp(min=1e-3)
-        if condition is not None:
-            dropped = torch.rand(batch_size, generator=generator, device=device) < unlabelled
-            condition = torch.where(dropped, -1, condition)
-        loss = denoising_loss(learner.forward, x0, noise, t, schedule, condition)
-        learner.update(loss)
-        if update % 100 == 0 or update == updates:
-            if not loss.isfinite():
+    saving = Pace(0.0)
+
+    def save() -> None:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        save_state(keep, {**states, "generator": generator.get_state(), "update": update})  # type: ignore[arg-type]
+
+    with deferred() as wish:
+        for update in range(done + 1, updates + 1):
+            x0, condition = draw(data, batch_size, generator, conditional)
+            noise = torch.randn(x0.shape, generator=generator, device=device)
+            t = torch.rand(batch_size, generator=generator, device=device).clamp(min=1e-3)
+            if condition is not None:
+                dropped = torch.rand(batch_size, generator=generator, device=device) < unlabelled
+                condition = torch.where(dropped, -1, condition)
+            loss = denoising_loss(learner.forward, x0, noise, t, schedule, condition)
+            learner.update(loss)
+            closes = update % 100 == 0 or update == updates
+            if closes and not loss.isfinite():
                 raise NonFiniteLoss(
                     f"the teacher's loss is not finite at update {update}; nothing of it is kept. Lower its lr, or "
                     "look at its data."
                 )
-            if keep:
-                states = {name: part.state_dict() for name, part in parts.items()}
-                save_state(keep, {**states, "generator": generator.get_state(), "update": update})
-            yield float(loss.detach())
+            if keep and (wish.signal or (closes and saving.due)):
+                saving(save)
+            if wish.signal:
+                told = f"the teacher's training stopped at update {update} of {updates}; the same command resumes it"
+                raise Stopped(told if keep else "stopped", 128 + wish.signal)
+            if closes:
+                yield float(loss.detach())
     if learner.averaged is not None:
         network.load_state_dict(copy.deepcopy(learner.averaged.module.state_dict()))
 

@@ -115,7 +115,7 @@ def test_states_of_four_channels_are_drawn(tmp_path: Path) -> None:
     ids=str,
 )
 def test_students_that_could_not_be_exported(changes: dict[str, Any], reason: str | None, tmp_path: Path) -> None:
-    told = check_run(experiment(**IMAGES, **changes), tmp_path / "out", "csv")
+    told = check_run(experiment(**IMAGES, **changes), "csv")
     assert len(told) == (reason is not None) and not any("\n" in line for line in told)
     if reason:
         assert told[0].startswith("dagdiff export will refuse this student: ") and reason in told[0]
@@ -126,7 +126,7 @@ def test_a_student_of_a_teacher_that_tells_a_variance(tmp_path: Path) -> None:
     it = experiment(
         task="pipeline", policy="pipeline", pipeline={"path": path, "own_samples": 40, "own_steps": 1}, steps=2
     )
-    (told,) = check_run(it, tmp_path / "out", "csv")
+    (told,) = check_run(it, "csv")
     assert "tells a variance too (2 channels for 1)" in told
 
 
@@ -145,7 +145,7 @@ def test_the_rehearsal_changes_no_result_and_costs_nothing(tmp_path: Path) -> No
     plain, tried = experiment(**IMAGES), experiment(**IMAGES)
     torch.manual_seed(5)
     drawn = torch.get_rng_state()
-    check_run(tried, tmp_path / "out", "csv")
+    check_run(tried, "csv")
     assert torch.equal(torch.get_rng_state(), drawn) and tried.expert.nfe == 0
     ends = [[*it.rounds()][-1][1] for it in (plain, tried)]
     assert torch.equal(weights(plain.student), weights(tried.student))

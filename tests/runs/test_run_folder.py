@@ -232,6 +232,7 @@ def test_a_student_is_sampled_on_its_own_grid(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "out/student.json").read_text())
     kept["times"] = [1.0, 0.3, 0.0]
     (tmp_path / "out/student.json").write_text(json.dumps(kept))
+    (tmp_path / "out/manifest.json").unlink()
     assert open_run(tmp_path / "out", "cpu").chains(3, seed=0).shape == (3, 3, 2)
 
 

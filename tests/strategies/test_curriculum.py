@@ -258,11 +258,11 @@ def test_the_ease_falls_to_nothing() -> None:
 def test_the_weights_of_the_steps_have_mean_one() -> None:
     run, told = loop(Progressive(unweighted)), []
     for _ in CostToGo(chains=8)(run):
-        told.append(run.objective.by_time)
-    assert told[0] is None, "nothing is known in the first round"
-    for by_time in told[1:]:
-        assert by_time.weights.shape == (STEPS,) and (by_time.weights > 0).all()
-        assert float(by_time.weights.mean()) == pytest.approx(1.0, abs=1e-5)
+        told.append(run.objective.by_time.weights)
+    assert torch.equal(told[0], torch.ones(STEPS)), "nothing is known in the first round"
+    for found in told[1:]:
+        assert found.shape == (STEPS,) and (found > 0).all() and not torch.equal(found, told[0])
+        assert float(found.mean()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_weight_by_step_multiplies_the_loss_of_that_step() -> None:

@@ -17,7 +17,7 @@ from dagdiff.dagger import DAgger
 from dagdiff.expert import Expert
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
-from dagdiff.strategies.halving import check_stages, halve
+from dagdiff.strategies.halving import Halving, check_stages
 from dagdiff.threshold import NoThreshold
 
 SMALL = {
@@ -69,7 +69,7 @@ def test_each_stage_s_expert_is_the_last_stage_s_student() -> None:
             answers.append((expert.denoiser(*probe), experiment.policy(*probe)))
         return loops[-1]
 
-    rounds = [(loop, done.number) for loop, done in halve([12, 4, 2], experiment.expert, make)]
+    rounds = [(loop, done.number) for loop, done in Halving([12, 4, 2], experiment.student, experiment.expert, make)]
     assert [len(loop.env.times) - 1 for loop in loops] == [12, 4, 2]
     assert [loop.expert.substeps for loop in loops] == [8, 3, 2]
     assert rounds == [(loop, number) for loop in loops for number in (1, 2)]

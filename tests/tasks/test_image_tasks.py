@@ -200,7 +200,7 @@ def test_a_broken_part_is_refused_with_its_path(own: str) -> None:
     part = teacher.path.with_suffix(".part")
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half a file")
-    with pytest.raises(Refusal, match=rf"{part.name} is not a state to go on from.*Delete it to begin anew"):
+    with pytest.raises(Refusal, match=rf"{part.name} is not a state to resume from.*Delete it to start over"):
         teacher.load()
 
 

@@ -1,0 +1,374 @@
+"""Does a run survive what happens to programs? Commands are killed, starved of disk and given damaged files.
+
+Run: make faults, or python tests/faults.py [--kills N] [--quick] [COMMAND ...] of distill, teacher, bench, export.
+
+A command has survived a fault if the same command then ends well and leaves, to the byte, what a command leaves that
+nothing has happened to; a fault that is an error must also have been told in one line. Damaged files have survived if
+the command that reads them notices, or is not misled. Prints tried / survived / lost for each kind, and exits with 1
+if anything was lost. The faults are injected from outside: the program has no hooks for them.
+"""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Sabotage = Callable[[], None]
+"""What a process does to itself before it runs a command."""
+
+FRESH = "--policy fresh --policy.width 8 --policy.depth 2 --device cpu"
+SMALL = "--chains 4 --batch_size 8 --heldout 4 --samples 20 --substeps 2"
+
+
+class Command(NamedTuple):
+    """A command, the folder that it fills, and which of its files say what it has made."""
+
+    words: str
+    made: tuple[str, ...]
+    first: str = ""
+    seconds: float = 2.0
+
+
+COMMANDS = {
+    "distill": Command(
+        f"distill {FRESH} {SMALL} --updates 12 --rounds 4 --save_every 0 --out out",
+        ("student.safetensors", "best.safetensors", "student.json", "rounds.csv", "metrics.json", "config.yaml"),
+    ),
+    "teacher": Command(
+        "teacher --task moons-biased --width 8 --depth 2 --updates 300 --device cpu", ("*.safetensors",)
+    ),
+    "export": Command(
+        "export run --out out",
+        ("unet/*.safetensors", "scheduler/*.json", "model_index.json", "README.md"),
+        f"distill --task digits-biased --policy fresh-unet --expert.updates 2 --device cpu {SMALL} "
+        "--updates 2 --rounds 1 --out run",
+    ),
+    "bench": Command(
+        "bench toy2d --tasks gaussians8-biased --objectives progressive --variants forward,mixture --seeds 1 "
+        '--updates 40 --workers 2 --settings {"samples":200,"policy":"fresh"} --out out',
+        ("results.json",),
+        seconds=20.0,
+    ),
+}
+CLOCK = ("seconds", "commit")
+"""What may differ between two runs that are the same."""
+
+
+def child(words: str, folder: Path, sabotage: Sabotage | None = None) -> int:
+    """Start a command in a process of its own, in a folder; return its number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    number = os.fork()
+    if number:
+        return number
+    status = 70
+    try:
+        os.setsid()
+        os.chdir(folder)
+        os.environ["DAGDIFF_CACHE"] = str(folder / "cache")
+        told = os.open(folder / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(told, 1)
+        os.dup2(told, 2)
+        from dagdiff.cli import main
+
+        if sabotage:
+            sabotage()
+        status = main(words.split())
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException as error:  # a traceback is what must not be
+        with contextlib.suppress(BaseException):
+            os.write(2, f"Traceback {type(error).__name__}: {error}".encode()[:400])
+    finally:
+        os._exit(status)
+
+
+def ended(number: int) -> int:
+    """Wait for a process; return its status, 128 and the signal's number if one has ended it."""
+    _, raw = os.waitpid(number, 0)
+    return 128 + os.WTERMSIG(raw) if os.WIFSIGNALED(raw) else os.WEXITSTATUS(raw)
+
+
+def run(words: str, folder: Path, sabotage: Sabotage | None = None) -> int:
+    """Run a command to its end."""
+    return ended(child(words, folder, sabotage))
+
+
+# What a process does to itself
+
+
+def at_write(number: int, fault: Callable[[], None]) -> Sabotage:
+    """Let a fault happen where a file is moved to its place for that time; before it, if the number is even."""
+
+    def sabotage() -> None:
+        replace, seen = os.replace, 0
+
+        def counted(*arguments: Any, **named: Any) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == number // 2 + 1 and number % 2 == 0:
+                fault()
+            replace(*arguments, **named)
+            if seen == number // 2 + 1 and number % 2 == 1:
+                fault()
+
+        os.replace = counted
+
+    return sabotage
+
+
+def killed() -> None:
+    """End as by KILL."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refused(code: int) -> Callable[[], None]:
+    """Fail as the system does: no space, read-only."""
+
+    def fault() -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fault
+
+
+def small_files(size: int) -> Sabotage:
+    """No file may grow beyond so many bytes, as where the disk is full."""
+
+    def sabotage() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return sabotage
+
+
+# What is left
+
+
+def left(command: Command, folder: Path) -> dict[str, str]:
+    """Hashes of what a command has made."""
+    places = {"teacher": folder / "cache/teachers"}
+    base = next((place for name, place in places.items() if command.words.startswith(name)), folder / "out")
+    files = sorted({each for pattern in command.made for each in base.glob(pattern)})
+    return {str(each.relative_to(base)): hashlib.sha256(_timeless(each)).hexdigest() for each in files}
+
+
+def _timeless(file: Path) -> bytes:
+    """A file's content without times of the clock."""
+    if file.suffix == ".json":
+        content = json.loads(file.read_text())
+        return json.dumps(_without_clock(content), sort_keys=True).encode()
+    if file.name == "rounds.csv":
+        head, *rows = (line.split(",") for line in file.read_text().splitlines())
+        kept = [number for number, name in enumerate(head) if name not in CLOCK]
+        return "\n".join(",".join(row[number] for number in kept) for row in [head, *rows]).encode()
+    return file.read_bytes()
+
+
+def _without_clock(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_clock(value) for key, value in content.items() if key not in CLOCK}
+    return [_without_clock(value) for value in content] if isinstance(content, list) else content
+
+
+class Trial:
+    """The trials of one command, and how they ended."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.command, self.folder = name, COMMANDS[name], folder
+        self.tried, self.lost, self.notes = Counter[str](), Counter[str](), list[str]()
+        self.clean = folder / "clean"
+        self.clean.mkdir(parents=True)
+        if self.command.first:
+            assert run(self.command.first, self.clean) == 0, (self.clean / "told").read_text()
+        self.start = folder / "start"
+        shutil.copytree(self.clean, self.start)
+        began = time.monotonic()
+        assert run(self.command.words, self.clean) == 0, (self.clean / "told").read_text()
+        self.seconds = time.monotonic() - began
+        self.expected = left(self.command, self.clean)
+        assert self.expected, f"{name} has left nothing"
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[Path]:
+        """A folder in which nothing has happened yet."""
+        place = self.folder / "trial"
+        shutil.copytree(self.start, place)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def note(self, kind: str, well: bool, why: str) -> None:
+        """Count a trial."""
+        self.tried[kind] += 1
+        if not well:
+            self.lost[kind] += 1
+            self.notes.append(f"{self.name}, {kind}: {why}")
+
+    def again(self, kind: str, place: Path, before: str = "") -> None:
+        """Run the command again, and look whether all is there."""
+        status = run(self.command.words, place)
+        told = (place / "told").read_text()
+        if status != 0 and self.name == "export" and "is not empty" in told:
+            shutil.rmtree(place / "out")  # half a pipeline is told, and is the user's to delete
+            status = run(self.command.words, place)
+        found = left(self.command, place)
+        same = found == self.expected
+        wrong = [name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name)]
+        self.note(kind, status == 0 and same, f"{before} status {status}, differs: {wrong}; {told[-300:]!r}")
+
+    def signalled(self, number: int, seed: str) -> None:
+        """Send a signal at a random moment, and run the command again."""
+        kind = signal.Signals(number).name
+        with self.place() as place:
+            process = child(self.command.words, place)
+            time.sleep(random.Random(f"{self.name} {seed} {kind}").random() * self.seconds)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+            status = ended(process)
+            told = (place / "told").read_text()
+            if "Traceback" in told or status not in (0, 128 + number):
+                self.note(kind, False, f"status {status}: {told[-300:]!r}")
+            else:
+                self.again(kind, place, f"after {seed}")
+
+    def at_writes(self, kind: str, fault: Callable[[], None], most: int) -> None:
+        """Let a fault happen at each place where a file is written, ``most`` of them at most."""
+        number = 0
+        while number < most:
+            with self.place() as place:
+                status = run(self.command.words, place, at_write(number, fault))
+                told = (place / "told").read_text()
+                if status == 0 and kind == "killed at a write":
+                    return  # there is no such write
+                if "Traceback" in told or (status == 0 and "warning" not in told and number % 2 == 0):
+                    if status == 0:
+                        return
+                    self.note(kind, False, f"write {number}: {told[-300:]!r}")
+                else:
+                    self.again(kind, place, f"write {number}")
+            number += 1
+
+    def starved(self, sizes: Sequence[int]) -> None:
+        """Let files grow to a size alone, as on a full disk."""
+        for size in sizes:
+            with self.place() as place:
+                status = run(self.command.words, place, small_files(size))
+                told = (place / "told").read_text() if (place / "told").exists() else ""
+                lines = [line for line in told.splitlines() if line.startswith("dagdiff: error:")]
+                if status != 0 and ("Traceback" in told or len(lines) != 1):
+                    self.note("full disk", False, f"{size} bytes: status {status}, {told[-300:]!r}")
+                else:
+                    self.again("full disk", place, f"{size} bytes")
+
+
+def flips(trial: Trial, count: int) -> None:
+    """Flip bits and cut files of a finished run: its reader must notice, or draw the very same samples."""
+    words = "sample out --num 10 --device cpu --out s.npz"
+    assert run(words, trial.clean) == 0, (trial.clean / "told").read_text()
+    expected = (trial.clean / "s.npz").read_bytes()
+    chance = random.Random(0)
+    for name in ("student.safetensors", "config.yaml", "student.json"):
+        raw = (trial.clean / "out" / name).read_bytes()
+        for number in range(count):
+            damaged = bytearray(raw)
+            if number % 5 == 4:
+                del damaged[chance.randrange(len(raw)) :]
+            else:
+                damaged[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+            (trial.clean / "out" / name).write_bytes(damaged)
+            (trial.clean / "s.npz").unlink(missing_ok=True)
+            status = run(words, trial.clean)
+            told = (trial.clean / "told").read_text()
+            drawn = (trial.clean / "s.npz").read_bytes() if (trial.clean / "s.npz").exists() else b""
+            well = "Traceback" not in told and (status == 2 or (status == 0 and drawn == expected))
+            trial.note(f"damaged {name}", well, f"status {status}, {told[-200:]!r}")
+        (trial.clean / "out" / name).write_bytes(raw)
+
+
+def not_finite(trial: Trial) -> None:
+    """NaN at each entry ends the command with one line and a status of its own, and nothing half done."""
+    code = (
+        "import torch\n"
+        "class Bad:\n    def __call__(self, x, t, c=None): return x * float('nan')\n"
+        "class Data:\n    def sample(self, n, g=None): return torch.full((n, 2), float('nan'))\n"
+    )
+    for what, words in {
+        "expert": "--expert mine.Bad",
+        "data": "--data mine.Data",
+        "learning rate": "--lr 1e30 --lr_ramp constant",
+    }.items():
+        with trial.place() as place:
+            (place / "mine.py").write_text(code)
+            status = run(f"{trial.command.words} {words}", place)
+            told = (place / "told").read_text()
+            lines = [line for line in told.splitlines() if line.startswith("dagdiff: error:")]
+            well = status in (2, 3) and len(lines) == 1 and "Traceback" not in told
+            trial.note("NaN", well, f"{what}: status {status}, {told[-300:]!r}")
+
+
+def tried(name: str, folder: Path, kills: int, quick: bool) -> Trial:
+    """Do all to one command."""
+    trial = Trial(name, folder / name)
+    for number in range(kills):
+        trial.signalled(signal.SIGKILL, str(number))
+    for number in range(max(1, kills // 4)):
+        trial.signalled(signal.SIGTERM, str(number))
+        trial.signalled(signal.SIGINT, str(number))
+    if name == "bench":
+        return trial
+    most = 6 if quick else 400
+    trial.at_writes("killed at a write", killed, most)
+    for kind, code in {"no space at a write": errno.ENOSPC, "read-only at a write": errno.EROFS}.items():
+        trial.at_writes(kind, refused(code), 2 if quick else 60)
+    trial.starved((200, 5000) if quick else (0, 100, 200, 1000, 3000, 10_000, 30_000))
+    if name == "distill":
+        flips(trial, 3 if quick else 70)
+        not_finite(trial)
+    return trial
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print what was tried, survived and lost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(COMMANDS)}; all if none is named"
+    )
+    parser.add_argument("--kills", type=int, default=20, help="random kills of each command")
+    parser.add_argument("--quick", action="store_true", help="a few of each kind")
+    given = parser.parse_args(words)
+    import torch
+
+    torch.set_num_threads(1)
+    import dagdiff.commands.distill
+    import dagdiff.runs.folder  # noqa: F401  (loaded once; each process that is started has it)
+
+    lost = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.commands or COMMANDS:
+            trial = tried(name, Path(folder), given.kills, given.quick)
+            for kind, count in trial.tried.items():
+                gone = trial.lost[kind]
+                print(f"{name:8} {kind:28} tried {count:4}  survived {count - gone:4}  lost {gone:4}", flush=True)
+            for note in trial.notes:
+                print(f"  {note}", flush=True)
+            lost += sum(trial.lost.values())
+    print(f"lost: {lost}")
+    return int(lost > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
