@@ -96,7 +96,8 @@ def _visited(scheduler: Any, law: NoiseLaw) -> Times:
         return law.times(scheduler.timesteps)
     levels = levels[:-1].double().cpu()
     if isinstance(law.schedule, FlowSchedule):
-        return torch.cat([levels, levels.new_zeros(1)]).unique().flip(0).float()
+        falling: Tensor = torch.cat([levels, levels.new_zeros(1)]).unique().flip(0)
+        return falling.float()
     times = law.times(scheduler.timesteps)
     if len(times) == len(levels) + 1:
         alpha, sigma = law.schedule(times[:-1])

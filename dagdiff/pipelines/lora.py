@@ -62,7 +62,8 @@ def merged(body: nn.Module) -> nn.Module:
     whole = copy.deepcopy(body)
     for name, layer in list(whole.named_modules()):
         if isinstance(layer, BaseTunerLayer):
-            layer.float().merge()
+            whole.get_submodule(name).float()
+            layer.merge()
             parent = whole.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
     whole.__dict__.pop("peft_config", None)

@@ -219,8 +219,10 @@ def _renoises(transition: Transition) -> bool:
 
 def _of_base(transition: Transition, law: NoiseLaw) -> Any:
     """The scheduler of the student's law that is spaced as the one of its teacher's pipeline on rectified flow."""
-    base, renoising = law.scheduler, isinstance(transition, Renoise)
-    if isinstance(base, DPMSolverMultistepScheduler) and not renoising:
+    base: Any = law.scheduler
+    renoising = isinstance(transition, Renoise)
+    multistep = isinstance(base, DPMSolverMultistepScheduler)
+    if multistep and not renoising:
         first = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
         return DPMSolverMultistepScheduler.from_config(base.config, **first)
     kind = FlowMatchLCMScheduler if renoising else FlowMatchEulerDiscreteScheduler

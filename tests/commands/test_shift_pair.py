@@ -285,3 +285,31 @@ def test_channels_prompts_and_places_that_cannot_be_are_refused(
 def test_a_scheduler_that_cannot_be_read_is_refused(others: dict[str, str]) -> None:
     with pytest.raises(Refusal, match=r"the scheduler of .*strange' can't be read .*MyOwnScheduler"):
         read_scheduler(others["strange"])
+
+
+# -- timesteps of one's own, and students that only their call makes right ---------------------------------------------
+
+
+def test_a_student_is_measured_at_the_timesteps_that_are_named(teacher: str, student: str, folder: Path) -> None:
+    """DMD2's own call."""
+    words = f"--prompts {folder / 'prompts.txt'} --num 10 --own_steps 2 --device cpu"
+    status, out, err = dagdiff(f"shift --expert {teacher} --student {student} --timesteps 999,749,499,249 {words}")
+    assert status == 0, err
+    assert "LCMScheduler (Renoise) at the times 1.000, 0.750, 0.500, 0.250, 0.000" in out
+    status, _, err = dagdiff(f"shift --expert {teacher} --student {student} --timesteps nine {words}")
+    assert status == 2 and "--timesteps nine are no numbers" in err
+    status, _, err = dagdiff(f"shift --expert {teacher} --student {student} --timesteps 249,999 {words}")
+    assert status == 2 and "must be whole numbers that fall, at most 999" in err
+
+
+def test_ddim_that_clips_is_read_as_its_call_must_ask_it() -> None:
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    found = read_sampler(scheduler, read_noise_law(scheduler), 4)
+    assert found.call == {"use_clipped_model_output": True} and isinstance(found.transition, Ddim)
+
+
+def test_euler_without_a_signal_at_the_end_is_read() -> None:
+    options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    scheduler = EulerDiscreteScheduler(**BETAS, **options, **TRAILING)
+    found = read_sampler(scheduler, read_noise_law(scheduler, latent=True), 4)
+    torch.testing.assert_close(found.times, torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
