@@ -307,7 +307,7 @@ def test_a_changed_file_of_a_finished_run_is_noticed(name: str, tmp_path: Path) 
 
 def test_a_run_under_way_is_not_opened(tmp_path: Path) -> None:
     stopped(experiment(), tmp_path / "out", 3)
-    with pytest.raises(Refusal, match=r"is not finished\. Resume it: dagdiff distill --resume"):
+    with pytest.raises(Refusal, match=r"the run is not finished\. Resume it: dagdiff distill --resume"):
         open_run(tmp_path / "out", "cpu")
 
 
