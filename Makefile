@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all mutants lint types wheel-check docs notebooks clean
+.PHONY: help demo test test-all mutants faults lint types wheel-check docs notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -31,6 +31,9 @@ test-all: $(VENV)/.installed-dev ## all tests, the slow ones too
 
 mutants: $(VENV)/.installed-dev ## put small faults into a copy of the tree and see that the tests notice each
 	$(BIN)/python tests/mutants.py --workers $(WORKERS)
+
+faults: $(VENV)/.installed-dev ## kill, starve and damage every command, and see that nothing is lost
+	$(BIN)/python tests/faults.py
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	$(BIN)/ruff check .

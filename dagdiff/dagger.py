@@ -114,7 +114,7 @@ class DAgger(Resumable):
     def _remember(self) -> None:
         """Keep what a round that goes wrong is set back to, if it is to be."""
         if self.learner.learning.on_nonfinite == "rollback":
-            parts = {"learner": self.learner, "objective": self.objective}
+            parts: dict[str, Any] = {"learner": self.learner, "objective": self.objective}
             self._good = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
 
     def gather(self, number: int, shares: Shares) -> None:

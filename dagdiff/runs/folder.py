@@ -120,7 +120,7 @@ def _trained(experiment: Experiment, out: Path, progress: bool, logger: str, sav
         rounds = experiment.settings.rounds
         if experiment.settings.rounds_kept is None and rounds > ROUNDS_KEPT:
             told = f"the newest {ROUNDS_KEPT} of {rounds} rounds; --rounds_kept {rounds} keeps all"
-            print(f"dagdiff: note: the aggregate keeps the states of {told}", file=sys.stderr)
+            print(f"the aggregate keeps the states of {told}")
         if not (out / "config.yaml").exists():
             save_text(out / "config.yaml", to_yaml(experiment.config))
         save_prompts(experiment, out)
@@ -224,7 +224,7 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
         raise Refusal(f"{folder} holds no run: config.yaml is missing. Name the --out folder of `dagdiff distill`.")
     check_in("weights", weights, ("student", "best"))
     if not beside.exists() and not (folder / "metrics.json").exists():
-        raise Refusal(f"the run in {folder} is not finished. Resume it: dagdiff distill --resume {folder}.")
+        raise Refusal(f"{beside} is missing: the run is not finished. Resume it: dagdiff distill --resume {folder}.")
     needed = "config.yaml", "student.json", f"{weights}.safetensors"
     try:
         config, kept = read_yaml(file), read_json(beside, BESIDE, MEGABYTE)

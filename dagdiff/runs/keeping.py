@@ -57,7 +57,8 @@ class Keeper:
         self.made = {"dagdiff": __version__, **versions(torch.get_num_threads()), "commit": commit()}
         self.rounds = list[Round]()
         self._saving, self._table, self._drawing = Pace(0.1), Pace(0.02), Pace(1.0)
-        self._log, self._make_log = None, log
+        self._log: Any = None
+        self._make_log: Callable[[], Any] | None = log
 
     def resume(self) -> None:
         """Set the training back to the newest checkpoint, if there is one."""

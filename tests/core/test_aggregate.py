@@ -1,5 +1,9 @@
 """The aggregate D: exact counts a batch, the source column, empty sources, and what is kept for how long."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -223,3 +227,60 @@ def test_how_much_is_read_at_once_changes_no_batch(shares: Shares, monkeypatch: 
         assert all((batch["source"].diff() >= 0).all() for batch in batches), "source by source"
         assert all(torch.equal(batch["t"] // 100, batch["source"].float()) for batch in batches)
         assert all(torch.equal(one["t"], two["t"]) for one, two in zip(batches, found[0], strict=True))
+
+
+# Memory-mapped files
+
+
+def rows(count: int) -> TensorDict:
+    return TensorDict({"x_t": torch.randn(count, 2), "t": torch.rand(count)}, [count])
+
+
+def test_files_are_allocated_before_they_are_used(tmp_path: Path) -> None:
+    """A file with holes in it kills its writer where the disk is full."""
+    aggregate = Aggregate({"student": 50_000}, folder=tmp_path)
+    aggregate.add("student", rows(3), 1)
+    files = [file.stat() for file in tmp_path.rglob("*.memmap")]
+    assert files and all(each.st_blocks * 512 >= each.st_size for each in files)
+
+
+def test_a_full_disk_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    aggregate = Aggregate({"student": 50}, folder=tmp_path)
+    with pytest.raises(Refusal, match=r"memmap .* has no room for 50 records \(No space left on device\)"):
+        aggregate.add("student", rows(3), 1)
+
+
+def test_what_a_killed_process_has_left_is_swept_away_and_what_is_in_use_is_not(tmp_path: Path) -> None:
+    left = tmp_path / "aggregate-left"
+    left.mkdir()
+    (left / ".lock").touch()
+    (tmp_path / "mine").mkdir()
+    used = Aggregate({"student": 8}, folder=tmp_path)
+    again = Aggregate({"student": 8}, folder=tmp_path)
+    assert used.folder and again.folder
+    assert {each.name for each in tmp_path.iterdir()} == {"mine", used.folder.name, again.folder.name}
+
+
+@pytest.mark.parametrize(("rounds", "kept"), [(5, 5), (20, 20), (200, 20)])
+def test_a_long_run_keeps_no_more_than_a_short_one(rounds: int, kept: int) -> None:
+    assert rounds_to_keep([3] * rounds, None, None) == kept
+    assert rounds_to_keep([3] * rounds, rounds, None) == rounds
+
+
+def test_a_part_of_each_round_goes_to_each_process() -> None:
+    whole = Aggregate({})
+    for number in (1, 2):
+        whole.add("student", rows(7), number)
+    state = whole.state_dict()
+    for window in state["windows"].values():
+        window["records"] = [each.make() for each in window["records"]]
+    parts = [Aggregate({}) for _ in range(3)]
+    for place, part in enumerate(parts):
+        part.load_part([state], place, 3)
+    assert [len(part) for part in parts] == [6, 4, 4]
+    found = torch.cat([part.records("student")["t"] for part in parts]).sort().values
+    assert torch.equal(found, whole.records("student")["t"].sort().values)

@@ -270,7 +270,7 @@ def test_mistakes_in_parts_of_one_s_own(words: str, match: str, mine: str) -> No
 def test_an_expert_that_answers_nan_is_stopped_at_the_first_update(mine: str) -> None:
     """Nothing was learned, so the student that is kept is the untrained one."""
     status, _, err = dagdiff(f"distill {FRESH}{TINY} --expert {mine}.NaNs --out out")
-    assert status == 2
+    assert status in (2, 3)
     assert re.fullmatch(r"dagdiff: error: .*(NaN|not finite at update 1\b).*\n", err)
 
 
