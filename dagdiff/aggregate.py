@@ -66,7 +66,7 @@ class Aggregate:
         self.row_bytes = 1
         self.finite = Finite([f"{what} {source}" for what in ("states", "labels") for source in SOURCES])
         self._before: dict[str, Any] = {}
-        self.close: Callable[[], object] = lambda: None
+        self.close: Callable[[], object] = _nothing
         if folder is not None:
             self.folder, lock = _scratch(folder)
             self.close = weakref.finalize(self, _remove, self.folder, lock)
@@ -305,6 +305,10 @@ def _by_batch(counts: Tensor) -> Tensor:
     size = counts.flatten()
     start = size.cumsum(0) - size
     return torch.arange(int(size.sum())) + (before.flatten() - start).repeat_interleave(size)
+
+
+def _nothing() -> None:
+    """What closing does where nothing is kept on a disk."""
 
 
 ROUNDS_KEPT = 20

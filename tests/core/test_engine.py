@@ -141,7 +141,8 @@ SMALL: dict[str, Any] = {
     "heldout": 8, "samples": 100, "device": "cpu", "substeps": 2,
 }  # fmt: skip
 
-GAN = {"objective": {"class": "distribution", "gan_weight": 0.1, "critic_lr": 1e-4}}
+GAN = {"objective": {"class": "distribution", "gan_weight": 0.1, "critic_lr": 1e-4}, "lr": 1e-4}
+"""Low rates: Adam's first update makes as much of a gradient's last digit as of the gradient where that is near 0."""
 CASES: dict[str, dict[str, Any]] = {
     "student": SMALL,
     "parts": {**SMALL, "accumulate": 2},

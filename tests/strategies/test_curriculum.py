@@ -355,7 +355,7 @@ def test_adaptive_shares_charge_the_measurement_they_look_at() -> None:
     rounds = AdaptiveShares()(run)
     next(rounds)
     steps = len(run.env.times) - 1
-    free = 32 * steps, 32 * (steps + steps - 1) * run.expert.substeps
+    free = 32 * steps, 32 * 2 * steps * run.expert.substeps
     before, first = (run.ledger.nfe, run.expert.nfe), tuple(counted)
     charged = iter_one(rounds, run)
     assert charged == (before[0] + first[0] - free[0], before[1] + first[1] - free[1])
