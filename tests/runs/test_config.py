@@ -53,6 +53,7 @@ def test_configurations_are_plain_and_come_back_from_yaml() -> None:
         "ema": 0.9,
         "huber_width": 1e-3,
         "renoise": True,
+        "label_end": "step",
     }
 
 

@@ -45,7 +45,9 @@ def test_folders_that_cannot_be_filled(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     it = experiment()
     before = weights(it.student)
-    with pytest.raises(Refusal, match=r"^--out \S+ (is a file|can't be written \(.+\)). Name a"):
+    with pytest.raises(
+        Refusal, match=r"^--out \S+ (is a file|can't be written \(.+\)|is no usable path \(.+\)). Name a"
+    ):
         distil(it, tmp_path / name, progress=False)
     assert torch.equal(weights(it.student), before)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -110,7 +112,7 @@ def test_states_of_four_channels_are_drawn(tmp_path: Path) -> None:
         ({"objective": "gaussian-kl"}, "moves by Ddim"),
         ({"threshold": "fold"}, "can be told Fold"),
         ({"schedule": "flow"}, "flow schedulers read velocities alone"),
-        ({"steps": 3}, "a scheduler takes even grids whose steps divide its table of 1000"),
+        ({"steps": 3}, None),
     ],
     ids=str,
 )
