@@ -110,7 +110,7 @@ class Expert:
             if left < len(x_t):
                 landed.append(x_t[left:])
                 x_t, here, before = x_t[:left], here.of(left), None if before is None else before.of(left)
-            asked = None if condition is None else condition[:left]
+            asked = condition if condition is None or left == len(condition) else condition[:left]
             part = (number + 1) / (counts if isinstance(counts, int) else counts[:left])
             end = torch.lerp(start[:left], s[:left], part)
             there = Level(end, *self.schedule(end))

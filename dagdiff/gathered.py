@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.exists():
         raise Refusal(f"{folder} holds no {MANIFEST}. Name the --out folder of a finished `dagdiff gather`.")
-    content = read_json(file)
+    content: dict[str, Any] = read_json(file)
     if content.get("format") != FORMAT:
         raise Refusal(f"{file} has the format {content.get('format')!r}, not {FORMAT}. Run `dagdiff gather` again.")
     if not all(isinstance(content.get(name), dict) for name in ("settings", "code", "shards")):

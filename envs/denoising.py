@@ -93,7 +93,8 @@ class DenoisingEnv(EnvBase):
         """
         step, place = self._together
         if step is None or tensordict.get("step", None) is not step:  # who knows where these chains are
-            return super().step_and_maybe_reset(tensordict)
+            found: tuple[TensorDictBase, TensorDictBase] = super().step_and_maybe_reset(tensordict)
+            return found
         moved = self._step(tensordict)
         record = tensordict.set("next", moved)
         following = moved

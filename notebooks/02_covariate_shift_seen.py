@@ -127,10 +127,11 @@ plt.show()
 # Training sees only the first column.
 
 # %%
-from dagdiff.metrics.shift import format_table, measure_shift
+from dagdiff.metrics.shift import measure_shift
+from dagdiff.report.anatomy import format_shift
 
-rows = measure_shift(off_policy.policy, expert, off_policy.env.transition, times, clean, generator=seeded(5))
-print(format_table(rows))
+shift = measure_shift(off_policy.policy, expert, off_policy.env.transition, times, clean, generator=seeded(5))
+print(format_shift(shift))
 
 # %%
 from dagdiff.report.shift import shift_figure
@@ -197,8 +198,8 @@ plt.show()
 # %%
 start = student_from_teacher(task, updates=300 if FAST else 4000)  # trained on first use, then cached
 consistency = train(Consistency(), start, (1, 0, 0))
-rows = measure_shift(consistency.policy, expert, consistency.env.transition, times, clean, generator=seeded(5))
-print(format_table(rows))
+shift = measure_shift(consistency.policy, expert, consistency.env.transition, times, clean, generator=seeded(5))
+print(format_shift(shift))
 
 # %% [markdown]
 # The same picture: equal at t = 1, and a gap that widens at every step. The numbers are not to be compared with PD's:

@@ -163,7 +163,7 @@ def shift_of(task, student, seed):
     """The student's covariate shift by step, on as many chains as data."""
     clean = task.data.sample(200 if FAST else 1000, seeded(400 + seed))
     law = objective.sampler(task.schedule)
-    return measure_shift(student, expert, law, times, clean, generator=seeded(500 + seed))
+    return measure_shift(student, expert, law, times, clean, generator=seeded(500 + seed)).rows
 
 
 figure, (distance, ratio) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")

@@ -268,7 +268,8 @@ class LCM(Bare):
     def step(self, loss: Tensor) -> Tensor:  # noqa: D102
         loss = super().step(loss)
         with torch.no_grad():
-            torch._foreach_lerp_(*self.pairs, 1.0 - self.setting.ema)
+            behind, ahead = self.pairs
+            torch._foreach_lerp_(behind, ahead, 1.0 - self.setting.ema)
         return loss
 
     @staticmethod

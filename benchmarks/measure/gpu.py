@@ -153,7 +153,8 @@ class Bare:
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.adam.step()
-        return loss.detach()
+        found: Tensor = loss.detach()
+        return found
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -142,7 +142,7 @@ def setting(case: Case, rounds: int) -> tuple[Setting, float]:
 
 def ours(it: Parts, objective: str, chosen: Setting, reuse: float) -> DAgger:
     """Build dagdiff's loop."""
-    made = {
+    made: Any = {
         "progressive": Progressive,
         "consistency": partial(Consistency, chosen.solver_steps, chosen.ema),
         "distribution": partial(DistributionMatching, chosen.critic_updates, chosen.critic_lr),

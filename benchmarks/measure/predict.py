@@ -63,7 +63,7 @@ def predict(recipe: Path = RECIPE) -> Prediction:
     sizes = configure({"task": "gaussians8-biased", **{name: told[name] for name in kept}})
     nfe = predict_nfe(sizes)  # rows are counted alike in the plane
     with torch.device("meta"):
-        network = UNet2DConditionModel(**SD15)
+        network: Any = UNet2DConditionModel(**SD15)
     trained = float(told["updates"] * told["batch_size"])
     guided = 2 if told["guidance"] != 1.0 else 1
     flops, weights = row_operations(network, (4, 64, 64), (77, 768)), adapters(network, told["policy"]["rank"])

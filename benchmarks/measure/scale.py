@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def points(options: Options) -> Iterator[tuple[str, int, int, Size]]:
             if axis == "ranks":
                 yield axis, value, value, base
             else:
-                yield axis, value, 1, replace(base, **{axis: value})
+                yield axis, value, 1, replace(base, **cast(Any, {axis: value}))
 
 
 def run(options: Options) -> list[dict[str, Any]]:
@@ -190,7 +190,8 @@ def main(words: Sequence[str]) -> None:
     """Be a worker, or write the page's table."""
     if words and words[0] == "--worker":
         told = json.loads(words[1])
-        size = Size(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+        sizes: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+        size = Size(**sizes)
         work(size, words[2], Path(words[3]))
     else:
         save_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), KEPT))

@@ -50,7 +50,8 @@ def expert_scores(experiment: Experiment, out: Path) -> dict[str, float]:
     file = out / "experts" / f"{digest({name: experiment.config[name] for name in _PLACE})}-{named}.json"
     if not file.exists():
         save_json(file, experiment.score_expert(experiment.settings.samples, experiment.settings.seed))
-    return read_json(file)
+    found: dict[str, float] = read_json(file, {str: (float, None)})
+    return found
 
 
 def refer(cell: Cell, out: Path) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def add_executor(parser: ArgumentParser, name: str) -> Callable[..., Any]:
         raise Refusal(f"executor {name!r} does not say what it takes. Name a function that returns one.") from None
     parser.add_argument("--executor.class", default=name, help=f"what does the work: {known('executor')}")
     add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
-    add(kind, "executor", skip=set(GIVEN["executor"]) & wanted, fail_untyped=False)
+    given: set[str | int] = set(GIVEN["executor"])
+    add(kind, "executor", skip=given & wanted, fail_untyped=False)
     return kind
 
 

@@ -201,7 +201,8 @@ def _finished(experiment: Experiment, out: Path) -> dict[str, Any]:
     print(f"dagdiff: the run in {out} is finished; --fresh starts it over", file=sys.stderr)
     load_weights(out / "student.safetensors", experiment.student)
     Checkpoints(out).clear()
-    return read_json(out / "metrics.json")
+    report: dict[str, Any] = read_json(out / "metrics.json")
+    return report
 
 
 def _save_best(experiment: Experiment, loop: DAgger, out: Path) -> None:

@@ -45,9 +45,7 @@ def test_folders_that_cannot_be_filled(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     it = experiment()
     before = weights(it.student)
-    with pytest.raises(
-        Refusal, match=r"^--out \S+ (is a file|can't be written \(.+\)|is no usable path \(.+\)). Name a"
-    ):
+    with pytest.raises(Refusal, match=r"^--out \S+ (is a file|can't be written|is no usable path).*\. Name a"):
         distil(it, tmp_path / name, progress=False)
     assert torch.equal(weights(it.student), before)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
