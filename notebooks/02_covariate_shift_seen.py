@@ -136,7 +136,7 @@ print(format_shift(shift))
 # %%
 from dagdiff.report.shift import shift_figure
 
-shift_figure(rows)
+shift_figure(shift.rows)
 
 # %% [markdown]
 # Read the left panel from left to right, as the chain runs. The first two steps are as good on own states as on

@@ -242,7 +242,7 @@ class LCM(Bare):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.target = copy.deepcopy(self.network).requires_grad_(False)
-        self.pairs = list(self.target.parameters()), list(self.network.parameters())
+        self.pairs = [list[Tensor](each.parameters()) for each in (self.target, self.network)]
 
     def times(self) -> Tensor:  # noqa: D102
         return torch.linspace(1.0, 0.0, self.setting.solver_steps + 1)

@@ -142,11 +142,12 @@ def setting(case: Case, rounds: int) -> tuple[Setting, float]:
 
 def ours(it: Parts, objective: str, chosen: Setting, reuse: float) -> DAgger:
     """Build dagdiff's loop."""
-    made: Any = {
+    makers: dict[str, Any] = {
         "progressive": Progressive,
         "consistency": partial(Consistency, chosen.solver_steps, chosen.ema),
         "distribution": partial(DistributionMatching, chosen.critic_updates, chosen.critic_lr),
-    }[objective]()
+    }
+    made = makers[objective]()
     noise, states = (torch.Generator().manual_seed(seed) for seed in range(2))
     law = made.sampler(CosineSchedule())
     return DAgger(

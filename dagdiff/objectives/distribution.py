@@ -189,10 +189,14 @@ class DistributionMatching(Objective):
         judged: list[Seen] = []
         if self.head is not None:
             real, label = self.clean(len(answer))
-            judged = [self._shown(*each, origin, batch) for each in ((answer, condition), (real, label))]
+            judged = [
+                self._shown(answer, condition, origin, batch),
+                self._shown(real, label, origin, batch),
+            ]
         logits: list[Tensor] = []
 
         def fake(*seen: Any) -> States:
+            guess: States
             guess, logits[:] = self.learner.forward(seen, judged)
             return guess
 
