@@ -225,19 +225,14 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
     check_in("weights", weights, ("student", "best"))
     if not beside.exists() and not (folder / "metrics.json").exists():
         raise Refusal(f"{beside} is missing: the run is not finished. Resume it: dagdiff distill --resume {folder}.")
-    needed = "config.yaml", "student.json", f"{weights}.safetensors"
-    try:
-        config, kept = read_yaml(file), read_json(beside, BESIDE, MEGABYTE)
-    except Refusal:
-        check_whole(folder, needed)  # says that it was changed, where it was
-        raise
+    check_whole(folder, ("config.yaml", "student.json", f"{weights}.safetensors"))  # a changed file is told as such
+    config, kept = read_yaml(file), read_json(beside, BESIDE, MEGABYTE)
     if not isinstance(config.get("policy"), dict):
         raise Refusal(f"{file} does not tell the student's policy. Make the run again, or copy the file whole.")
     sampled: Config = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
     if not trust_code:
         check_registered(config, file)
         check_registered(sampled, beside)
-    check_whole(folder, needed)
     config = _with_kept_prompts(config, folder)
     experiment = Experiment.build({**config, **sampled, "device": device}, training=False)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
