@@ -35,8 +35,8 @@ def export(words: Sequence[str]) -> None:
     """Write the student of a run as a diffusers pipeline, or its low-rank adapters alone, with a model card.
 
     DiffusionPipeline.from_pretrained(FOLDER) loads it, or pipeline.load_lora_weights(FOLDER) the adapters; dagdiff is
-    not needed for that. The folder is there when it is whole. Before anything is written the pipeline runs its own loop against dagdiff's on a small sample
-    of the same noise; one that ends elsewhere is refused.
+    not needed for that. Before anything is written the pipeline runs its own loop against dagdiff's on a small sample
+    of the same noise; one that ends elsewhere is refused. The folder appears when it is whole.
     """
     parser = make_parser("export", export)
     parser.add_argument("folder", type=Path, help="the folder of a run of images or of a pipeline")

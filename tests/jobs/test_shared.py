@@ -1,6 +1,5 @@
 """Jobs that commands share: none is done twice, none is lost, and what fails is named."""
 
-import json
 import signal
 import threading
 import time
