@@ -444,7 +444,7 @@ def tried(name: str, folder: Path, kills: int, quick: bool) -> Trial:
     for kind, code in {"no space at a write": errno.ENOSPC, "read-only at a write": errno.EROFS}.items():
         trial.at_writes(kind, by(refused(code)), 2 if quick else 8 if short else 60, step)
     if not short:
-        trial.starved((200, 5000) if quick else (0, 100, 200, 1000, 3000, 10_000, 30_000))
+        trial.starved((1000, 5000) if quick else (1000, 2000, 3000, 5000, 10_000, 30_000, 100_000))
     in_the_way(trial)
     if name == "distill":
         flips(trial, 3 if quick else 70)

@@ -27,6 +27,7 @@ from dagdiff.runs import config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run
 from dagdiff.runs.rehearsal import check_folder
+from dagdiff.runs.standing import check_whole
 
 FORMATS = ("diffusers", "lora")
 
@@ -113,6 +114,7 @@ def _public(path: str, before: str = "") -> str:
 def _facts(it: Experiment, folder: Path) -> dict[str, Any]:
     """What the card tells beside the rest: how the student was trained, and its scores where they were measured."""
     chosen, file = it.settings, folder / "metrics.json"
+    check_whole(folder, [file.name])
     metrics = read_json(file, {"metrics": {str: (float, None)}})["metrics"] if file.exists() else {}
     scores = {name: f"{value:.4g}" for name, value in metrics.items() if isinstance(value, float)}
     shares = " / ".join(f"{share:g}" for share in chosen.shares)
