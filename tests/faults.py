@@ -268,6 +268,7 @@ class Trial:
         if not well:
             self.lost[kind] += 1
             self.notes.append(f"{self.name}, {kind}: {why}")
+            print(f"  {self.notes[-1]}", flush=True)
 
     def again(self, kind: str, place: Path, before: str = "") -> None:
         """Run the command again, and look whether all is there."""
@@ -424,9 +425,9 @@ def not_finite(trial: Trial) -> None:
             trial.note("NaN", status in (2, 3) and well_told(status, told), f"{what}: status {status}, {told[-300:]!r}")
 
 
-def tried(name: str, folder: Path, kills: int, quick: bool) -> Trial:
+def tried(trial: Trial, kills: int, quick: bool) -> None:
     """Do all to one command."""
-    trial = Trial(name, folder / name)
+    name = trial.name
     for number in range(kills):
         trial.signalled(signal.SIGKILL, str(number))
     for number in range(max(1, kills // 4)):
@@ -449,7 +450,6 @@ def tried(name: str, folder: Path, kills: int, quick: bool) -> Trial:
     if name == "distill":
         flips(trial, 3 if quick else 70)
         not_finite(trial)
-    return trial
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -470,12 +470,13 @@ def main(words: Sequence[str] | None = None) -> int:
     lost = 0
     with tempfile.TemporaryDirectory() as folder:
         for name in given.commands or COMMANDS:
-            trial = tried(name, Path(folder), given.kills, given.quick)
-            for kind, count in trial.tried.items():
-                gone = trial.lost[kind]
-                print(f"{name:8} {kind:28} tried {count:4}  survived {count - gone:4}  lost {gone:4}", flush=True)
-            for note in trial.notes:
-                print(f"  {note}", flush=True)
+            trial = Trial(name, Path(folder) / name)
+            try:
+                tried(trial, given.kills, given.quick)
+            finally:  # also where it is stopped
+                for kind, count in trial.tried.items():
+                    gone = trial.lost[kind]
+                    print(f"{name:8} {kind:28} tried {count:4}  survived {count - gone:4}  lost {gone:4}", flush=True)
             lost += sum(trial.lost.values())
     print(f"lost: {lost}")
     return int(lost > 0)
