@@ -19,12 +19,11 @@ from dagdiff.benchmarks.pages import TABLES, filled
 from dagdiff.benchmarks.tables import CONTRAST, plain
 from dagdiff.checkpoint import save_json, save_text
 from dagdiff.metrics.statistics import Interval
-from dagdiff.reading import read_json
 from dagdiff.report import figures
 from dagdiff.report.glossary import OBJECTIVES, quantity, scale_of, variant_name
 from dagdiff.report.images import image_panels
 from dagdiff.report.plane import scatter_panels
-from dagdiff.report.results import Results
+from dagdiff.report.results import Results, read_results
 from dagdiff.report.study import overview_figure
 from dagdiff.report.summary import write_summary
 from dagdiff.report.verdict import scaled
@@ -50,7 +49,7 @@ def main(words: Sequence[str]) -> None:
 
 def keep(folder: Path, place: Path) -> None:
     """Copy a folder's results, rounded, and write their summary; samples stay behind."""
-    save_json(place / "results.json", rounded(read_json(folder / "results.json")))
+    save_json(place / "results.json", rounded(read_results(folder, dict)))
     write_summary(Results.load(place), place / "summary.csv")
 
 

@@ -31,23 +31,23 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         Refusal: if it can't be written, whichever library says so; what was there before stands.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with _refused_writes(path):
+    with refused_writes(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.touch()
             mode = partial.stat().st_mode
             write(partial)
             partial.chmod(mode)
-            _sync(partial)
+            sync(partial)
             os.replace(partial, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _refused_writes(path: Path) -> Iterator[None]:
+def refused_writes(path: Path) -> Iterator[None]:
     """Turn what libraries raise where a file can't be written into a refusal of one line."""
     from safetensors import SafetensorError
 
@@ -62,7 +62,7 @@ def _refused_writes(path: Path) -> Iterator[None]:
     raise Refusal(f"{path} can't be written ({reason}). Make room, or name another place.")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk, where the system can say so."""
     try:
         opened = os.open(path, os.O_RDONLY)
@@ -101,7 +101,7 @@ def check_writable(name: str, folder: Path) -> None:
 
 def save_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically; NaN and infinity, which JSON lacks, become null."""
-    save_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    save_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -257,11 +257,12 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
+    """Return content as JSON can hold it: NaN and infinity become None."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -39,12 +40,11 @@ class Command(NamedTuple):
     words: str
     made: tuple[str, ...]
     first: str = ""
-    seconds: float = 2.0
 
 
 COMMANDS = {
     "distill": Command(
-        f"distill {FRESH} {SMALL} --updates 12 --rounds 4 --save_every 0 --out out",
+        f"distill {FRESH} {SMALL} --updates 6 --rounds 3 --save_every 0 --out out",
         ("student.safetensors", "best.safetensors", "student.json", "rounds.csv", "metrics.json", "config.yaml"),
     ),
     "teacher": Command(
@@ -59,8 +59,7 @@ COMMANDS = {
     "bench": Command(
         "bench toy2d --tasks gaussians8-biased --objectives progressive --variants forward,mixture --seeds 1 "
         '--updates 40 --workers 2 --settings {"samples":200,"policy":"fresh"} --out out',
-        ("results.json",),
-        seconds=20.0,
+        ("results.json", "records/*.json", "samples/*.npz"),
     ),
 }
 CLOCK = ("seconds", "commit")
@@ -87,6 +86,8 @@ def child(words: str, folder: Path, sabotage: Sabotage | None = None) -> int:
         if sabotage:
             sabotage()
         status = main(words.split())
+        if sabotage is None:
+            (folder / "modules").write_text("\n".join(sys.modules))
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException as error:  # a traceback is what must not be
@@ -111,21 +112,51 @@ def run(words: str, folder: Path, sabotage: Sabotage | None = None) -> int:
 
 
 def at_write(number: int, fault: Callable[[], None]) -> Sabotage:
-    """Let a fault happen where a file is moved to its place for that time; before it, if the number is even."""
+    """Let a fault happen at the write of that number: where a file is opened, moved to its place, or a folder deleted.
+
+    What Python itself does is seen by an audit hook; temporary files, whose names begin with a dot, are not counted.
+    """
 
     def sabotage() -> None:
-        replace, seen = os.replace, 0
+        here, seen = os.getcwd(), 0
 
-        def counted(*arguments: Any, **named: Any) -> None:
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal seen
+            if event not in ("open", "os.rename", "shutil.rmtree"):
+                return
+            place = arguments[1] if event == "os.rename" else arguments[0]
+            if isinstance(place, int | bytes) or not os.path.abspath(place).startswith(here):
+                return
+            if event == "open" and not (arguments[2] & _WRITES and _counts(place)):
+                return
             seen += 1
-            if seen == number // 2 + 1 and number % 2 == 0:
-                fault()
-            replace(*arguments, **named)
-            if seen == number // 2 + 1 and number % 2 == 1:
+            if seen == number + 1:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(os.path.join(here, REACHED))
                 fault()
 
-        os.replace = counted
+        sys.addaudithook(hook)
+
+    return sabotage
+
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+REACHED = "reached"
+"""The folder that says that a fault has happened."""
+
+
+def _counts(place: str) -> bool:
+    return not os.path.basename(place).startswith(".") and not os.path.isdir(place)
+
+
+def in_workers(number: int, folder: Path) -> Sabotage:
+    """Let each process that a command starts be killed at its write of that number."""
+    here = Path(__file__).resolve().parent
+    code = f"import sys\nsys.path.append({str(here)!r})\nimport faults\nfaults.at_write({number}, faults.killed)()\n"
+
+    def sabotage() -> None:
+        (folder / "sitecustomize.py").write_text(code)
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", ""), str(here.parent)])
 
     return sabotage
 
@@ -155,6 +186,23 @@ def small_files(size: int) -> Sabotage:
 
 
 # What is left
+
+
+def well_told(status: int, told: str) -> bool:
+    """Whether a command has ended well, was killed, or has told its error in one line."""
+    lines = [line for line in told.splitlines() if line.startswith("dagdiff: error:")]
+    return "Traceback" not in told and (status in (0, 137) or (status in (2, 3) and len(lines) == 1))
+
+
+def _preload(names: Sequence[str]) -> None:
+    """Import what a command has imported: the processes that are started then have it."""
+    for name in names:
+        if name.partition(".")[0] in _HEAVY and name not in sys.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
+_HEAVY = ("dagdiff", "torch", "torchrl", "tensordict", "scipy", "sklearn", "matplotlib", "diffusers", "transformers")
 
 
 def left(command: Command, folder: Path) -> dict[str, str]:
@@ -195,6 +243,9 @@ class Trial:
             assert run(self.command.first, self.clean) == 0, (self.clean / "told").read_text()
         self.start = folder / "start"
         shutil.copytree(self.clean, self.start)
+        with self.place() as place:
+            assert run(self.command.words, place) == 0, (place / "told").read_text()
+            _preload((place / "modules").read_text().split())
         began = time.monotonic()
         assert run(self.command.words, self.clean) == 0, (self.clean / "told").read_text()
         self.seconds = time.monotonic() - began
@@ -217,14 +268,12 @@ class Trial:
         if not well:
             self.lost[kind] += 1
             self.notes.append(f"{self.name}, {kind}: {why}")
+            print(f"  {self.notes[-1]}", flush=True)
 
     def again(self, kind: str, place: Path, before: str = "") -> None:
         """Run the command again, and look whether all is there."""
         status = run(self.command.words, place)
         told = (place / "told").read_text()
-        if status != 0 and self.name == "export" and "is not empty" in told:
-            shutil.rmtree(place / "out")  # half a pipeline is told, and is the user's to delete
-            status = run(self.command.words, place)
         found = left(self.command, place)
         same = found == self.expected
         wrong = [name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name)]
@@ -245,22 +294,21 @@ class Trial:
             else:
                 self.again(kind, place, f"after {seed}")
 
-    def at_writes(self, kind: str, fault: Callable[[], None], most: int) -> None:
-        """Let a fault happen at each place where a file is written, ``most`` of them at most."""
-        number = 0
-        while number < most:
+    def at_writes(
+        self, kind: str, sabotage: Callable[[int, Path], Sabotage], most: int, step: int = 1, first: int = 0
+    ) -> None:
+        """Let a fault happen at each ``step``-th place where a file is written, ``most`` of them at most."""
+        for number in range(first, first + most * step, step):
             with self.place() as place:
-                status = run(self.command.words, place, at_write(number, fault))
-                told = (place / "told").read_text()
-                if status == 0 and kind == "killed at a write":
+                status = run(self.command.words, place, sabotage(number, place))
+                if not (place / REACHED).exists():
                     return  # there is no such write
-                if "Traceback" in told or (status == 0 and "warning" not in told and number % 2 == 0):
-                    if status == 0:
-                        return
-                    self.note(kind, False, f"write {number}: {told[-300:]!r}")
+                (place / REACHED).rmdir()
+                told = (place / "told").read_text()
+                if not well_told(status, told):
+                    self.note(kind, False, f"write {number}: status {status}: {told[-300:]!r}")
                 else:
                     self.again(kind, place, f"write {number}")
-            number += 1
 
     def starved(self, sizes: Sequence[int]) -> None:
         """Let files grow to a size alone, as on a full disk."""
@@ -268,35 +316,86 @@ class Trial:
             with self.place() as place:
                 status = run(self.command.words, place, small_files(size))
                 told = (place / "told").read_text() if (place / "told").exists() else ""
-                lines = [line for line in told.splitlines() if line.startswith("dagdiff: error:")]
-                if status != 0 and ("Traceback" in told or len(lines) != 1):
+                if not well_told(status, told):
                     self.note("full disk", False, f"{size} bytes: status {status}, {told[-300:]!r}")
                 else:
                     self.again("full disk", place, f"{size} bytes")
 
 
+FOREIGN = {
+    "nothing": b"",
+    "text": b"hello\n",
+    "zeros": bytes(64),
+    "no weights": b"\x02\0\0\0\0\0\0\0{}",
+    "a list": b"[1, 2]\n",
+    "deep": b"[" * 100_000,
+}
+"""What stands in the place of a file of a run."""
+
+
+def damaged(raw: bytes, number: int, chance: random.Random) -> bytes:
+    """A file with a bit flipped, or, every fifth time, cut off."""
+    if number % 5 == 4:
+        return raw[: chance.randrange(len(raw))]
+    changed = bytearray(raw)
+    changed[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
 def flips(trial: Trial, count: int) -> None:
-    """Flip bits and cut files of a finished run: its reader must notice, or draw the very same samples."""
-    words = "sample out --num 10 --device cpu --out s.npz"
+    """Flip bits and cut files of a finished run, and put others in their place: its reader must notice each."""
+    words, out, chance = "sample out --num 10 --device cpu --out s.npz", trial.clean / "out", random.Random(0)
     assert run(words, trial.clean) == 0, (trial.clean / "told").read_text()
-    expected = (trial.clean / "s.npz").read_bytes()
-    chance = random.Random(0)
     for name in ("student.safetensors", "config.yaml", "student.json"):
-        raw = (trial.clean / "out" / name).read_bytes()
-        for number in range(count):
-            damaged = bytearray(raw)
-            if number % 5 == 4:
-                del damaged[chance.randrange(len(raw)) :]
-            else:
-                damaged[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
-            (trial.clean / "out" / name).write_bytes(damaged)
-            (trial.clean / "s.npz").unlink(missing_ok=True)
-            status = run(words, trial.clean)
-            told = (trial.clean / "told").read_text()
-            drawn = (trial.clean / "s.npz").read_bytes() if (trial.clean / "s.npz").exists() else b""
-            well = "Traceback" not in told and (status == 2 or (status == 0 and drawn == expected))
-            trial.note(f"damaged {name}", well, f"status {status}, {told[-200:]!r}")
-        (trial.clean / "out" / name).write_bytes(raw)
+        raw = (out / name).read_bytes()
+        cases = {f"damaged {name}": [damaged(raw, number, chance) for number in range(count)]}
+        for kind, content in {**cases, "foreign file": list(FOREIGN.values())}.items():
+            for each in content:
+                (out / name).write_bytes(each)
+                status = run(words, trial.clean)
+                told = (trial.clean / "told").read_text()
+                trial.note(kind, status == 2 and well_told(status, told), f"status {status}, {told[-200:]!r}")
+        (out / name).write_bytes(raw)
+
+
+def results_flips(trial: Trial, count: int) -> None:
+    """The same with the results and the records of a suite, in this process; 1e-07 may be spelled 1E-07."""
+    from dagdiff.checks import Refusal
+    from dagdiff.report.results import read_results
+    from dagdiff.sealed import read_sealed
+
+    out, chance = trial.clean / "out", random.Random(0)
+    for file in (out / "results.json", min(out.glob("records/*.json"))):
+        results = file.name == "results.json"
+        whole, raw = read_sealed(file), file.read_bytes()
+        for content in [*(damaged(raw, number, chance) for number in range(count)), *FOREIGN.values()]:
+            file.write_bytes(content)
+            try:
+                well, why = (read_results(out) if results else read_sealed(file)) == whole, "read otherwise"
+            except Refusal:
+                well, why = True, ""
+            except Exception as error:
+                well, why = False, repr(error)
+            trial.note(f"damaged {'results.json' if results else 'record'}", well, why)
+        file.write_bytes(raw)
+
+
+def in_the_way(trial: Trial) -> None:
+    """A file or somebody's folder in the place of the results is told, and stays."""
+    for what in ("file", "folder", "cache"):
+        with trial.place() as place:
+            mine = place / {"file": "out", "folder": "out/mine.txt", "cache": "cache"}[what]
+            if what == "cache":
+                shutil.rmtree(mine, ignore_errors=True)
+            mine.parent.mkdir(exist_ok=True)
+            mine.write_text("mine")
+            status = run(trial.command.words, place)
+            told = (place / "told").read_text()
+            needs = what == "cache" or trial.name != "teacher"
+            well = (
+                well_told(status, told) and mine.read_text() == "mine" and (status == 2 or not needs or what == "cache")
+            )
+            trial.note("something in the way", well, f"{what}: status {status}: {told[-300:]!r}")
 
 
 def not_finite(trial: Trial) -> None:
@@ -304,41 +403,53 @@ def not_finite(trial: Trial) -> None:
     code = (
         "import torch\n"
         "class Bad:\n    def __call__(self, x, t, c=None): return x * float('nan')\n"
+        "class Late:\n    calls = 0\n"
+        "    def __call__(self, x, t, c=None):\n        self.calls += 1\n"
+        "        return x * (float('nan') if self.calls > 30 else 1.0)\n"
         "class Data:\n    def sample(self, n, g=None): return torch.full((n, 2), float('nan'))\n"
+        "class Rare:\n    def sample(self, n, g=None):\n        x = torch.randn((n, 2), generator=g)\n"
+        "        x[-1] = float('inf')\n        return x\n"
     )
     for what, words in {
         "expert": "--expert mine.Bad",
+        "late expert": "--expert mine.Late",
         "data": "--data mine.Data",
+        "one row of data": "--data mine.Rare",
+        "weights": "--policy mine.Bad",
         "learning rate": "--lr 1e30 --lr_ramp constant",
     }.items():
         with trial.place() as place:
             (place / "mine.py").write_text(code)
             status = run(f"{trial.command.words} {words}", place)
             told = (place / "told").read_text()
-            lines = [line for line in told.splitlines() if line.startswith("dagdiff: error:")]
-            well = status in (2, 3) and len(lines) == 1 and "Traceback" not in told
-            trial.note("NaN", well, f"{what}: status {status}, {told[-300:]!r}")
+            trial.note("NaN", status in (2, 3) and well_told(status, told), f"{what}: status {status}, {told[-300:]!r}")
 
 
-def tried(name: str, folder: Path, kills: int, quick: bool) -> Trial:
+def tried(trial: Trial, kills: int, quick: bool) -> None:
     """Do all to one command."""
-    trial = Trial(name, folder / name)
+    name = trial.name
     for number in range(kills):
         trial.signalled(signal.SIGKILL, str(number))
     for number in range(max(1, kills // 4)):
         trial.signalled(signal.SIGTERM, str(number))
         trial.signalled(signal.SIGINT, str(number))
-    if name == "bench":
-        return trial
-    most = 6 if quick else 400
-    trial.at_writes("killed at a write", killed, most)
+    short, step = name == "bench", 3 if name == "distill" else 1
+
+    def by(fault: Callable[[], None]) -> Callable[[int, Path], Sabotage]:
+        return lambda number, _: at_write(number, fault)
+
+    trial.at_writes("killed at a write", by(killed), 3 if quick else 12 if short else 400)
+    if short:
+        trial.at_writes("worker killed at a write", in_workers, 1 if quick else 12)
+        results_flips(trial, 20 if quick else 200)
     for kind, code in {"no space at a write": errno.ENOSPC, "read-only at a write": errno.EROFS}.items():
-        trial.at_writes(kind, refused(code), 2 if quick else 60)
-    trial.starved((200, 5000) if quick else (0, 100, 200, 1000, 3000, 10_000, 30_000))
+        trial.at_writes(kind, by(refused(code)), 2 if quick else 8 if short else 60, step)
+    if not short:
+        trial.starved((1000, 5000) if quick else (1000, 2000, 3000, 5000, 10_000, 30_000, 100_000))
+    in_the_way(trial)
     if name == "distill":
         flips(trial, 3 if quick else 70)
         not_finite(trial)
-    return trial
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -359,12 +470,13 @@ def main(words: Sequence[str] | None = None) -> int:
     lost = 0
     with tempfile.TemporaryDirectory() as folder:
         for name in given.commands or COMMANDS:
-            trial = tried(name, Path(folder), given.kills, given.quick)
-            for kind, count in trial.tried.items():
-                gone = trial.lost[kind]
-                print(f"{name:8} {kind:28} tried {count:4}  survived {count - gone:4}  lost {gone:4}", flush=True)
-            for note in trial.notes:
-                print(f"  {note}", flush=True)
+            trial = Trial(name, Path(folder) / name)
+            try:
+                tried(trial, given.kills, given.quick)
+            finally:  # also where it is stopped
+                for kind, count in trial.tried.items():
+                    gone = trial.lost[kind]
+                    print(f"{name:8} {kind:28} tried {count:4}  survived {count - gone:4}  lost {gone:4}", flush=True)
             lost += sum(trial.lost.values())
     print(f"lost: {lost}")
     return int(lost > 0)

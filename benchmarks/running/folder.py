@@ -2,8 +2,8 @@
 
 ``records/`` holds a file a run and a yardstick, written whole by the process that made it; ``claims/`` holds the locks
 of what is under way. ``results.json`` is put together from these, in the order of the suite's runs. It is read, changed
-and written under a lock, so what other commands have added, with other options too, stays. A folder without
-``records/``, as older ones are, is read as it is.
+and written under a lock, so what other commands have added, with other options too, stays. Each holds its own SHA-256.
+A folder without ``records/``, as older ones are, is read as it is.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,13 +13,14 @@ from typing import Any
 from dagdiff import __version__
 from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.work import THREADS
-from dagdiff.checkpoint import check_writable, save_json
+from dagdiff.checkpoint import check_writable
 from dagdiff.checks import Refusal
 from dagdiff.jobs.locks import locked
 from dagdiff.metrics.base import numbers_of
-from dagdiff.reading import check_kind, read_json
-from dagdiff.report.results import IDENTITY, RESULTS
+from dagdiff.reading import check_kind
+from dagdiff.report.results import IDENTITY, RESULTS, read_results
 from dagdiff.runs.parts import resolve
+from dagdiff.sealed import read_sealed, save_sealed
 from dagdiff.versions import versions
 
 Content = dict[str, Any]
@@ -60,7 +61,7 @@ class Folder:
         with locked(self.claims / "results"):
             results = open_results(self.path, self.suite)
             change(results)
-            save_json(self.path / "results.json", results)
+            save_sealed(self.path / "results.json", results)
         return results
 
     def assemble(
@@ -95,7 +96,7 @@ class Folder:
         """Return what those of the files hold that are there; each is read once."""
         for file in files.values():
             if file not in self._known and file.exists():
-                self._known[file] = read_json(file)
+                self._known[file] = read_sealed(file)
         return {key: self._known[file] for key, file in files.items() if file in self._known}
 
 
@@ -113,7 +114,7 @@ def open_results(out: Path, suite: str) -> Content:
         check_writable("--out", out)
         empty: Content = {"settings": {}, "records": [], "references": {}}
         return {"suite": suite, "dagdiff": __version__, "identity": IDENTITY, "versions": versions(THREADS), **empty}
-    results: Content = read_json(file, {"suite": str})
+    results: Content = read_results(out, {"suite": str})
     if results["suite"] != suite:
         raise Refusal(f"{file} holds results of the suite {results['suite']!r}, not {suite!r}. Name a new folder.")
     if results.get("identity", 1) != IDENTITY:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from dagdiff.benchmarks.running.cells import YARDSTICK, Cell
-from dagdiff.checkpoint import save_arrays, save_json
+from dagdiff.checkpoint import save_arrays
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import score
-from dagdiff.reading import read_json
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.identity import digest
 from dagdiff.schedule import step_grid
+from dagdiff.sealed import read_sealed, save_sealed
 from dagdiff.transition import Ddim, sample
 
 _PLACE = (*YARDSTICK, "steps", "stages", "seed", "threshold", "solver", "epsilon_scale", "bf16")
@@ -49,8 +49,8 @@ def expert_scores(experiment: Experiment, out: Path) -> dict[str, float]:
     named = f"{type(law).__name__}-{getattr(law, 'eta', 0.0):g}"
     file = out / "experts" / f"{digest({name: experiment.config[name] for name in _PLACE})}-{named}.json"
     if not file.exists():
-        save_json(file, experiment.score_expert(experiment.settings.samples, experiment.settings.seed))
-    found: dict[str, float] = read_json(file, {str: (float, None)})
+        save_sealed(file, experiment.score_expert(experiment.settings.samples, experiment.settings.seed))
+    found: dict[str, float] = read_sealed(file)
     return found
 
 

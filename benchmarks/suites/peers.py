@@ -53,7 +53,7 @@ from dagdiff.benchmarks.running.race import Racer, Training, race
 from dagdiff.benchmarks.running.variants import MIXES
 from dagdiff.benchmarks.running.work import refer
 from dagdiff.benchmarks.suites import modelopt_dmd2
-from dagdiff.checkpoint import save_json, save_text
+from dagdiff.checkpoint import save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.report.results import Results
 from dagdiff.report.rows import Row
@@ -61,6 +61,7 @@ from dagdiff.report.summary import write_summary
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.recipes import recipe
+from dagdiff.sealed import save_sealed
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.names import PLANE, read_name, task_names
 from dagdiff.tasks.plane import Teacher
@@ -180,7 +181,7 @@ def run(suite: Suite, out: Path, workers: int = 1) -> dict[str, Any]:
         if not set(columns) <= {record["config"] for record in results["records"]}:
             others = [record for record in results["records"] if record["config"] not in columns]
             results["records"] = others + race([racer(cell) for cell in columns.values()], out)
-        save_json(out / "results.json", results)
+        save_sealed(out / "results.json", results)
     save_text(out / "table.txt", table(out))
     return results
 

@@ -8,6 +8,7 @@ from dagdiff import __version__
 from dagdiff.checkpoint import follow_umask, save_json, save_text
 from dagdiff.checks import check_in
 from dagdiff.commands import add_trust, check_given, make_parser
+from dagdiff.jobs.aside import filled
 from dagdiff.pipelines.agreement import Agreement, check_agreement
 from dagdiff.pipelines.export import (
     body_of,
@@ -26,6 +27,7 @@ from dagdiff.runs import config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run
 from dagdiff.runs.rehearsal import check_folder
+from dagdiff.runs.standing import check_whole
 
 FORMATS = ("diffusers", "lora")
 
@@ -35,7 +37,7 @@ def export(words: Sequence[str]) -> None:
 
     DiffusionPipeline.from_pretrained(FOLDER) loads it, or pipeline.load_lora_weights(FOLDER) the adapters; dagdiff is
     not needed for that. Before anything is written the pipeline runs its own loop against dagdiff's on a small sample
-    of the same noise; one that ends elsewhere is refused.
+    of the same noise; one that ends elsewhere is refused. The folder appears when it is whole.
     """
     parser = make_parser("export", export)
     parser.add_argument("folder", type=Path, help="the folder of a run of images or of a pipeline")
@@ -61,17 +63,18 @@ def export(words: Sequence[str]) -> None:
     arguments = call_arguments(pipeline, steps, size, record.call)
     body = merged(body_of(it.student))
     agreed = check_agreement(pipeline, it.student, body, record, arguments, it.sampler, it.threshold)
-    if whole:
-        pipeline.save_pretrained(out)
-    else:
-        save_adapters(pipeline, body_of(it.student), out)
-        pipeline.scheduler.save_pretrained(out / "scheduler")
-    save_json(out / "chain.json", _chain(it, record, arguments, agreed))
-    follow_umask(out)
     of = None if whole else _public(str(base), "path/to/")
     program = loading_program(pipeline, arguments, of, told.get("variant"), agreed.seeded)
     card = model_card(given.folder.resolve().name, _teacher(it), steps, program, _facts(it, given.folder))
-    save_text(out / "README.md", card)
+    with filled(out) as place:
+        if whole:
+            pipeline.save_pretrained(place)
+        else:
+            save_adapters(pipeline, body_of(it.student), place)
+            pipeline.scheduler.save_pretrained(place / "scheduler")
+        save_json(place / "chain.json", _chain(it, record, arguments, agreed))
+        save_text(place / "README.md", card)
+        follow_umask(place)
     call = ", ".join(f"{name}={value}" for name, value in arguments.items())
     what = type(pipeline).__name__ if whole else f"adapters of a {type(pipeline).__name__}"
     print(f"{what} in {out}; call it with {call}")
@@ -111,6 +114,7 @@ def _public(path: str, before: str = "") -> str:
 def _facts(it: Experiment, folder: Path) -> dict[str, Any]:
     """What the card tells beside the rest: how the student was trained, and its scores where they were measured."""
     chosen, file = it.settings, folder / "metrics.json"
+    check_whole(folder, [file.name])
     metrics = read_json(file, {"metrics": {str: (float, None)}})["metrics"] if file.exists() else {}
     scores = {name: f"{value:.4g}" for name, value in metrics.items() if isinstance(value, float)}
     shares = " / ".join(f"{share:g}" for share in chosen.shares)

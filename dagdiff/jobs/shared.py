@@ -23,6 +23,7 @@ from dagdiff.checks import Refusal, first_line
 from dagdiff.jobs.locks import Lock
 from dagdiff.reading import read_json
 from dagdiff.round import NonFiniteLoss
+from dagdiff.sealed import read_sealed, save_sealed
 
 POLL = 1.0
 """Seconds between two looks at what other commands do."""
@@ -53,7 +54,7 @@ class Job:
 
     def answer(self) -> dict[str, Any] | None:
         """Return the record, if it is there."""
-        return read_json(self.record) if self.record and self.record.exists() else None
+        return read_sealed(self.record) if self.record and self.record.exists() else None
 
 
 class Shared:
@@ -207,7 +208,7 @@ def _attempt(job: Job) -> tuple[Any, Exception | None, str]:
     try:
         answer = job.function(*job.arguments)
         if job.record is not None:
-            save_json(job.record, answer)
+            save_sealed(job.record, answer)
     except Exception as error:
         told = traceback.format_exc()
         try:

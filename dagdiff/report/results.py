@@ -8,10 +8,11 @@ from typing import Any
 
 from dagdiff.checks import Refusal
 from dagdiff.metrics.base import Number
-from dagdiff.reading import MEGABYTE, read_json
+from dagdiff.reading import MEGABYTE, Kind
 from dagdiff.report.glossary import DISTANCES, METRICS
 from dagdiff.report.records import RECORD, REFERENCE, Record, in_present_words, read_number, read_record, read_reference
 from dagdiff.report.rows import Row, make_rows
+from dagdiff.sealed import read_sealed
 
 IDENTITY = 3
 """Version of what identifies a run: its settings, their defaults, their names, and how their key is made. Results of an
@@ -24,6 +25,15 @@ RESULTS = {
 """What ``results.json`` holds (:mod:`dagdiff.reading`)."""
 
 _MOST = 1024 * MEGABYTE  # bytes of it
+
+
+def read_results(folder: Path, kind: Kind = RESULTS) -> dict[str, Any]:
+    """Return what ``results.json`` holds in a folder.
+
+    Where it was put together from records it must hold its own SHA-256; older ones, which have none, are read as they
+    are.
+    """
+    return read_sealed(folder / "results.json", kind, _MOST, required=(folder / "records").exists())
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Results:
         if not file.exists():
             raise Refusal(f"{folder} holds no results.json. Name the --out folder of `dagdiff bench`.")
         try:
-            content = read_json(file, RESULTS, _MOST)
+            content = read_results(folder)
             identity = content.get("identity", 1)
             content = in_present_words(content) if identity < IDENTITY else content
             records = [read_record(entry) for entry in content["records"]]

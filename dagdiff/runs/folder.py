@@ -7,9 +7,7 @@ figures, and ``manifest.json``; while it trains, ``checkpoints`` (:mod:`dagdiff.
 
 import contextlib
 import copy
-import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from dagdiff import engine
 from dagdiff.aggregate import ROUNDS_KEPT
-from dagdiff.checkpoint import load_weights, save_json, save_text, save_weights, write_atomically
+from dagdiff.checkpoint import load_weights, save_json, save_text, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_in, check_times
 from dagdiff.dagger import DAgger
 from dagdiff.jobs.deferred import deferred
@@ -35,6 +33,7 @@ from dagdiff.runs.checkpoints import Checkpoints
 from dagdiff.runs.config import Config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.keeping import Keeper
+from dagdiff.runs.outside import KEPT, check_base, keep_outside, with_kept_prompts
 from dagdiff.runs.rehearsal import check_logger, check_run
 from dagdiff.runs.standing import FINISHED, NEW, check_same, check_whole, clear, seal, standing, with_absolute_paths
 from dagdiff.runs.trust import check_registered
@@ -123,7 +122,7 @@ def _trained(experiment: Experiment, out: Path, progress: bool, logger: str, sav
             print(f"the aggregate keeps the states of {told}")
         if not (out / "config.yaml").exists():
             save_text(out / "config.yaml", to_yaml(experiment.config))
-        save_prompts(experiment, out)
+        keep_outside(experiment.task, experiment.config, out)
     training = experiment.training()
     with deferred() as wish:
         keeper = Keeper(experiment, training, out, save_every, wish, partial(_logger, logger, out))
@@ -226,21 +225,17 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
     check_in("weights", weights, ("student", "best"))
     if not beside.exists() and not (folder / "metrics.json").exists():
         raise Refusal(f"{beside} is missing: the run is not finished. Resume it: dagdiff distill --resume {folder}.")
-    needed = "config.yaml", "student.json", f"{weights}.safetensors"
-    try:
-        config, kept = read_yaml(file), read_json(beside, BESIDE, MEGABYTE)
-    except Refusal:
-        check_whole(folder, needed)  # says that it was changed, where it was
-        raise
+    check_whole(folder, ("config.yaml", "student.json", f"{weights}.safetensors", *KEPT))  # before anything is read
+    config, kept = read_yaml(file), read_json(beside, BESIDE, MEGABYTE)
     if not isinstance(config.get("policy"), dict):
         raise Refusal(f"{file} does not tell the student's policy. Make the run again, or copy the file whole.")
     sampled: Config = {name: kept[name] for name in ("threshold", "schedule", "epsilon_scale") if name in kept}
     if not trust_code:
         check_registered(config, file)
         check_registered(sampled, beside)
-    check_whole(folder, needed)
-    config = _with_kept_prompts(config, folder)
+    config = with_kept_prompts(config, folder)
     experiment = Experiment.build({**config, **sampled, "device": device}, training=False)
+    check_base(experiment.task, config, folder)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
     law, sampler = kept["sampler"], experiment.transition
     if not trust_code or law["class"] != type(sampler).__name__:  # a law of one's own comes with its objective
@@ -271,34 +266,8 @@ def save_student(experiment: Experiment, out: Path) -> None:
     }
     save_weights(out / "student.safetensors", experiment.student)
     save_json(out / "student.json", beside)
-
-
-def save_prompts(experiment: Experiment, out: Path) -> None:
-    """Keep the prompts of a pipeline in the folder, so that it needs no file outside."""
-    chosen = experiment.config.get("pipeline") or {}
-    bank = getattr(getattr(experiment.task, "teacher", None), "network", None)
-    prompts = list(getattr(getattr(bank, "conditions", None), "prompts", ()))
-    given = chosen.get("prompts")
-    if given and Path(given).suffix == ".safetensors":
-        if not (out / "prompts.safetensors").exists():
-            write_atomically(out / "prompts.safetensors", lambda partial: _copy(Path(given), partial))
-    elif prompts:
-        save_text(out / "prompts.json", json.dumps(prompts, ensure_ascii=False, indent=1) + "\n")
-
-
-def _copy(file: Path, place: Path) -> None:
-    shutil.copyfile(file, place)
-
-
-def _with_kept_prompts(config: Config, folder: Path) -> Config:
-    """A configuration that takes its prompts from the folder of its run, where they are kept there."""
-    kept = [file for name in ("prompts.json", "prompts.safetensors") if (file := folder / name).exists()]
-    if not kept or not isinstance(config.get("pipeline"), dict):
-        return config
-    chosen = {**config["pipeline"], "prompts": str(kept[0]), "prompt_column": None}
-    if chosen.get("images") and not Path(str(chosen["images"])).exists():
-        chosen["images"] = None
-    return {**config, "pipeline": chosen}
+    if not (out / "config.yaml").exists():
+        save_text(out / "config.yaml", to_yaml(experiment.config))
 
 
 def _with_progress(experiment: Experiment, training: Halving, progress: bool) -> Iterator[tuple[DAgger, Round]]:

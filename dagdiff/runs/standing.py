@@ -24,7 +24,8 @@ ANY = "device", "logger"
 
 WRITTEN = (
     "manifest.json", "metrics.json", "rounds.csv", "rounds.png", "samples.png", "best.safetensors",
-    "student.safetensors", "student.json", "prompts.json", "prompts.safetensors", "config.yaml",
+    "student.safetensors", "student.json", "prompts.json", "prompts.safetensors", "base.json",
+    "config.yaml",
 )  # fmt: skip
 """The files of a run, in the order in which they are deleted."""
 

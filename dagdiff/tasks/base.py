@@ -102,6 +102,11 @@ class Task:
         """Return the times that a student of K steps and of that law visits, ``(K + 1,)``: the uniform grid."""
         return step_grid(steps)
 
+    @property
+    def base(self) -> dict[str, str]:
+        """Hashes of the weights, by name, that a student of the task stands on and its own file does not hold."""
+        return {}
+
     def pictures(self, points: Tensor) -> Tensor:
         """Return what points look like, for figures: themselves, unless they are latents."""
         return points

@@ -37,7 +37,7 @@ from dagdiff.shapes import Condition, States, Times
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.images import ImageTask
 from dagdiff.tasks.names import Name
-from dagdiff.tasks.pipeline_data import PipelineWorld, encoded_images, own_samples
+from dagdiff.tasks.pipeline_data import PipelineWorld, encoded_images, fingerprint, own_samples
 from dagdiff.threshold import Threshold
 from dagdiff.transition import Transition
 
@@ -94,6 +94,13 @@ class PipelineTask(Task):
     def conditions(self) -> Any:
         """Draws the prompts or classes of new chains, each as likely; None for unconditional pipelines."""
         return self.world.conditions if self.conditional else None
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Hashes of the pipeline's network and autoencoder, the same on every device."""
+        network, autoencoder = self.teacher.network.body, self.teacher.autoencoder
+        parts = {"network": network} | ({} if isinstance(autoencoder, Pixels) else {"autoencoder": autoencoder.vae})
+        return {name: fingerprint(part) for name, part in parts.items()}
 
     def reference(self, n: int, generator: torch.Generator) -> Tensor:
         """Held-out points, as many different ones as asked for or as there are."""

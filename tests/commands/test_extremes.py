@@ -38,7 +38,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("value", [*HUGE, *NO_VALUE])
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"task", "metric", "memmap", "device"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"task", "metric", "memmap", "gathered", "start", "device"}))
 def test_no_setting_takes_what_is_no_number_of_its_kind(
     name: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

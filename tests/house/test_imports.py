@@ -19,6 +19,7 @@ ROOMS = (
     "reading",
     "state",
     "checkpoint",
+    "sealed",
     "versions",
     "launch",
     "engine",

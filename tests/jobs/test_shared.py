@@ -1,6 +1,5 @@
 """Jobs that commands share: none is done twice, none is lost, and what fails is named."""
 
-import json
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ from dagdiff.jobs.shared import Job, Shared
 from dagdiff.jobs.stops import Stopped, stoppable
 from dagdiff.jobs.workers import Workers
 from dagdiff.round import NonFiniteLoss
+from dagdiff.sealed import read_sealed
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +146,7 @@ def test_errors_keep_their_kind(tmp_path: Path) -> None:
 def test_a_record_is_whole_json(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         list(Shared(pool, 1, tmp_path / "claims").do("runs", jobs(tmp_path, failing, "a")))
-    assert json.loads((tmp_path / "records/a.json").read_text()) == {"name": "a"}
+    assert read_sealed(tmp_path / "records/a.json") == {"name": "a"}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

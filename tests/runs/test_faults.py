@@ -7,7 +7,7 @@ import faults
 
 def test_a_run_that_is_killed_where_it_writes_loses_nothing(tmp_path: Path) -> None:
     trial = faults.Trial("distill", tmp_path / "faults")
-    trial.at_writes("killed at a write", faults.killed, 1)
+    trial.at_writes("killed at a write", lambda number, _: faults.at_write(number, faults.killed), 1, first=20)
     assert trial.tried == {"killed at a write": 1} and not trial.lost, trial.notes
 
 

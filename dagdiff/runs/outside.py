@@ -1,0 +1,93 @@
+"""What a run takes from outside its folder: prompts, which are kept inside, and a base pipeline, named by hashes."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dagdiff.checkpoint import file_hash, save_json, save_text, write_atomically
+from dagdiff.checks import Refusal
+from dagdiff.reading import check_kind, parse_json, read_json, read_text
+from dagdiff.runs.config import Config
+from dagdiff.tasks.base import Task
+
+KEPT = ("prompts.json", "prompts.safetensors", "base.json")
+"""The files in the folder of a run that this module writes."""
+
+
+def keep_outside(task: Task, config: Config, out: Path) -> None:
+    """Keep the prompts of a run in its folder, and the hashes of its base pipeline.
+
+    Raises:
+        Refusal: if the run was begun on another base pipeline.
+    """
+    base = task.base
+    if (out / "base.json").exists():
+        check_base(task, config, out)
+    elif base:
+        save_json(out / "base.json", base)
+    chosen = config.get("pipeline") or {}
+    bank = getattr(getattr(task, "teacher", None), "network", None)
+    prompts = list(getattr(getattr(bank, "conditions", None), "prompts", ()))
+    given = chosen.get("prompts")
+    if given and Path(given).suffix == ".safetensors":
+        if not (out / "prompts.safetensors").exists():
+            write_atomically(out / "prompts.safetensors", lambda partial: _copy(Path(given), partial))
+    elif prompts:
+        save_text(out / "prompts.json", json.dumps(prompts, ensure_ascii=False, indent=1) + "\n")
+
+
+def with_kept_prompts(config: Config, folder: Path) -> Config:
+    """Return a configuration that takes its prompts from the folder of its run, where they are kept there.
+
+    Where the file that the run was given is there too and holds other prompts by now, a line says so.
+    """
+    kept = [file for name in KEPT[:2] if (file := folder / name).exists()]
+    if not kept or not isinstance(config.get("pipeline"), dict):
+        return config
+    chosen = {**config["pipeline"], "prompts": str(kept[0]), "prompt_column": None}
+    if chosen.get("images") and not Path(str(chosen["images"])).exists():
+        chosen["images"] = None
+    given = config["pipeline"].get("prompts")
+    if isinstance(given, str) and Path(given).is_file() and _differ(kept[0], Path(given), config["pipeline"]):
+        told = f"{given} has changed since the run in {folder} was trained; its own prompts are used, from {kept[0]}"
+        print(f"dagdiff: warning: {told}", file=sys.stderr)
+    return {**config, "pipeline": chosen}
+
+
+def check_base(task: Task, config: Config, folder: Path) -> None:
+    """Refuse a base pipeline that is not the one that the run in a folder was trained from.
+
+    Its network and its autoencoder are compared, by some values of each of their tensors.
+    """
+    if not (folder / "base.json").exists():  # older runs don't tell it
+        return
+    kept, found = read_json(folder / "base.json", {str: str}), task.base
+    other = [name for name in {**kept, **found} if kept.get(name) != found.get(name)]
+    if other:
+        path = (config.get("pipeline") or {}).get("path")
+        raise Refusal(
+            f"the {other[0]} of {path!r} is not the one that the run in {folder} was trained from: its hash is "
+            f"{str(found.get(other[0]))[:12]}, not {str(kept.get(other[0]))[:12]}. Bring back that pipeline."
+        )
+
+
+def _differ(kept: Path, given: Path, chosen: Mapping[str, Any]) -> bool:
+    """Whether a file of prompts holds others than those kept; these end with captions, if there were pictures."""
+    from dagdiff.pipelines.conditions import read_prompts
+
+    if ".safetensors" in (kept.suffix, given.suffix):
+        return file_hash(kept) != file_hash(given)
+    prompts = parse_json(read_text(kept), str(kept))
+    check_kind(prompts, [str], str(kept))
+    try:
+        now = read_prompts(given, chosen.get("prompt_column"))
+    except Refusal:
+        return True
+    return now != (prompts[: len(now)] if chosen.get("images") else prompts)
+
+
+def _copy(file: Path, place: Path) -> None:
+    shutil.copyfile(file, place)
