@@ -33,7 +33,7 @@ SUITES = {
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
-MEASUREMENTS = {name: f"dagdiff.benchmarks.measure.{name}" for name in ("overhead", "scale", "gpu")}
+MEASUREMENTS = {name: f"dagdiff.benchmarks.measure.{name}" for name in ("overhead", "cost", "compute", "scale", "gpu")}
 """Measurement of this machine -> its module, which offers ``Options`` and ``measure(options, out)``, the table."""
 
 _FLAGS = ("quick", "tiny", "trust_code")

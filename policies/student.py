@@ -37,7 +37,9 @@ class Student(nn.Module):
 
     def with_origin(self) -> "Student":
         """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was guessed."""
-        return Student(self.network.with_origin(), self.schedule, self.prediction)
+        twin = copy.deepcopy(self)  # with what hangs on its calls, such as its precision
+        twin.network = twin.network.with_origin()
+        return twin
 
     @property
     def labels(self) -> int | None:

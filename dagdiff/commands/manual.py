@@ -24,7 +24,7 @@ GROUPS = {
     "How long, at what cost": (
         "updates", "rounds", "batch_size", "chains", "substeps", "lr", "lr_ramp", "betas", "clip", "ema",
     ),
-    "Hardware": ("device", "bf16", "accumulate", "memmap"),
+    "Hardware": ("device", "bf16", "compile", "accumulate", "memmap"),
     "Measure and log": ("samples", "metric", "heldout", "seed", "logger"),
     "Stop and resume": ("resume", "fresh", "save_every", "on_nonfinite", "trust_code"),
     "Settings file": ("config", "print_config"),

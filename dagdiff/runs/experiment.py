@@ -30,6 +30,7 @@ from dagdiff.metrics.standing import Standing
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.policies.autocast import in_bfloat16
+from dagdiff.policies.compiled import check_compiler, compiled
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import ExpertPolicy, StudentPolicy
 from dagdiff.rollout import Data, MixturePolicy
@@ -73,6 +74,8 @@ class Experiment:
         """
         settings = typed(config if training else _without_teacher(config))
         device = find_device(settings.device)
+        if training and settings.compile:
+            check_compiler(device)
         schedule = _make("schedule", settings.schedule) if settings.schedule["class"] else None
         task = make_task(settings.task, schedule, settings)
         if settings.data["class"]:
@@ -107,6 +110,8 @@ class Experiment:
             folder = Path(settings.start)
             check_whole(folder, ("student.safetensors",))
             load_weights(folder / "student.safetensors", made.student)
+        if training and settings.compile:
+            compiled(made.student)
         if training:
             made.check(steps)
         return made
@@ -118,6 +123,8 @@ class Experiment:
         denoiser = _to(named, self.device)
         if self.settings.bf16 and isinstance(denoiser, nn.Module):  # a closed form stays exact
             denoiser = in_bfloat16(denoiser)
+        if self.settings.compile:
+            denoiser = compiled(denoiser)
         chosen, solver = self.settings, _make("solver", self.settings.solver)
         return Expert(
             denoiser,

@@ -26,7 +26,7 @@ _LABELS = (
 )  # fmt: skip
 """Settings on which labelled forward states and expert chains depend, beside the objective's kind of label."""
 
-_LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None}
+_LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None, "compile": False}
 """Settings with the value that leaves a run what it was before they were there."""
 
 

@@ -58,6 +58,8 @@ class Settings:
         ema: decay of the averaged student, which is the one saved, (1 + n) / (10 + n) at most after n updates; 0 saves
             the last.
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
+        compile: compile the networks of student, expert and critic (torch.compile); needs a C++ compiler and minutes at
+            the start.
         accumulate: number of parts of a batch that go through the student one after the other, to save memory.
         memmap: folder for the aggregate, memory-mapped; null keeps it in memory.
         gathered: folder of records that `dagdiff gather` has made ahead; a run takes them before it asks the expert.
@@ -96,6 +98,7 @@ class Settings:
     clip: float = PLANE.settings["clip"]
     ema: float = 0.0
     bf16: bool = False
+    compile: bool = False
     accumulate: int = 1
     memmap: str | None = None
     gathered: str | None = None

@@ -1,0 +1,62 @@
+"""Compiled networks: torch.compile in place, so that weights keep their names in files and checkpoints.
+
+A network is compiled at its first call, forward and backward, once for each kind of call and for batches of any number
+of rows. Only the network is: the schedule and the loss around it stay as they are, and so does the optimiser's step,
+which is one operation already. Answers differ from those of the plain network by rounding.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from dagdiff.checks import Refusal, first_line
+from dagdiff.policies.student import Student
+
+
+def compiled(part: Any, backend: str = "inductor") -> Any:
+    """Let the networks of a student or an expert, and of any copy of it, be compiled when first called; return it.
+
+    Methods beside the call, such as ``features``, are not compiled.
+
+    Args:
+        part: one that holds no network, such as a closed form, is left alone.
+        backend: of torch.compile.
+    """
+    students = [each for each in part.modules() if isinstance(each, Student)] if isinstance(part, nn.Module) else []
+    for student in students:
+        student.register_forward_pre_hook(_Compile(backend))
+    network = getattr(part, "network", part)
+    if not students and isinstance(network, nn.Module):
+        network.compile(backend=backend, dynamic=True)
+    return part
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse a machine on which torch can't compile; a small function is compiled to see.
+
+    Raises:
+        Refusal: with torch's own reason.
+    """
+    try:
+        torch.compile(torch.nn.functional.silu, options={"fx_graph_cache": False})(torch.ones(8, device=device))
+    except Exception as error:  # whatever is missing: a compiler, headers, a driver
+        reason = first_line(error)
+        raise Refusal(
+            f"compile needs a C++ compiler that torch can use ({reason:.150}). Install g++, or run without --compile."
+        ) from None
+
+
+class _Compile:
+    """Compiles a student's network before its first call. A copied student has a network and a hook of its own."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend, self.done = backend, None  # a weak reference to what is compiled
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        """Before the call."""
+        network: Any = module.network
+        if self.done is None or self.done() is not network:
+            network.compile(backend=self.backend, dynamic=True)
+            self.done = weakref.ref(network)
