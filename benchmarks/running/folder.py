@@ -109,7 +109,7 @@ def open_results(out: Path, suite: str) -> Content:
     """Return the results that the folder holds, or empty ones for a new folder; refuse anything else."""
     file = out / "results.json"
     if not file.exists():
-        if out.is_file() or (out.exists() and not _ours(out)):
+        if out.exists() and not (out.is_dir() and _ours(out)):
             raise Refusal(f"--out {out} holds something else than results. Name a new folder, or one to continue.")
         check_writable("--out", out)
         empty: Content = {"settings": {}, "records": [], "references": {}}

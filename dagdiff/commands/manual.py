@@ -22,7 +22,7 @@ GROUPS = {
         "input_perturbation", "gathered",
     ),
     "How long, at what cost": (
-        "updates", "rounds", "batch_size", "chains", "substeps", "lr", "lr_ramp", "betas", "clip", "ema",
+        "updates", "rounds", "batch_size", "chains", "substeps", "solver", "lr", "lr_ramp", "betas", "clip", "ema",
     ),
     "Hardware": ("device", "bf16", "compile", "accumulate", "memmap"),
     "Measure and log": ("samples", "metric", "heldout", "seed", "logger"),

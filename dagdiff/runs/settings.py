@@ -58,8 +58,8 @@ class Settings:
         ema: decay of the averaged student, which is the one saved, (1 + n) / (10 + n) at most after n updates; 0 saves
             the last.
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
-        compile: compile the networks of student, expert and critic (torch.compile); needs a C++ compiler and minutes at
-            the start.
+        compile: compile the networks of student, expert and critic with torch; needs a C++ compiler and minutes at the
+            start.
         accumulate: number of parts of a batch that go through the student one after the other, to save memory.
         memmap: folder for the aggregate, memory-mapped; null keeps it in memory.
         gathered: folder of records that `dagdiff gather` has made ahead; a run takes them before it asks the expert.
@@ -168,6 +168,11 @@ def check_settings(settings: Any) -> None:
         check_path("memmap", Path(settings.memmap))
         if not settings.memmap.isprintable():  # tensordict writes the names of files as UTF-8
             raise Refusal(f"memmap must be a path that can be printed; got {settings.memmap!r}. Name another folder.")
+    check_in("on_nonfinite", settings.on_nonfinite, ("stop", "rollback"))
+    if settings.memmap:
+        from dagdiff.checkpoint import check_writable  # it loads torch
+
+        check_writable("memmap", Path(settings.memmap))
     if settings.stages is not None:
         from dagdiff.strategies.halving import check_stages  # it loads the loop
 

@@ -51,7 +51,10 @@ def standing(out: Path) -> int:
 
 def check_same(out: Path, config: Config) -> None:
     """Refuse to resume a run with other settings than its own, by the first that differs."""
-    kept, given = flat(read_yaml(out / "config.yaml")), flat(config)
+    try:
+        kept, given = flat(read_yaml(out / "config.yaml")), flat(config)
+    except Refusal as error:
+        raise Refusal(f"--out {out} holds no run that can be resumed: {error}") from None
     for name in sorted({*kept, *given} - set(ANY)):
         if kept.get(name) != given.get(name):
             raise Refusal(

@@ -23,7 +23,7 @@ from dagdiff.strategies.curriculum import Curriculum
 def check_stages(stages: Sequence[int]) -> None:
     """Refuse stages that do not fall, each dividing the one before."""
     for steps in stages:
-        check_at_least("a stage's steps", steps, 1)
+        check_at_least("stages", steps, 1)
     if not stages or any(before % after or after >= before for before, after in pairwise(stages)):
         raise Refusal(f"stages must fall, each dividing the one before; got {list(stages)}. Pass e.g. 16,8,4.")
 

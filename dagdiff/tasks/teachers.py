@@ -81,10 +81,10 @@ class Teacher(ABC):
 
         One process trains. Others that need the same teacher wait for it, and then find it trained.
         """
+        network, part = self.network().to(device), self.path.with_suffix(".part")  # refused before a folder is made
         with awaited(self.path):
             if self.path.exists():
                 return
-            network, part = self.network().to(device), self.path.with_suffix(".part")
             generator = torch.Generator(device).manual_seed(self.seed)
             drawn: dict[str, Any] = {"conditional": self.task.conditional, "generator": generator}
             yield from train_teacher(network, self.data, self.task.schedule, keep=part, **self.training, **drawn)

@@ -323,7 +323,7 @@ def test_an_interrupted_suite_is_continued(
 
 def test_a_run_that_fails_is_named(place: Path, inline: list[executor.Cell]) -> None:
     ran = bench(place / "out", {"lr": 1e30}, updates=40)
-    assert ran.status == 2
+    assert ran.status == 3
     assert ran.err.count("\n") == 1 and ran.err.startswith("dagdiff: error: ")
     assert "not finite at update" in ran.err
     assert "progressive" in ran.err and "gaussians8-biased" in ran.err  # which of the runs?
@@ -336,7 +336,7 @@ def test_a_run_that_fails_does_not_lose_the_others(
     with monkeypatch.context() as patch:
         stop_after(2, patch, NonFiniteLoss("the loss is not finite at update 3"))
         ran = bench(place / "out")
-    assert ran.status == 2 and "2 runs failed (4 records are kept)" in ran.err and ran.err.count("\n") == 1
+    assert ran.status == 3 and "2 runs failed (4 records are kept)" in ran.err and ran.err.count("\n") == 1
     assert "gaussians8-biased progressive mixture, 4 steps, seed" in ran.err and "report:" in ran.out
     content = json.loads((place / "out/results.json").read_text())
     assert len(content["failures"]) == 2 and all("at update 3" in told for told in content["failures"].values())
@@ -347,7 +347,7 @@ def test_a_run_that_fails_does_not_lose_the_others(
 
 
 def test_after_a_failed_run_the_folder_can_be_used_again(place: Path, inline: list[executor.Cell]) -> None:
-    assert bench(place / "out", {"lr": 1e30}, updates=40).status == 2
+    assert bench(place / "out", {"lr": 1e30}, updates=40).status == 3
     ran = bench(place / "out")
     assert ran.status == 0, ran.err
 

@@ -15,6 +15,7 @@ from dagdiff.benchmarks.running import executor, folder
 from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.verify import Compared, Verified, compare, conclude, correct, verify
 from dagdiff.benchmarks.suites import toy2d
+from dagdiff.checkpoint import save_json
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.metrics.statistics import chance_of_draw
@@ -35,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["settings"] = dataclasses.asdict(WANTED)
     content["records"] = [{**executor.run_cell(cell, out), **cell.labels} for cell in cells]
     content["references"] = {"gaussians8-biased": executor.refer(cells[0], out)}
-    (out / "results.json").write_text(json.dumps(content))
+    save_json(out / "results.json", content)
     return out
 
 

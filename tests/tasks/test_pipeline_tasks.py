@@ -248,6 +248,7 @@ def test_samples_are_scored_by_the_teachers(pixels: str) -> None:
         "loss_own",
         "data_mismatch",
         "own_errors",
+        "end_error",
         "loss_gap",
     }
     noise, asked, _ = it.start(10, 0)
