@@ -105,11 +105,19 @@ def test_refusals(words: str, match: str, capsys: pytest.CaptureFixture) -> None
     assert match in told and told.count("\n") == 1
 
 
-def test_networks_are_compared_with_the_plain_one(tmp_path: Path) -> None:
-    options = compute.Options([14], ["plain", "bf16", "compiled"], batch=2, repeats=1, backend="eager")
+def test_networks_are_compared_with_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def recorded(part: Any, backend: str) -> Any:
+        asked.append(backend)
+        return part
+
+    monkeypatch.setattr(compute, "compiled", recorded)
+    options = compute.Options([14], ["bf16", "compiled"], batch=2, repeats=1, backend="eager")
     told = compute.measure(options, tmp_path)
     plain, half, same = compute.read(tmp_path)
-    assert [row["way"] for row in (plain, half, same)] == options.ways and told == compute.table([plain, half, same])
+    assert [row["way"] for row in (plain, half, same)] == ["plain", "bf16", "compiled"] and asked == ["eager"]
+    assert told == compute.table([plain, half, same])
     assert float(plain["answer_off"]) == 0.0 and 1e-4 < float(half["answer_off"]) < 0.05
     assert float(same["answer_off"]) < 1e-5 and float(same["gradient_off"]) < 1e-4
 
