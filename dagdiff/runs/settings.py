@@ -13,6 +13,7 @@ from dagdiff.checks import (
     check_above,
     check_at_least,
     check_at_most,
+    check_in,
     check_number,
     check_path,
     check_seed,
