@@ -10,7 +10,7 @@ from typing import Any
 from dagdiff.benchmarks.running.cells import Shard
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.verify import conclude, verify
-from dagdiff.checks import Refusal, check_at_most, check_in, check_seed
+from dagdiff.checks import Refusal, check_at_least, check_at_most, check_in, check_seed
 from dagdiff.commands import USUAL, add_executor, add_trust, check_given, help_of, make_executor, make_parser
 from dagdiff.jobs.stops import stoppable
 from dagdiff.report import verdict
@@ -19,6 +19,7 @@ from dagdiff.report.results import Results
 from dagdiff.report.summary import write_summary
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs import config
+from dagdiff.runs.parts import resolve
 from dagdiff.runs.settings import lists_of
 from dagdiff.runs.trust import check_plain, check_registered
 from dagdiff.runs.words import listed, metric_names, split
@@ -77,6 +78,9 @@ def bench(words: Sequence[str]) -> None:
     check_seed("verify_seed", given["verify_seed"])
     for name in ("workers", "seeds", "verify"):
         check_at_most(name, given.get(name, 0), 10_000)
+    check_at_least("workers", given["workers"], 1)
+    for name in metrics:
+        resolve("metric", name)
     workers, out = given.pop("workers"), check_given(given.pop("out"), "--out")
     shard = Shard() if given["shard"] is None else Shard.read(given["shard"])
     if metrics:

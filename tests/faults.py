@@ -62,8 +62,8 @@ COMMANDS = {
         ("results.json", "records/*.json", "samples/*.npz"),
     ),
 }
-CLOCK = ("seconds", "commit")
-"""What may differ between two runs that are the same."""
+CLOCK = ("seconds", "commit", "sha256")
+"""What may differ between two runs that are the same: the last is of a file that holds the others."""
 
 
 def child(words: str, folder: Path, sabotage: Sabotage | None = None) -> int:
@@ -76,6 +76,7 @@ def child(words: str, folder: Path, sabotage: Sabotage | None = None) -> int:
     status = 70
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this script runs in the background
         os.chdir(folder)
         os.environ["DAGDIFF_CACHE"] = str(folder / "cache")
         told = os.open(folder / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -428,6 +429,8 @@ def not_finite(trial: Trial) -> None:
 def tried(trial: Trial, kills: int, quick: bool) -> None:
     """Do all to one command."""
     name = trial.name
+    if name == "bench":
+        results_flips(trial, 20 if quick else 200)
     for number in range(kills):
         trial.signalled(signal.SIGKILL, str(number))
     for number in range(max(1, kills // 4)):
@@ -441,7 +444,6 @@ def tried(trial: Trial, kills: int, quick: bool) -> None:
     trial.at_writes("killed at a write", by(killed), 3 if quick else 12 if short else 400)
     if short:
         trial.at_writes("worker killed at a write", in_workers, 1 if quick else 12)
-        results_flips(trial, 20 if quick else 200)
     for kind, code in {"no space at a write": errno.ENOSPC, "read-only at a write": errno.EROFS}.items():
         trial.at_writes(kind, by(refused(code)), 2 if quick else 8 if short else 60, step)
     if not short:

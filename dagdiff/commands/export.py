@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dagdiff import __version__
-from dagdiff.checkpoint import follow_umask, save_json, save_text
-from dagdiff.checks import check_in
+from dagdiff.checkpoint import file_hash, follow_umask, save_json, save_text
+from dagdiff.checks import Refusal, check_in
 from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.jobs.aside import filled
 from dagdiff.pipelines.agreement import Agreement, check_agreement
@@ -51,6 +51,10 @@ def export(words: Sequence[str]) -> None:
     given = config.read(parser, words)
     check_in("format", given.format, FORMATS)
     out = check_given(given.out, "--out")
+    source = _source(given)
+    if _finished(out, source):
+        print(f"the export in {out} is finished")
+        return
     check_folder(out)
     it = open_run(given.folder, "cpu", given.weights, given.trust_code)
     told = it.config.get("pipeline", {})
@@ -72,12 +76,28 @@ def export(words: Sequence[str]) -> None:
         else:
             save_adapters(pipeline, body_of(it.student), place)
             pipeline.scheduler.save_pretrained(place / "scheduler")
-        save_json(place / "chain.json", _chain(it, record, arguments, agreed))
+        save_json(place / "chain.json", _chain(it, record, arguments, agreed) | {"source": source})
         save_text(place / "README.md", card)
         follow_umask(place)
     call = ", ".join(f"{name}={value}" for name, value in arguments.items())
     what = type(pipeline).__name__ if whole else f"adapters of a {type(pipeline).__name__}"
     print(f"{what} in {out}; call it with {call}")
+
+
+def _source(given: Any) -> dict[str, Any]:
+    """What an export is made from: the hash of the student's weights, and the options."""
+    file = given.folder / f"{given.weights}.safetensors"
+    weights = file_hash(file) if file.is_file() else None
+    return {"weights": weights, "format": given.format, "dtype": given.dtype}
+
+
+def _finished(out: Path, source: dict[str, Any]) -> bool:
+    """Whether a folder holds that very export, whole: its folder was moved to its place in one step."""
+    file = out / "chain.json"
+    try:
+        return file.is_file() and bool(read_json(file).get("source") == source)
+    except (OSError, Refusal):
+        return False
 
 
 def _usual_dtype(told: dict[str, Any]) -> str:

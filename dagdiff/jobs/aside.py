@@ -33,6 +33,8 @@ def filled(place: Path) -> Iterator[Path]:
                 sync(each)
             os.replace(aside, place)
             sync(place.parent)
-    finally:
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        raise
+    finally:
         lock.release()

@@ -413,6 +413,8 @@ def test_mistakes_in_distill(words: str, match: str, place: Path) -> None:
         ("bench toy2d --out out --variants publishd", "Did you mean 'published'"),
         ("bench toy2d --out out --seeds 0", "seeds must be at least 1"),
         ("bench toy2d --out out --tasks gaussians8-biased --seeds 1 --workers 0", "workers must be at least 1"),
+        ("bench toy2d --out out --workers -1", "workers must be at least 1; got -1"),
+        ("bench toy2d --out out --metric=junk", "unknown metric 'junk'"),
         ("bench toy2d --out out --tasks=", "tasks"),
         ("bench toy2d --out out --tasks gaussians8-biased --settings nonsense", "settings"),
         ("""bench toy2d --out out --tasks gaussians8-biased --settings '{"nosuch": 1}'""", "nosuch"),

@@ -120,7 +120,7 @@ def watch(keeper):
 
 Keeper.watch = watch
 chosen = configure(SETTINGS)
-with engine.joined(lambda: Experiment.build(chosen)):
+with engine.joined(chosen, lambda: Experiment.build(chosen)):
     try:
         distil(Experiment.build(chosen), out, progress=False)
     except Stopped:
