@@ -200,7 +200,9 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         "|" + "---|" * (7 + len(tasks)),
     ]
     for (objective, axis, value), group in sorted(groups.items(), key=lambda found: _place(*found[0])):
-        base = groups.get((objective, "states", "forward"))
+        alike = {(row["task"], row["seed"]) for row in group}
+        forward = groups.get((objective, "states", "forward"), [])
+        base = [row for row in forward if (row["task"], row["seed"]) in alike]
         spent = _mean(group, "milliseconds")
         ratio = f"{spent / _mean(base, 'milliseconds'):.2f}" if base and axis != "peer" else "–"
         asked = [f"{_mean(group, name) / 1000.0:,.0f} k" for name in ("nfe_student", "nfe_expert")]
