@@ -255,6 +255,10 @@ def test_distill_sample_and_load_images(own: str, tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main(["export", "run", "--out", "student"]) == 0, capsys.readouterr().err
     assert "DDIMPipeline in student; call it with num_inference_steps=2" in capsys.readouterr().out
+    assert main(["export", "run", "--out", "student"]) == 0
+    assert "the export in student is finished" in capsys.readouterr().out
+    assert main(["export", "run", "--out", "student", "--dtype", "float16"]) == 2
+    assert "is not empty" in capsys.readouterr().err
     pipeline = DiffusionPipeline.from_pretrained("student")
     x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5)
     torch.testing.assert_close(pipeline.unet(x, 1000 * t - 1).sample, again.student.network(x, t))
