@@ -24,8 +24,8 @@ from dagdiff.tasks.plane import exact_expert
 def shift(words: Sequence[str]) -> None:
     """Measure a student's covariate shift by step, what is gained where its expert acts instead, what its errors cost.
 
-    Prints three tables and a verdict; writes shift.csv, intervention.csv and amplification.csv, each with its figure
-    (.png), to the folder.
+    Prints three tables and what to train on; writes shift.csv, intervention.csv and amplification.csv, each with its
+    figure (.png), to the folder.
     """
     if "expert" in dict(split(words, flags=("trust_code",))):
         from dagdiff.commands.shift_pair import shift_pair  # only pipelines need diffusers

@@ -31,8 +31,8 @@ from dagdiff.tasks.pipeline_data import encoded_images, own_samples
 def shift_pair(words: Sequence[str]) -> None:
     """Measure the covariate shift of a few-step diffusers pipeline against its teacher's, step by step.
 
-    Prints a table and a verdict. Forward states are made of the images, or, where none are given, of samples that the
-    teacher draws itself; they are kept in the cache.
+    Prints two tables and what to train on. Forward states are made of the images, or, where none are given, of samples
+    that the teacher draws itself; they are kept in the cache.
     """
     given = config.read(_parser(), words)
     for name, least in {"num": 10, "steps": 1, "substeps": 1, "batch_size": 1}.items():
