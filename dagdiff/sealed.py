@@ -11,7 +11,7 @@ from dagdiff.checkpoint import content_hash, finite, save_json
 from dagdiff.checks import Refusal
 from dagdiff.reading import MEGABYTE, Kind, check_kind, read_json
 
-SEAL = "sha256"
+SEAL = "digest"
 """The name under which the digest stands."""
 
 

@@ -38,6 +38,7 @@ class Student(nn.Module):
     def with_origin(self) -> "Student":
         """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was guessed."""
         twin = copy.deepcopy(self)  # with what hangs on its calls, such as its precision
+        twin.__class__ = Student  # a forward of one's own may take no origin
         twin.network = twin.network.with_origin()
         return twin
 

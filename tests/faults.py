@@ -62,7 +62,7 @@ COMMANDS = {
         ("results.json", "records/*.json", "samples/*.npz"),
     ),
 }
-CLOCK = ("seconds", "commit", "sha256")
+CLOCK = ("seconds", "commit", "digest")
 """What may differ between two runs that are the same: the last is of a file that holds the others."""
 
 

@@ -21,10 +21,10 @@ from dagdiff.gathered import FORMAT, MANIFEST, read_manifest, write_shard
 from dagdiff.gathering import fresh_records
 from dagdiff.jobs.locks import locked
 from dagdiff.jobs.shared import Job, Shared
-from dagdiff.reading import read_json
 from dagdiff.runs.config import Config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.identity import check_labels, label_identity
+from dagdiff.sealed import read_sealed
 from dagdiff.versions import versions
 
 SOURCES = ("forward", "expert")
@@ -103,7 +103,7 @@ def gather(config: Config, out: Path, pool: Executor, workers: int, runs: int = 
         raise Refusal(f"--shares {config['shares']} are student states alone: nothing can be made ahead. Use others.")
     records = out.absolute() / "records"
     for file in records.glob("*.json"):  # a record without its shard is of no use
-        told, shard = read_json(file), out / f"{file.stem}.safetensors"
+        told, shard = read_sealed(file), out / f"{file.stem}.safetensors"
         if not shard.exists() or shard.stat().st_size != told.get("size"):
             file.unlink()
     jobs = {
@@ -174,4 +174,4 @@ def _write_manifest(config: Config, out: Path) -> dict[str, Any]:
 def _made(out: Path) -> Mapping[str, Any]:
     """The shards that are there, by their files."""
     files = sorted((out / "records").glob("*.json"))
-    return {f"{file.stem}.safetensors": read_json(file) for file in files}
+    return {f"{file.stem}.safetensors": read_sealed(file) for file in files}

@@ -118,7 +118,7 @@ def small_study(folder: Path) -> Path:
     """The committed results of another suite, as if they were a study's."""
     content = json.loads((ROOT / readme.KEPT / "toy2d-quick" / "results.json").read_text())
     (folder / "runs").mkdir()
-    del content["sha256"]  # it is another suite's
+    content.pop("digest", None)  # it is another suite's
     (folder / "runs" / "results.json").write_text(json.dumps({**content, "suite": "study"}))
     return folder / "runs"
 

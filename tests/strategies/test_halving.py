@@ -52,7 +52,7 @@ def test_stages_that_do_not(stages: list[int]) -> None:
 
 @pytest.mark.parametrize("stages", [[0], [4, 0], [4, -2]])
 def test_stages_without_a_step(stages: list[int]) -> None:
-    with pytest.raises(Refusal, match="a stage's steps must be at least 1"):
+    with pytest.raises(Refusal, match="stages must be at least 1"):
         check_stages(stages)
 
 
