@@ -7,7 +7,6 @@ of each shard its source, its rows, the expert's evaluations, and the SHA-256 of
 A run takes records in a random order of its own, each once; where there are no more, it makes its own.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
 
-from dagdiff.checkpoint import write_atomically
+from dagdiff.checkpoint import file_hash, write_atomically
 from dagdiff.checks import Refusal, check_in, first_line
 from dagdiff.mixture import SOURCES
 from dagdiff.reading import read_json
@@ -52,7 +51,7 @@ def write_shard(file: Path, records: TensorDict) -> str:
     """Write records to a file; return its SHA-256."""
     columns = {name: values.detach().cpu().contiguous() for name, values in records.items()}
     write_atomically(file, lambda partial: save_file(columns, str(partial)))
-    return _sha256(file)
+    return file_hash(file)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -191,12 +190,4 @@ def _check(file: Path, sha256: str) -> None:
 @lru_cache(maxsize=4096)
 def _hashed(file: Path, changed: int, size: int) -> str:
     """The SHA-256 of a file of that age and size, computed once a process."""
-    return _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    found = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+    return file_hash(file)
