@@ -52,7 +52,8 @@ class _Compile:
     """Compiles a student's network before its first call. A copied student has a network and a hook of its own."""
 
     def __init__(self, backend: str) -> None:
-        self.backend, self.done = backend, None  # a weak reference to what is compiled
+        self.backend = backend
+        self.done: weakref.ref[nn.Module] | None = None  # what is compiled
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         """Before the call."""

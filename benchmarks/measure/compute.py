@@ -76,7 +76,7 @@ class Way:
             torch.manual_seed(0)
             made: nn.Module = Student(image_unet((1, side, side), channels=CHANNELS[side]), CosineSchedule())
         self.layout = torch.channels_last if "channels-last" in name else torch.contiguous_format
-        made = made.to(memory_format=self.layout)
+        made.to(memory_format=self.layout)  # type: ignore[call-overload]
         made = in_bfloat16(made) if "bf16" in name else made
         self.network = compiled(made, backend) if "compiled" in name else made
         self.optimiser = torch.optim.Adam(made.parameters(), lr=0.0, fused=True)

@@ -41,7 +41,7 @@ def run(folder: Path, chains: int, rounds: int, saving: bool = True) -> Run:
         from dagdiff.runs.keeping import Keeper
 
         if not saving:
-            Keeper.watch = lambda keeper: None  # type: ignore[method-assign]
+            Keeper.watch = lambda keeper: None  # type: ignore[method-assign, assignment]
         os._exit(main([*words.split(), "--out", str(folder / f"{rounds}-{saving}")]))
     _, status, taken = os.wait4(process, 0)
     if status != 0:

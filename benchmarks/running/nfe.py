@@ -131,7 +131,8 @@ def _walk(config: Config, at_data: bool) -> int:
     """The expert's evaluations in a chain that it drives."""
     steps, substeps = config["steps"], config["substeps"]
     each = [math.ceil(substeps * i / steps - 1e-3) for i in range(1, steps + 1)] if at_data else [substeps] * steps
-    return sum(each) * _questions(config)
+    evaluations: int = sum(each) * _questions(config)
+    return evaluations
 
 
 def _label(config: Config) -> float:

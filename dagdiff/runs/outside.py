@@ -86,7 +86,8 @@ def _differ(kept: Path, given: Path, chosen: Mapping[str, Any]) -> bool:
         now = read_prompts(given, chosen.get("prompt_column"))
     except Refusal:
         return True
-    return now != (prompts[: len(now)] if chosen.get("images") else prompts)
+    before: list[str] = prompts[: len(now)] if chosen.get("images") else prompts
+    return now != before
 
 
 def _copy(file: Path, place: Path) -> None:
