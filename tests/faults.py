@@ -80,8 +80,9 @@ def child(words: str, folder: Path, sabotage: Sabotage | None = None) -> int:
         os.chdir(folder)
         os.environ["DAGDIFF_CACHE"] = str(folder / "cache")
         told = os.open(folder / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        os.dup2(told, 1)
-        os.dup2(told, 2)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(told, number)
+            setattr(sys, name, os.fdopen(number, "w", 1, closefd=False))  # not those of pytest
         from dagdiff.cli import main
 
         if sabotage:

@@ -86,24 +86,26 @@ def waited(done: Any) -> None:
     raise AssertionError("it has not come")
 
 
-@pytest.mark.skip(reason="hangs: to be mended")
 def test_a_second_process_waits_for_a_teacher_and_uses_it(tmp_path: Path) -> None:
     """The first is held still while the second comes."""
     words = faults.COMMANDS["teacher"].words
     (tmp_path / "second").mkdir()
     (tmp_path / "second/cache").symlink_to(tmp_path / "cache")
-    first = faults.child(words, tmp_path)
-    waited(lambda: list(tmp_path.glob("cache/teachers/.*.lock")))
-    os.kill(first, signal.SIGSTOP)
-    second = faults.child(words, tmp_path / "second")
+    started = [faults.child(words, tmp_path)]
     try:
+        waited(lambda: any(lock.stat().st_size for lock in tmp_path.glob("cache/teachers/.*.lock")))
+        os.kill(started[0], signal.SIGSTOP)
+        started.append(faults.child(words, tmp_path / "second"))
         told_there = tmp_path / "second/told"
         waited(lambda: told_there.exists() and "waiting for it" in told_there.read_text())
-    finally:
-        os.kill(first, signal.SIGCONT)
-    assert faults.ended(first) == 0 and faults.ended(second) == 0
+    except BaseException:
+        for process in started:
+            os.kill(process, signal.SIGKILL)
+        raise
+    os.kill(started[0], signal.SIGCONT)
+    assert [faults.ended(process) for process in started] == [0, 0]
     told = [(folder / "told").read_text() for folder in (tmp_path, tmp_path / "second")]
-    assert f"is being made by process {first} on" in told[1]
+    assert f"is being made by process {started[0]} on" in told[1]
     assert "last loss" in told[0] and "last loss" not in told[1], "one of them has trained it"
     assert [each.suffix for each in (tmp_path / "cache/teachers").iterdir()] == [".safetensors"]
 
