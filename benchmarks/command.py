@@ -31,6 +31,7 @@ SUITES = {
     "images": "dagdiff.benchmarks.suites.images",
     "peers": "dagdiff.benchmarks.suites.peers",
     "horizon": "dagdiff.benchmarks.suites.horizon",
+    "labels": "dagdiff.benchmarks.suites.labels",
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
