@@ -152,8 +152,8 @@ def check_same_shape(name: str, got: "Tensor", expected: "Tensor") -> "Tensor":
     """Refuse an answer that is no tensor of the shape of the states it was asked about; return it."""
     from torch import Tensor
 
-    shape = tuple(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
-    if shape != tuple(expected.shape):
+    if not isinstance(got, Tensor) or got.shape != expected.shape:
+        shape = tuple(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
         raise Refusal(
             f"{name} must answer with the shape of the states, {tuple(expected.shape)}; got {shape}. "
             "Return one guess of x0 per row."

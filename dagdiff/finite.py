@@ -19,22 +19,23 @@ class Finite:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._seen: Tensor | None = None
+        self._seen: dict[str, Tensor] = {}
 
     def see(self, name: str, values: Tensor) -> None:
         """Look at a source's values; whole numbers, and tensors without content, are always finite."""
         if values.is_meta or not values.is_floating_point() or not values.numel():
             return
-        if self._seen is None:
-            with torch.inference_mode(False):
-                self._seen = torch.zeros(len(self.names), device=values.device)
         low, high = torch.aminmax(values.detach())  # both are NaN if any value is
-        self._seen[self.names.index(name)] += (low * 0.0 + high * 0.0).to(self._seen.device, self._seen.dtype)
+        flag = low * 0.0 + high * 0.0
+        if name in self._seen:
+            flag = self._seen[name].to(flag) + flag
+        self._seen[name] = flag
 
     def clear(self) -> None:
         """Forget what was seen."""
-        self._seen = None
+        self._seen.clear()
 
     def flags(self, device: torch.device | None = None) -> Tensor:
         """Return 0 for each source that was finite so far, else NaN; on the device, so this waits for nothing."""
-        return torch.zeros(len(self.names), device=device) if self._seen is None else self._seen.to(device)
+        nought = torch.zeros((), device=device)
+        return torch.stack([self._seen.get(name, nought).to(nought) for name in self.names])

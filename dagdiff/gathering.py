@@ -157,10 +157,9 @@ class Sources:
     def fresh(self, source: str, records: int, progress: float) -> Iterator[TensorDict]:
         """Yield so many fresh records of a source; of chains the nearest number of whole batches."""
         if source == "forward":
-            several = max(1, self.size // self.rows) * self.rows  # labelled at once, as a batch of chains is
+            several = max(self.rows, self._at_once // self.rows * self.rows)
             for start in range(0, records, several):
-                end = min(records, start + several)
-                yield torch.cat([self._forward(min(self.rows, end - at)) for at in range(start, end, self.rows)])
+                yield self._forward(min(several, records - start))
             return
         batches, self.owed[source] = rolls(records, self.owed[source], self.size)
         for _ in range(batches):
@@ -168,6 +167,12 @@ class Sources:
             if self.focused is not None:
                 visited = visited.reshape(-1, len(self.env.times) - 1)[:, self.focused]
             yield self.objective.settle(visited, self.generator)
+
+    @property
+    def _at_once(self) -> int:
+        """Forward states that are labelled at once: as many as a batch of chains has, or more where they are small."""
+        numbers = int(self.env.observation_spec["x_t"].shape[1:].numel())
+        return max(self.size, SMALL // max(1, numbers))
 
     def _forward(self, rows: int) -> TensorDict:
         return forward_states(
@@ -178,7 +183,12 @@ class Sources:
             self.generator,
             self.env.conditions is not None,
             self.input_perturbation,
+            self.rows,
         )
+
+
+SMALL = 2**14
+"""Numbers in states that any device labels at once."""
 
 
 def _ceil(records: float) -> int:

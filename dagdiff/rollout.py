@@ -185,22 +185,30 @@ def forward_states(
     generator: torch.Generator | None = None,
     conditional: bool = False,
     input_perturbation: float = 0.0,
+    at_once: int | None = None,
 ) -> TensorDict:
     """Return ``n`` forward-diffused records: data perturbed to times drawn uniformly from ``grid`` but its end, 0.
+
+    They are drawn ``at_once``, all by default: the draws of the first record do not depend on those that follow.
 
     With an ``input_perturbation`` g > 0 the noise is eps + g xi, xi a second standard normal: states somewhat off the
     data's law stand in for the ones that a student's errors lead to, without a roll-in (Ning et al. 2023,
     https://arxiv.org/abs/2301.11706). There the network is asked for eps alone; here the expert labels the state that
     the student sees, so the label is right and only the law of the states is wider.
     """
-    x0, condition = draw(data, n, generator, conditional)
-    step = torch.randint(len(grid) - 1, (n,), generator=generator, device=grid.device)
+    drawn = []
+    for start in range(0, n, at_once or max(n, 1)):
+        rows = min(at_once or n, n - start)
+        x0, condition = draw(data, rows, generator, conditional)
+        step = torch.randint(len(grid) - 1, (rows,), generator=generator, device=grid.device)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        if input_perturbation > 0.0:
+            second = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+            noise = noise + input_perturbation * second
+        drawn.append((x0, noise, step, *(() if condition is None else (condition,))))
+    x0, noise, step, *told = drawn[0] if len(drawn) == 1 else map(torch.cat, zip(*drawn, strict=True))
     t, s = grid[step], grid[step + 1]
-    noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-    if input_perturbation > 0.0:
-        second = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        noise = noise + input_perturbation * second
     records = TensorDict(
         {"x_t": perturb(x0, noise, t, schedule), "t": t, "s": s, "actor": torch.full_like(step, -1)}, [n]
     )
-    return records if condition is None else records.set("condition", condition)
+    return records.set("condition", told[0]) if told else records
