@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from dagdiff.benchmarks import tables
+from dagdiff.benchmarks import compounding, tables
 from dagdiff.benchmarks.suites.study import THRESHOLDED
 from dagdiff.checks import Refusal
 from dagdiff.report.results import IDENTITY, Results
@@ -99,6 +99,7 @@ def _word(value: object) -> str:
 
 _README, _RESULTS = Path("README.md"), Path("docs/results.md")
 _STUDY, _IMAGES = Path("docs/study.md"), Path("docs/images.md")
+_HORIZON, _LABELS = Path("docs/horizon.md"), Path("docs/labels.md")
 _study, _few = partial(Made, ("study",), _STUDY), partial(Made, ("study",), _STUDY, few=True)
 TABLES = {
     "glance": Made(("study", "images"), _README, tables.glance),
@@ -114,6 +115,12 @@ TABLES = {
     "mixture": _study(make=tables.by_world),
     "critic": _few(make=tables.by_critic),
     "schedules": Made(("schedules",), _STUDY, tables.by_schedule),
+    "growth": Made(("horizon",), _HORIZON, compounding.by_growth),
+    "end error": Made(("horizon",), _HORIZON, compounding.by_horizon),
+    "labels": Made(("labels",), _LABELS, compounding.by_label),
+    "label sources": Made(("labels",), _LABELS, compounding.by_source),
+    "labels, digits": Made(("labels-digits",), _LABELS, compounding.by_label),
+    "label sources, digits": Made(("labels-digits",), _LABELS, compounding.by_source),
     "imitation": Made(("imitation",), Path("docs/which-one.md"), tables.which_one),
     "peers": Made(("peers",), _STUDY, tables.by_peer),
     "images": Made(("images",), _IMAGES, tables.by_steps_and_task),

@@ -21,7 +21,7 @@ def glance(study: Sequence[Row], images: Sequence[Row]) -> str:
     """README's table: the ring and the digits of which the training data lack half; one number a cell."""
     ring = [row for row in study if row.task == "gaussians8-biased" and row.steps == 4 and not _about(row)]
     digits = [row for row in images if row.task == "digits-biased" and row.steps == 4]
-    lines = _head("4-step student, half of the data", "forward", "published", "mixture", "expert")
+    lines = head("4-step student, half of the data", "forward", "published", "mixture", "expert")
     sentences = []
     for name, rows, objectives in (("ring", ring, OBJECTIVES), ("digits", digits, ("consistency", "distribution"))):
         for objective in objectives:
@@ -29,7 +29,7 @@ def glance(study: Sequence[Row], images: Sequence[Row]) -> str:
             forward, published, mixture = (peers[variant] for variant in CONTRAST)
             expert = level(mixture.expert, mixture.judged_by)
             means = _mean(forward), _unlike(published, forward), _mean(mixture)
-            lines += _line(f"{name}, {OBJECTIVES[objective]}", *means, expert)
+            lines += line(f"{name}, {OBJECTIVES[objective]}", *means, expert)
             if published.runs != forward.runs:
                 sentences.append(f"{OBJECTIVES[objective]} on the {name}, {_published(published, mixture)}")
     seeds = [len({record.seed for row in rows for record in row.records}) for rows in (ring, digits)]
@@ -68,7 +68,7 @@ def findings(study: Sequence[Row], images: Sequence[Row]) -> str:
 
 def contrasts(rows: Sequence[Row], about: str = "") -> str:
     """A line a task and objective: the contrast, the expert, the mixture's difference to forward, and the result."""
-    lines = _head("dataset, trained on", "objective", "forward", "published", "mixture", "expert",
+    lines = head("dataset, trained on", "objective", "forward", "published", "mixture", "expert",
                   "mixture minus forward", "result")  # fmt: skip
     found = plain(rows, about)
     for task, objective in dict.fromkeys((task, name) for task, name, variant in found if variant == "published"):
@@ -79,7 +79,7 @@ def contrasts(rows: Sequence[Row], about: str = "") -> str:
             shown = change(difference.interval, mixture.judged_by) if difference else ""
             means = _mean(forward), _unlike(published, forward), _mean(mixture)
             cells = *means, level(mixture.expert, mixture.judged_by), shown
-            lines += _line(task.replace("-", ", "), OBJECTIVES[objective], *cells, outcome(mixture, "forward"))
+            lines += line(task.replace("-", ", "), OBJECTIVES[objective], *cells, outcome(mixture, "forward"))
     return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}.", "", *lines])
 
 
@@ -111,7 +111,7 @@ def by_world(rows: Sequence[Row]) -> str:
 
     Differences are paired by seed; the chance is that of any run of the mixture against any of the published method.
     """
-    lines = _head(
+    lines = head(
         "dataset", "published", "mixture", "difference", "difference in coverage", "P(mixture better)", "result"
     )
     found = plain(rows)
@@ -121,11 +121,11 @@ def by_world(rows: Sequence[Row]) -> str:
         paired = mixed.against["published"]
         changes = change(paired["energy"].interval, "energy"), f"{paired['coverage'].interval:+.3f}"
         cells = _mean(published), _mean(mixed), *changes, f"{paired['energy'].improvement:.2f}"
-        lines += _line(mixed.task.removesuffix("-biased"), *cells, outcome(mixed, "published"))
+        lines += line(mixed.task.removesuffix("-biased"), *cells, outcome(mixed, "published"))
     energy, coverage = (_pooled(pairs, name) for name in ("energy", "coverage"))
     wins = statistics.mean(mixed.against["published"]["energy"].improvement for _, mixed in pairs)
     pooled = change(energy, "energy"), f"{coverage:+.3f}", f"{wins:.2f}"
-    return "\n".join([*lines, *_line("all", "", "", *pooled, "")])
+    return "\n".join([*lines, *line("all", "", "", *pooled, "")])
 
 
 def by_critic(rows: Sequence[Row]) -> str:
@@ -149,20 +149,20 @@ def by_schedule(rows: Sequence[Row]) -> str:
         list(dict.fromkeys(names)) for names in zip(*((row.variant, row.task) for row in rows), strict=True)
     )
     found = {(row.variant, row.objective, row.task): row for row in rows}
-    lines = _head(", ".join(task.removesuffix("-biased") for task in tasks), *OBJECTIVES.values())
+    lines = head(", ".join(task.removesuffix("-biased") for task in tasks), *OBJECTIVES.values())
     for variant in variants:
         cells = []
         for objective in OBJECTIVES:
             pairs = [(found[variants[0], objective, task], found[variant, objective, task]) for task in tasks]
             difference = f"; {change(_pooled(pairs, 'energy'), 'energy')}" if variant != variants[0] else ""
             cells.append(", ".join(_mean(mine) for _, mine in pairs) + difference)
-        lines += _line(variant_name(variant), *cells)
+        lines += line(variant_name(variant), *cells)
     return "\n".join(lines)
 
 
 def by_steps_and_task(rows: Sequence[Row]) -> str:
     """The image suite: a line a task, objective and number of steps; the contrast, its result, missing classes."""
-    lines = _head("dataset, trained on", "objective", "steps", *map(variant_name, _SHOWN), "expert", "remaining gap",
+    lines = head("dataset, trained on", "objective", "steps", *map(variant_name, _SHOWN), "expert", "remaining gap",
                   "result", "missing classes: forward → mixture")  # fmt: skip
     for task, steps, objective in dict.fromkeys((row.task, row.steps, row.objective) for row in rows):
         group = {row.variant: row for row in rows if (row.task, row.steps, row.objective) == (task, steps, objective)}
@@ -174,44 +174,44 @@ def by_steps_and_task(rows: Sequence[Row]) -> str:
         mixture = group.get("mixture")
         cells += [level(mixture.expert, mixture.judged_by)] if mixture else [""]
         cells += [remaining_gap(mixture), outcome(mixture, "forward")] if mixture else ["", ""]
-        lines += _line(task.replace("-", ", "), OBJECTIVES[objective], str(steps), *cells, classes or "–")
+        lines += line(task.replace("-", ", "), OBJECTIVES[objective], str(steps), *cells, classes or "–")
     return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}.", "", *lines])
 
 
 def which_one(rows: Sequence[Row]) -> str:
     """The imitation suite: a line a variant, a column a task: the distance; then what a run cost."""
-    lines = _head("variant", *dict.fromkeys(row.case for row in rows), "NFE student", "NFE expert")
+    lines = head("variant", *dict.fromkeys(row.case for row in rows), "NFE student", "NFE expert")
     for variant in dict.fromkeys(row.variant for row in rows):
         mine = [row for row in rows if row.variant == variant]
         cells = [level(row.distance, row.judged_by) for row in mine]
         nfe = [f"{getattr(mine[0].records[0], name) / 1e6:.2f} M" for name in ("nfe_student", "nfe_expert")]
-        lines += _line(variant_name(variant), *cells, *nfe)
+        lines += line(variant_name(variant), *cells, *nfe)
     return "\n".join(lines)
 
 
 def by_peer(rows: Sequence[Row]) -> str:
     """The peers suite: a line a variant, a column a task: distance, coverage; then update time to the first's."""
     variants = list(dict.fromkeys(row.variant for row in rows))
-    lines = _head("variant", *dict.fromkeys(row.case for row in rows), "time of an update")
+    lines = head("variant", *dict.fromkeys(row.case for row in rows), "time of an update")
     times = {name: statistics.mean(milliseconds(row) for row in rows if row.variant == name) for name in variants}
     for name in variants:
         cells = [_covering(row) for row in rows if row.variant == name]
-        lines += _line(variant_name(name), *cells, f"{times[name] / times[variants[0]]:.2f}×")
+        lines += line(variant_name(name), *cells, f"{times[name] / times[variants[0]]:.2f}×")
     return "\n".join(lines)
 
 
 def pivot(
     rows: Iterable[Row],
-    line: Callable[[Row], str],
+    name_of: Callable[[Row], str],
     column: Callable[[Row], str],
     number_of: Callable[[Row], str] = lambda row: level(row.distance, row.judged_by),
 ) -> str:
     """Return a table with a cell a row of the results; where there is none stands a dash."""
-    cells = {(line(row), column(row)): number_of(row) for row in rows}
+    cells = {(name_of(row), column(row)): number_of(row) for row in rows}
     names, columns = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
-    lines = _head("", *columns)
+    lines = head("", *columns)
     for name in names:
-        lines += _line(name, *(cells.get((name, each), "–") for each in columns))
+        lines += line(name, *(cells.get((name, each), "–") for each in columns))
     return "\n".join(lines)
 
 
@@ -268,11 +268,13 @@ def _unlike(row: Row, forward: Row) -> str:
     return "= forward" if row.runs == forward.runs else _mean(row)
 
 
-def _head(*words: str) -> list[str]:
-    return [*_line(*words), "|---" * len(words) + "|"]
+def head(*words: str) -> list[str]:
+    """Return the head of a table."""
+    return [*line(*words), "|---" * len(words) + "|"]
 
 
-def _line(*cells: str) -> list[str]:
+def line(*cells: str) -> list[str]:
+    """Return a line of a table."""
     return [f"| {' | '.join(cells)} |"]
 
 

@@ -1,8 +1,9 @@
-"""Draw docs/chain.svg: the chain as a decision process, its three state laws, and how errors add up.
+"""Draw docs/chain.svg, the chain as a decision process, and docs/horizon.svg, how errors grow with its steps.
 
 Run: python docs/make_pictures.py
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,8 +12,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dagdiff.metrics.statistics import bootstrap_mean
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.report.figures import ROLES, VARIANTS
+from dagdiff.report.records import Record
+from dagdiff.report.results import Results
 from dagdiff.schedule import CosineSchedule, refine, step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.transition import Ddim, chain
@@ -25,14 +29,22 @@ MEANS, WIDTH = torch.tensor([[-1.0], [1.0]]), 0.18
 
 
 def main() -> None:
-    """Write the picture, the same bytes every time."""
+    """Write both pictures, the same bytes every time."""
     matplotlib.rcParams |= {"svg.hashsalt": "dagdiff", "font.size": 9.5}
     figure = Figure(figsize=(10, 7.0))
     grid = figure.add_gridspec(2, 2, height_ratios=[1.0, 1.45], width_ratios=[1.65, 1.0], hspace=0.12, wspace=0.18)
     draw_process(figure.add_subplot(grid[0, :]))
     draw_laws(figure.add_subplot(grid[1, 0]))
     draw_errors(figure.add_subplot(grid[1, 1]))
-    figure.savefig(HERE / "chain.svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
+    save(figure, "chain.svg")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    draw_horizon(figure, Results.load(HERE.parent / "benchmarks/results/horizon").records)
+    save(figure, "horizon.svg")
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write a picture beside this file."""
+    figure.savefig(HERE / name, bbox_inches="tight", facecolor="white", metadata={"Date": None})
 
 
 def draw_process(axes: Axes) -> None:
@@ -112,6 +124,32 @@ def draw_errors(axes: Axes) -> None:
         xlabel="K, steps of the chain", ylabel="worst case at the end, in units of e", xlim=(0.7, 8.3), ylim=(0, 67)
     )
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_horizon(figure: Figure, records: Sequence[Record]) -> None:
+    """The set shown whole: how far chains end from the expert's, by the number of steps and the states trained on."""
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, width in zip(panels, (32, 128), strict=True):
+        for variant, name in (("bc", "expert's chains"), ("dagger", "own chains (DAgger)")):
+            mine = [each for each in records if each.variant == variant and each.about == f"width {width}"]
+            ends: dict[int, list[float]] = {}
+            for each in mine:
+                if each.task == "gaussians8-matched":
+                    ends.setdefault(each.steps, []).append(each.metrics["end_error"])
+            steps = sorted(ends)
+            found = [bootstrap_mean(ends[number]) for number in steps]
+            colour = EXPERT if variant == "bc" else VARIANTS["mixture"]
+            axes.plot(steps, [each.mean for each in found], color=colour, marker="o", ms=4, label=f"trained on {name}")
+            axes.fill_between(
+                steps, [each.low for each in found], [each.high for each in found], color=colour, alpha=0.2
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(steps, [str(number) for number in steps])
+        axes.set_title(f"student of width {width}", loc="left", fontweight="bold")
+        axes.set(xlabel="K, steps of the chain", ylim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("distance of the chain's end\nfrom the expert's, same noise")
+    panels[0].legend(frameon=False, loc="lower right")
 
 
 def clumsy(teacher: Denoiser, error: float = 0.22) -> Denoiser:

@@ -1,0 +1,83 @@
+"""The tables of the horizon and of the label suite: how errors grow with the chain, and what longer labels change."""
+
+from collections.abc import Iterable, Sequence
+
+from dagdiff.benchmarks.suites.horizon import growth
+from dagdiff.benchmarks.tables import head, line
+from dagdiff.metrics.statistics import Interval, bootstrap_mean
+from dagdiff.report.glossary import OBJECTIVES, variant_name
+from dagdiff.report.records import Record
+from dagdiff.report.rows import Row
+from dagdiff.report.verdict import level
+
+
+def by_growth(rows: Sequence[Row]) -> str:
+    """A line a task, width and variant: the exponent, and the loss on own states over that on the expert's, by K."""
+    found = _by_variant(rows)
+    steps = sorted({record.steps for records in found.values() for record in records})
+    lines = head("set, student", "trained on", "exponent p", *(f"K = {number}" for number in steps))
+    for (case, variant), records in found.items():
+        grown = growth(records)
+        ratios = [f"{grown.ratios[number].mean:.2f}" for number in steps]
+        lines += line(case, _NAMES.get(variant, variant), f"{grown.exponent:.2f}", *ratios)
+    return "\n".join(lines)
+
+
+def by_horizon(rows: Sequence[Row]) -> str:
+    """A line a task and width: what DAgger changes of behaviour cloning's end error, in per cent, by K; paired."""
+    found = _by_variant(rows)
+    steps = sorted({record.steps for records in found.values() for record in records})
+    lines = head("set, student", "seeds", *(f"K = {number}" for number in steps))
+    for case in dict.fromkeys(case for case, _ in found):
+        cloned, dagger = found[case, "bc"], found[case, "dagger"]
+        changes = [_relative(cloned, dagger, number) for number in steps]
+        seeds = len({record.seed for record in dagger})
+        lines += line(case, str(seeds), *(f"{change:+.0f}" for change in changes))
+    return "\n".join(lines)
+
+
+def by_label(rows: Sequence[Row]) -> str:
+    """A line an objective and label, a column a task: the distance, and the expert's evaluations."""
+    return _by_task([row for row in rows if row.records[0].about == "label ends"])
+
+
+def by_source(rows: Sequence[Row]) -> str:
+    """A line a source of states, all under one label, a column a task: the distance, and the expert's evaluations."""
+    return _by_task([row for row in rows if row.records[0].about == "one label"])
+
+
+def by_length(rows: Sequence[Row]) -> str:
+    """A line a label and number of updates, a column a task: the distance, and the expert's evaluations."""
+    return _by_task([row for row in rows if row.records[0].about.endswith("updates")])
+
+
+def _by_task(rows: Sequence[Row]) -> str:
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    found = {(row.objective, row.variant, row.records[0].about, row.task): row for row in rows}
+    lines = head("", *(task.replace("-", ", ") for task in tasks), "expert evaluations")
+    for objective, variant, about in dict.fromkeys(key[:3] for key in found):
+        mine = [found.get((objective, variant, about, task)) for task in tasks]
+        cells = [level(row.distance, row.judged_by) if row else "–" for row in mine]
+        spent = {record.nfe_expert for row in mine if row for record in row.records}
+        what = (variant_name(variant),) if about != "label ends" else (OBJECTIVES[objective], variant)
+        name = ", ".join((*what, about) if about.endswith("updates") else what)
+        lines += line(name, *cells, f"{sum(spent) / len(spent) / 1e3:,.0f} k")
+    return "\n".join(lines)
+
+
+def _by_variant(rows: Iterable[Row]) -> dict[tuple[str, str], list[Record]]:
+    """The records of a case and a variant, of all numbers of steps."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for row in rows:
+        found.setdefault((row.case, row.variant), []).extend(row.records)
+    return found
+
+
+def _relative(first: Sequence[Record], second: Sequence[Record], steps: int) -> Interval:
+    """What the second changes of the first's end error, in per cent of it, over the seeds of both."""
+    ends = [{each.seed: each.metrics["end_error"] for each in part if each.steps == steps} for part in (first, second)]
+    common = sorted(ends[0].keys() & ends[1].keys())
+    return bootstrap_mean([100.0 * (ends[1][seed] / ends[0][seed] - 1.0) for seed in common])
+
+
+_NAMES = {"bc": "expert states (BC)", "dagger": "own states (DAgger)"}
