@@ -1,4 +1,4 @@
-"""The tables of the horizon and of the label suite: how errors grow with the chain, and what longer labels change."""
+"""The tables of the horizon and the label suite: how errors grow with the chain, and what longer labels change."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +9,21 @@ from dagdiff.report.glossary import OBJECTIVES, variant_name
 from dagdiff.report.records import Record
 from dagdiff.report.rows import Row
 from dagdiff.report.verdict import level
+
+
+def claim(rows: Sequence[Row]) -> str:
+    """README's sentence about errors that compound where nothing is missing from the data."""
+    found = _by_variant(rows)
+    cloned, dagger = (found["gaussians8-matched, width 128", variant] for variant in ("bc", "dagger"))
+    steps = [number for number in sorted({record.steps for record in dagger}) if number >= 8]
+    changes = {number: _relative(cloned, dagger, number) for number in steps}
+    told = ", ".join(f"{change:+.0f} % at {number}" for number, change in changes.items())
+    asked = [sum(record.nfe_expert for record in part) for part in (cloned, dagger)]
+    return (
+        "**With all of the data, errors still compound.** Training on the student's own chains instead of the expert's "
+        f"changes how far it ends from the expert (ring, PD) by {told} steps, with {asked[1] / asked[0]:.1f} times the "
+        "expert's evaluations. [How errors grow with the steps](docs/horizon.md)."
+    )
 
 
 def by_growth(rows: Sequence[Row]) -> str:

@@ -115,6 +115,7 @@ TABLES = {
     "mixture": _study(make=tables.by_world),
     "critic": _few(make=tables.by_critic),
     "schedules": Made(("schedules",), _STUDY, tables.by_schedule),
+    "compounding": Made(("horizon",), _README, compounding.claim),
     "growth": Made(("horizon",), _HORIZON, compounding.by_growth),
     "end error": Made(("horizon",), _HORIZON, compounding.by_horizon),
     "labels": Made(("labels",), _LABELS, compounding.by_label),
