@@ -33,7 +33,7 @@ Before the runs we expect:
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,21 +137,25 @@ def cells(suite: Suite) -> Iterator[Cell]:
     check_choices(suite, VARIANTS, _OWN)
     for name in ("seeds", "claim_seeds"):
         check_at_least(name, getattr(suite, name), 1)
-    first = suite.tasks[0], suite.widths[0]
+    made = list(_kinds(suite))
     for seed in range(max(suite.seeds, suite.claim_seeds)):
-        for task in suite.tasks:
-            for width in suite.widths:
-                claimed = [name for name in suite.variants if name in CLAIM and (task, width) == first]
-                for steps in suite.steps:
-                    for variant in suite.variants:
-                        if seed < (suite.claim_seeds if variant in claimed else suite.seeds):
-                            yield _cell(suite, task, width, steps, variant, seed)
-                    for noise in suite.noises if seed < suite.seeds else ():
-                        for variant in claimed:
-                            yield _cell(suite, task, width, steps, variant, seed, noise)
+        yield from (replace(cell, config={**cell.config, "seed": seed}) for cell, seeds in made if seed < seeds)
 
 
-def _cell(suite: Suite, task: str, width: int, steps: int, variant: str, seed: int, noise: float = 0.0) -> Cell:
+def _kinds(suite: Suite) -> Iterator[tuple[Cell, int]]:
+    """The runs but for their seed, and how many seeds each has."""
+    for task in suite.tasks:
+        for width in suite.widths:
+            first = (task, width) == (suite.tasks[0], suite.widths[0])
+            for steps in suite.steps:
+                for variant in suite.variants:
+                    claimed = first and variant in CLAIM
+                    yield _cell(suite, task, width, steps, variant), suite.claim_seeds if claimed else suite.seeds
+                    for noise in suite.noises if claimed else ():
+                        yield _cell(suite, task, width, steps, variant, noise), suite.seeds
+
+
+def _cell(suite: Suite, task: str, width: int, steps: int, variant: str, noise: float = 0.0) -> Cell:
     own, about = VARIANTS[variant], f"width {width}" + (f", label noise {noise:g}" if noise else "")
     objective: Any = {"class": f"{__name__}.NoisyLabels", "noise": noise} if noise else "progressive"
     config: Config = configure(
@@ -172,7 +176,7 @@ def _cell(suite: Suite, task: str, width: int, steps: int, variant: str, seed: i
             "shares": shares_of(own["shares"], "progressive"),
         }
     )
-    return Cell("progressive", variant, {**config, "seed": seed}, about, ("beta",))
+    return Cell("progressive", variant, config, about, ("beta",))
 
 
 class Growth(NamedTuple):
