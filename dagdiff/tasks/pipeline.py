@@ -102,6 +102,11 @@ class PipelineTask(Task):
         parts = {"network": network} | ({} if isinstance(autoencoder, Pixels) else {"autoencoder": autoencoder.vae})
         return {name: fingerprint(part) for name, part in parts.items()}
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the bank, by their numbers; none of a bank of embeddings alone."""
+        return getattr(self.teacher.network.conditions, "prompts", ())
+
     def reference(self, n: int, generator: torch.Generator) -> Tensor:
         """Held-out points, as many different ones as asked for or as there are."""
         return self.world.reference(min(n, len(self.world.splits[1].points)), generator)
