@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
+from dagdiff.envs.image_files import image_arrays
 from dagdiff.metrics.base import score
 from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.pipelines.few_step import read_sampler
@@ -28,6 +29,7 @@ from dagdiff.pipelines.noise_law import read_noise_law
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run, save_student
+from dagdiff.runs.outside import keep_outside
 from dagdiff.schedule import step_grid
 from dagdiff.tasks import pipeline_data
 from dagdiff.tasks.pipeline_data import fingerprint
@@ -370,6 +372,58 @@ def test_samples_and_shift_of_a_run(finished: tuple[Path, str], tmp_path: Path) 
     assert "imitation loss" in told and (out / "shift.csv").exists()
 
 
+def test_samples_of_a_pipeline_are_pictures_of_the_prompts_asked_for(
+    of_text: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "run", tmp_path / "x.npz"
+    it = build(of_text)
+    out.mkdir()
+    save_student(it, out)
+    keep_outside(it.task, it.config, out)
+
+    def drawn(words: str) -> dict[str, np.ndarray]:
+        status, _, err = dagdiff(f"sample {out} --num 5 --out {file} --device cpu {words}")
+        assert status == 0, err
+        with np.load(file) as arrays:
+            return dict(arrays)
+
+    own = drawn("")
+    assert own["x"].shape == (5, 3, 16, 16) and own["latents"].shape == (5, 4, 8, 8)
+    again = open_run(out, "cpu")
+    torch.testing.assert_close(torch.from_numpy(own["x"]), again.task.pictures(again.sample(5, seed=0)))
+    assert [PROMPTS[number] for number in own["condition"]] == own["prompt"].tolist()
+    assert image_arrays(file).shape == (3, 16, 16), "dagdiff reads what it writes"
+
+    cat, ship = drawn("--prompt 'a cat' --batch_size 2"), drawn("--prompt 'an old ship, at sea'")
+    assert np.array_equal(cat["noise"], own["noise"]) and np.array_equal(ship["noise"], own["noise"])
+    assert set(cat["prompt"]) == {"a cat"} and set(ship["prompt"]) == {"an old ship, at sea"}
+    same = own["prompt"] == "a cat"
+    assert not np.allclose(cat["latents"], ship["latents"], atol=1e-4)
+    if same.any():
+        np.testing.assert_allclose(cat["latents"][same], own["latents"][same], atol=1e-4)
+
+    (tmp_path / "p.tsv").write_text("id\twhat\n1\ttwo dogs\n2\tan old ship, at sea\n")
+    turns = drawn(f"--prompts {tmp_path / 'p.tsv'} --prompt_column what")
+    assert turns["prompt"].tolist() == ["two dogs", "an old ship, at sea"] * 2 + ["two dogs"]
+    np.testing.assert_allclose(turns["latents"][1], ship["latents"][1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--prompt ' '", "--prompt is ' ', and shows nothing. Write what to show."),
+        ("--prompt a --prompts b.txt", "--prompt and --prompts both say what to show. Leave one away."),
+        ("--prompt 'a cat'", "takes no prompts. Leave them away."),
+        ("--batch_size 0", "batch_size must be at least 1; got 0"),
+    ],
+)
+def test_what_cannot_be_asked_of_samples(words: str, told: str, pixels: str, tmp_path: Path) -> None:
+    it = build(SMALL, pipeline={"path": pixels, **FEW})
+    save_student(it, tmp_path)
+    status, _, err = dagdiff(f"sample {tmp_path} --num 2 --out {tmp_path / 'x.npz'} {words}")
+    assert status == 2 and told in err and err.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15-ddil-lora", "ssd1b-dmd2"])
 def test_the_recipes_run_from_the_command_to_a_picture(
@@ -391,7 +445,9 @@ def test_the_recipes_run_from_the_command_to_a_picture(
     assert again.settings.bf16 and again.settings.guidance == 7.5
     status, _, err = dagdiff(f"sample {out} --num 2 --out {tmp_path / 'x.npz'} --device cpu")
     assert status == 0, err
-    assert np.load(tmp_path / "x.npz")["x"].shape == (2, 4, 8, 8) and (tmp_path / "x.png").exists()
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["x"].shape == (2, 3, 16, 16) and arrays["latents"].shape == (2, 4, 8, 8)
+    assert (tmp_path / "x.png").exists()
     status, _, err = dagdiff(f"export {out} --out {tmp_path / 'student'}")
     assert status == 0, err
     student: Any = DiffusionPipeline.from_pretrained(tmp_path / "student")
