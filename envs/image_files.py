@@ -136,7 +136,7 @@ def _world(
     """Make the world of what was read, and tell it in one line."""
     world = read.world(name, held_out, seed)
     shown, held = len(world.train.points), len(world.test.points)
-    kinds = len(world.classes) if kind == "class" else 0 if read.labels is None else len(read.labels.unique())
+    kinds = 0 if read.labels is None else len(read.labels.unique())
     counts = (
         f"{_many(shown + held, 'picture')}, {_many(kinds, kind)}, {sum(skipped.values())} skipped{reasons(skipped)}"
     )

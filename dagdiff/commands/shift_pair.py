@@ -72,7 +72,7 @@ def load_pair(given: Any) -> Pair:
     device = str(find_device(given.device))
     of = given.student or given.expert
     prompts = as_prompts(Path(given.prompts), given.prompt_column) if given.prompts else ()
-    captions = folder_captions(given.images and str(given.images), given.prompt_column)
+    captions = folder_captions(given.images and str(given.images), given.prompt_column, classes=not given.prompts)
     teacher, student = (
         DiffusersExpert.from_pretrained(
             path, prompts, given.sample_size, given.null_class, given.dtype, device, given.variant,
