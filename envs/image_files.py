@@ -80,7 +80,7 @@ def image_arrays(
         value_range: black and white, where neither the numbers' type nor the file says it.
     """
     read = read_arrays(Path(path), value_range)
-    return _world(str(path), Path(path).stem, read, held_out, seed, Counter())
+    return _world(str(path), Path(path).stem, read, held_out, seed, Counter(), read.note)
 
 
 def hugging_face(

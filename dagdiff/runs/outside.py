@@ -69,23 +69,16 @@ def with_prompts(config: Config, file: Path, column: str | None) -> Config:
 
 
 def ask_in_turn(task: Task, file: Path, column: str | None) -> None:
-    """Let chains of a task ask for the prompts of a file one after the other, and for nothing else.
-
-    Raises:
-        Refusal: if its pipeline takes no prompts.
-    """
-    from dagdiff.pipelines.conditions import PromptBank
+    """Let chains of a pipeline's task ask for the prompts of a file one after the other, and for nothing else."""
     from dagdiff.pipelines.pretrained import as_prompts
-    from dagdiff.tasks.pipeline import PipelineTask
 
-    if not isinstance(task, PipelineTask) or not isinstance(task.teacher.network.conditions, PromptBank):
-        raise Refusal(f"the pipeline of {task.name!r} takes no prompts. Leave them away.")
+    world: Any = task.world
     count = len(as_prompts(file, column))
 
     def in_turn(n: int, generator: torch.Generator | None) -> Tensor:
         return torch.arange(n, device=None if generator is None else generator.device) % count
 
-    task.world.conditions = in_turn
+    world.conditions = in_turn
 
 
 def check_base(task: Task, config: Config, folder: Path) -> None:
