@@ -70,9 +70,9 @@ def save_grid(images: Points, path: Path) -> int:
 
     They fill a square; it has at most 8,192 pixels a side.
     """
-    n, channels, height, width = images.shape
-    across = min(math.ceil(math.sqrt(n)), max(1, _SIDE // (width + 1)))
-    shown = min(n, across * max(1, _SIDE // (height + 1)))
+    count, channels, height, width = (int(side) for side in images.shape)
+    across = min(math.ceil(math.sqrt(count)), max(1, _SIDE // (width + 1)))
+    shown = min(count, across * max(1, _SIDE // (height + 1)))
     laid = mosaic(images[:shown, : 3 if channels >= 3 else 1], min(across, shown))
     pixels = (laid * 255.0).round().astype(np.uint8)
     picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
