@@ -120,9 +120,11 @@ def save_text(path: Path, text: str) -> None:
     write_atomically(path, lambda partial: _write_text(partial, text))
 
 
-def save_arrays(path: Path, **columns: Tensor) -> None:
-    """Write tensors as the named arrays of a compressed .npz file, atomically."""
-    arrays: dict[str, Any] = {name: values.numpy(force=True) for name, values in columns.items()}
+def save_arrays(path: Path, **columns: "Tensor | np.ndarray") -> None:
+    """Write tensors and arrays as the named arrays of a compressed .npz file, atomically."""
+    arrays: dict[str, Any] = {
+        name: values.numpy(force=True) if isinstance(values, Tensor) else values for name, values in columns.items()
+    }
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:

@@ -41,7 +41,7 @@ class HeldOut:
         self.noise = torch.randn(self.x0.shape, generator=generator, device=self.x0.device)
         self._led: tuple[Expert, list[Step]] | None = None
 
-    def imitation(self, policy: StudentPolicy, expert: Expert) -> dict[str, list[float]]:
+    def imitation(self, policy: Denoiser, expert: Expert) -> dict[str, list[float]]:
         """Return ``loss_forward``, ``loss_own`` and ``loss_expert``, the imitation loss at each step, at no charge."""
         generator = self._generator()
         steps = self._chains(policy)
@@ -52,7 +52,7 @@ class HeldOut:
             "loss_expert": [self._loss(policy, expert, x_t, step) for x_t, step in zip(led, steps, strict=True)],
         }
 
-    def displacement(self, policy: StudentPolicy, expert: Expert) -> list[float]:
+    def displacement(self, policy: Denoiser, expert: Expert) -> list[float]:
         """Return the root mean square distance of own to expert states of the same noise, where each step lands."""
         pairs = zip(self._chains(policy), self._expert_chains(expert), strict=True)
         return [float((own.x_s - led.x_s).square().mean().sqrt()) for own, led in pairs]
@@ -95,7 +95,7 @@ class HeldOut:
     def _chains(self, policy: Denoiser) -> list[Step]:
         return list(chain(policy, self.transition, self.times, self.noise, self.condition, self._generator()))
 
-    def _loss(self, policy: StudentPolicy, expert: Expert, x_t: States, step: Step) -> float:
+    def _loss(self, policy: Denoiser, expert: Expert, x_t: States, step: Step) -> float:
         return imitation_loss(policy, expert, self.transition, x_t, step.t, step.s, self.condition)
 
     def _forward(self, step: Step, generator: torch.Generator) -> States:

@@ -21,7 +21,7 @@ import torch
 from numpy.lib import format as npy
 
 from dagdiff.checks import Refusal, first_line
-from dagdiff.envs.images import Collection, to_states
+from dagdiff.envs.images import Collection, range_of, to_states
 
 
 def open_arrays(path: Path) -> dict[str, "Array"]:
@@ -90,24 +90,27 @@ def read_arrays(path: Path, value_range: tuple[float, float] | None = None) -> C
             raise Refusal(f"range in {path} must be two numbers, black and white; got {declared.tolist()}.")
         value_range = (float(declared[0]), float(declared[1]))
     own = "noise" in arrays and parts[0].images == "x"
-    images = []
+    images, note = [], ""
     for part in parts:
         pixels = _channels_first(f"{part.images!r} in {path}", arrays[part.images].read())
         if own:  # drawn samples pass the ends of the range as far as the student likes
             pixels, value_range = pixels.clip(-1.0, 1.0), (-1.0, 1.0)
-        images.append(_states(pixels, value_range))
+        reach = f"{pixels.dtype} from {float(pixels.min()):g} to {float(pixels.max()):g}"
+        states, (black, white) = _states(pixels, value_range)
+        note = note or f"; {reach}, read with black {black:g} and white {white:g}"
+        images.append(states)
     first = len(images[0]) if len(parts) == 2 else None
     shapes = {tuple(each.shape[1:]) for each in images}
     if len(shapes) > 1:
         raise Refusal(f"both splits of {path} must have one image shape; got {sorted(shapes)}. Resize one of them.")
     if any(part.labels is None for part in parts):
-        return Collection(torch.cat(images), first=first)
+        return Collection(torch.cat(images), first=first, note=note)
     values = [_labels(f"{part.labels!r} in {path}", arrays[part.labels].read()) for part in parts if part.labels]
     for each, known in zip(images, values, strict=True):
         if len(each) != len(known):
             raise Refusal(f"labels must be as many as images; got {len(known)} and {len(each)}. Give one an image.")
     labels, classes = name_classes(np.concatenate(values))
-    return Collection(torch.cat(images), labels, classes, first)
+    return Collection(torch.cat(images), labels, classes, first, note)
 
 
 def name_classes(values: np.ndarray) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -240,15 +243,20 @@ def _channels_first(name: str, images: np.ndarray) -> np.ndarray:
     return images[:, None] if alone else np.moveaxis(images, places[0], 1)
 
 
-def _states(images: np.ndarray, value_range: tuple[float, float] | None) -> torch.Tensor:
-    """Numbers of any type as states; whole ones are bytes, or reach over 16 bits."""
+def _states(images: np.ndarray, value_range: tuple[float, float] | None) -> tuple[torch.Tensor, tuple[float, float]]:
+    """Numbers of any type as states, and what was black and white; whole ones are bytes, or reach over 16 bits."""
     if images.dtype.kind == "f":
         images = images.astype(np.float32 if images.itemsize <= 4 else np.float64, copy=False)
+    elif images.dtype == np.bool_:
+        images, value_range = images.astype(np.float32), value_range or (0.0, 1.0)
     elif value_range is None:
         low, high = int(images.min()), int(images.max())
-        if images.dtype == np.bool_:
-            images = images.astype(np.uint8) * np.uint8(255)
-        elif 0 <= low <= high <= 255:
+        if high == 1 and low >= 0:
+            raise Refusal(
+                f"images are whole numbers from {low} to 1, {images.dtype}: nearly black if they are bytes. Save them "
+                "as bool, or times 255; or declare range=[0, 1] (or [0, 255]) beside the images of an .npz file."
+            )
+        if 0 <= low <= high <= 255:
             images = images.astype(np.uint8)
         elif images.dtype == np.uint16:
             images, value_range = images.astype(np.float32), (0.0, 65535.0)
@@ -259,7 +267,8 @@ def _states(images: np.ndarray, value_range: tuple[float, float] | None) -> torc
             )
     else:
         images = images.astype(np.float32)
-    return to_states(torch.from_numpy(np.ascontiguousarray(images)), value_range)
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    return to_states(pixels, value_range), range_of(pixels, value_range)
 
 
 def _labels(name: str, values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Data sets of the ``datasets`` library: their splits, their column of images, and their labels."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +68,19 @@ def read_dataset(source: str, image: str | None = None, label: str | None = None
     )
 
 
+def text_column(source: str, usual: Sequence[str], asked: str | None = None) -> str | None:
+    """Return the column of captions: the one asked for, or the first of the ``usual`` names; None where there is none.
+
+    Raises:
+        Refusal: if the one asked for holds no text.
+    """
+    features = dict(next(iter(_load(source).values())).features)
+    there = [name for name, kind in features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+    if asked is not None and asked not in there:
+        raise Refusal(f"column {asked!r} of {source!r} holds no text; such are {there}. Name another column.")
+    return asked or next((name for name in usual if name in there), None)
+
+
 def _load(source: str) -> dict[str, Any]:
     """The splits of a data set by their names."""
     try:
@@ -95,7 +108,7 @@ def _image_column(source: str, features: dict[str, Any], asked: str | None) -> s
     """The column of images: the one asked for, the only one, or the one that has the usual name."""
     import datasets
 
-    there = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    there = [name for name, kind in features.items() if isinstance(kind, datasets.Image) or _is_file(kind)]
     if asked is not None:
         if asked not in there:
             raise Refusal(
@@ -110,6 +123,11 @@ def _image_column(source: str, features: dict[str, Any], asked: str | None) -> s
             "remove_columns([...]) or cast_column(NAME, datasets.Image()), then save_to_disk; in Python, image=NAME."
         )
     return there[0] if len(there) == 1 else usual[0]
+
+
+def _is_file(kind: Any) -> bool:
+    """Whether a column holds bytes of files: what a column of type Image is where its table does not say so."""
+    return isinstance(kind, dict) and set(kind) == {"bytes", "path"}
 
 
 def _label_column(source: str, features: dict[str, Any], asked: str | None) -> str | None:

@@ -80,7 +80,7 @@ def image_arrays(
         value_range: black and white, where neither the numbers' type nor the file says it.
     """
     read = read_arrays(Path(path), value_range)
-    return _world(str(path), Path(path).stem, read, held_out, seed, Counter())
+    return _world(str(path), Path(path).stem, read, held_out, seed, Counter(), read.note)
 
 
 def hugging_face(
@@ -136,7 +136,7 @@ def _world(
     """Make the world of what was read, and tell it in one line."""
     world = read.world(name, held_out, seed)
     shown, held = len(world.train.points), len(world.test.points)
-    kinds = len(world.classes) if kind == "class" else 0 if read.labels is None else len(read.labels.unique())
+    kinds = 0 if read.labels is None else len(read.labels.unique())
     counts = (
         f"{_many(shown + held, 'picture')}, {_many(kinds, kind)}, {sum(skipped.values())} skipped{reasons(skipped)}"
     )

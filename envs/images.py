@@ -165,6 +165,8 @@ class Collection(NamedTuple):
     classes: tuple[str, ...] = ()
     first: int | None = None
     """How many rows are the training split; None where the source has no splits of its own."""
+    note: str = ""
+    """How they were read, in words."""
 
     def world(self, name: str, held_out: float, seed: int) -> ImageWorld:
         """Return the world of these images; without splits of their own a share is held out as in :func:`hold_out`."""
@@ -210,6 +212,15 @@ def to_states(images: Tensor, value_range: tuple[float, float] | None = None) ->
     """
     if value_range is None and images.dtype == torch.uint8:
         return images.float().div_(127.5).sub_(1.0)
+    black, white = range_of(images, value_range)
+    scale = 2.0 / (white - black)
+    return (images.float() * scale + (-1.0 - black * scale)).clamp_(-1.0, 1.0)
+
+
+def range_of(images: Tensor, value_range: tuple[float, float] | None = None) -> tuple[float, float]:
+    """Return what black and white are in images; arguments, rules and refusals as in :func:`to_states`."""
+    if value_range is None and images.dtype == torch.uint8:
+        return 0.0, 255.0
     low, high = (float(end) for end in images.aminmax())
     found = f"{images.dtype} from {low:.4g} to {high:.4g}"
     if value_range is None:
@@ -228,8 +239,7 @@ def to_states(images: Tensor, value_range: tuple[float, float] | None = None) ->
     slack = 0.1 * (white - black)
     if not black < white or not black - slack <= low <= high <= white + slack:
         raise Refusal(f"images are declared to lie in [{black:g}, {white:g}]; got {found}. Declare another range.")
-    scale = 2.0 / (white - black)
-    return (images.float() * scale + (-1.0 - black * scale)).clamp_(-1.0, 1.0)
+    return black, white
 
 
 WORLDS: dict[str, Callable[[], ImageWorld]] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from dagdiff.checks import Refusal, check_path
+from dagdiff.checks import Refusal, check_at_least, check_path
 from dagdiff.runs.parts import GIVEN, known, resolve
 
 USUAL = "processes"
@@ -41,6 +41,18 @@ def check_given(value: Path | None, option: str) -> Path:
 def add_trust(parser: ArgumentParser) -> None:
     """Give a command that opens somebody's files the option without which they name dagdiff's own parts alone."""
     parser.add_argument("--trust_code", action="store_true", help="run the code that it names by import path")
+
+
+def add_batches(parser: ArgumentParser) -> None:
+    """Give a command that asks networks the option that bounds its memory."""
+    told = "rows that a network is shown at once; null takes what suits their size. Results do not depend on it"
+    parser.add_argument("--batch_size", type=int | None, default=None, help=told)
+
+
+def check_batches(batch_size: int | None) -> None:
+    """Refuse a batch of no rows."""
+    if batch_size is not None:
+        check_at_least("batch_size", batch_size, 1)
 
 
 def make_executor(kind: Callable[..., Any], told: Mapping[str, Any]) -> Executor:

@@ -1,37 +1,96 @@
-"""``dagdiff sample``: points from the student of a run."""
+"""``dagdiff sample``: points or pictures from the student of a run."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from dagdiff.checkpoint import save_arrays
+import numpy as np
+from torch import Tensor
+
+from dagdiff.checkpoint import save_arrays, save_text
 from dagdiff.checks import Refusal, check_at_least, check_at_most, check_seed
-from dagdiff.commands import MOST, add_trust, make_parser
+from dagdiff.commands import MOST, add_batches, add_trust, check_batches, make_parser
 from dagdiff.report import figures
-from dagdiff.report.images import sample_panels
+from dagdiff.report.images import sample_panels, save_grid
 from dagdiff.runs import config
+from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run
+from dagdiff.shapes import Condition
 
 
 def sample(words: Sequence[str]) -> None:
-    """Draw points from the student of a run; writes FILE.npz (x: points, noise: where they started) and FILE.png."""
+    """Draw points from the student of a run; writes FILE.npz (x: points, noise: where they started) and FILE.png.
+
+    Of images x holds pictures, (N, C, H, W) from -1 (black) to 1 (white); of latents they are decoded, and latents
+    holds what the student made.
+    """
     parser = make_parser("sample", sample)
     parser.add_argument("folder", type=Path, help="the folder of a run")
     parser.add_argument("--num", type=int, default=2000, help="how many points")
     parser.add_argument("--seed", type=int, default=0, help="of start noise and fresh noise")
     parser.add_argument("--out", type=Path, default=Path("samples.npz"), help="the .npz file to write")
+    add_batches(parser)
+    parser.add_argument("--prompt", type=str | None, default=None, help="what to show, of a text-to-image pipeline")
+    parser.add_argument(
+        "--prompts", type=Path | None, default=None, help="a file of prompts to show in turn, or a bank of embeddings"
+    )
+    parser.add_argument("--prompt_column", type=str | None, default=None, help="of a table of prompts")
+    parser.add_argument("--grid", action="store_true", help="draw all samples in one grid, pixel by pixel")
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     add_trust(parser)
     given = config.read(parser, words)
     check_at_least("num", given.num, 1)
     check_at_most("num", given.num, MOST)
+    check_batches(given.batch_size)
     check_seed("seed", given.seed)
     if given.out.suffix != ".npz" or given.out.is_dir():
         raise Refusal(f"--out {given.out} must be a .npz file, no folder. Pass e.g. --out samples.npz.")
-    experiment = open_run(given.folder, given.device, given.weights, given.trust_code)
-    points = experiment.sample(given.num, given.seed)
+    experiment = _open(given)
+    experiment.rows = given.batch_size
+    if given.grid and len(experiment.task.shape) != 3:
+        raise Refusal(f"--grid is for images, and {given.folder} is a run of {experiment.task.name!r}. Leave it away.")
+    points = experiment.sample(given.num, given.seed, progress=True)
     noise, condition, _ = experiment.start(given.num, given.seed)
-    save_arrays(given.out, x=points, noise=noise, **({} if condition is None else {"condition": condition}))
-    seen = {"student": experiment.task.pictures(points[: experiment.task.saved]).numpy(force=True)}
-    figures.save(sample_panels(seen), given.out.with_suffix(".png"))
-    print(f"{given.num} points in {given.out}, drawn in {given.out.with_suffix('.png')}")
+    found = _arrays(experiment, points, condition)
+    save_arrays(given.out, **found, noise=noise)
+    drawn, picture = f"drawn in {given.out.with_suffix('.png')}", given.out.with_suffix(".png")
+    if given.grid:
+        shown = save_grid(found["x"].numpy(force=True), picture)
+        drawn = f"{'all' if shown == given.num else f'the first {shown}'} {drawn}"
+    else:
+        seen = {"student": found["x"][: experiment.task.saved].numpy(force=True)}
+        figures.save(sample_panels(seen), picture)
+    print(f"{given.num} {'points' if points.ndim != 4 else 'pictures'} in {given.out}, {drawn}")
+
+
+def _open(given: Any) -> Experiment:
+    """Open the run; prompts that are given take the place of its own, and are shown in turn."""
+    if given.prompt is None and given.prompts is None:
+        return open_run(given.folder, given.device, given.weights, given.trust_code)
+    if given.prompt is not None and given.prompts is not None:
+        raise Refusal("--prompt and --prompts both say what to show. Leave one away.")
+    if given.prompt is not None and not given.prompt.strip():
+        raise Refusal(f"--prompt is {given.prompt!r}, and shows nothing. Write what to show.")
+    with TemporaryDirectory() as place:
+        file = Path(place) / "prompts.json"
+        if given.prompts is None:
+            save_text(file, json.dumps([given.prompt]))
+        else:
+            file = given.prompts
+        return open_run(given.folder, given.device, given.weights, given.trust_code, file, given.prompt_column)
+
+
+def _arrays(experiment: Experiment, points: Tensor, condition: Condition) -> dict[str, Any]:
+    """What is kept of the samples: as pictures where they are latents, and what each was to show."""
+    found: dict[str, Any] = {"x": points}
+    if getattr(experiment.task.world, "latent", False):
+        found = {"x": experiment.pictures(points, progress=True), "latents": points}
+    if condition is not None:
+        found["condition"] = condition
+        prompts = experiment.task.prompts
+        if prompts:
+            found["prompt"] = np.array(prompts)[condition.cpu().numpy()]
+    return found

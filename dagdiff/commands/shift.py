@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from dagdiff.checkpoint import save_csv
 from dagdiff.checks import check_at_least, check_at_most, check_seed
-from dagdiff.commands import MOST, add_trust, make_parser
+from dagdiff.commands import MOST, add_batches, add_trust, check_batches, make_parser
 from dagdiff.metrics.amplification import StepAmplification, format_amplification, measure_amplification
-from dagdiff.metrics.intervention import Intervention, format_interventions, measure_interventions
+from dagdiff.metrics.intervention import SHARES, Intervention, format_interventions, measure_interventions
 from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.report import figures
 from dagdiff.report.anatomy import advice, format_shift
@@ -37,12 +37,16 @@ def shift(words: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of data and noise")
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    add_batches(parser)
     add_trust(parser)
     given = config.read(parser, words)
     check_at_least("num", given.num, 10)
     check_at_most("num", given.num, MOST)
+    check_batches(given.batch_size)
     check_seed("seed", given.seed)
-    found = measure(open_run(given.folder, given.device, given.weights, given.trust_code), given.num, given.seed)
+    experiment = open_run(given.folder, given.device, given.weights, given.trust_code)
+    experiment.rows = given.batch_size
+    found = measure(experiment, given.num, given.seed, progress=True)
     keep(found, given.folder)
     print(f"{told(found)}\n\nkept in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")
 
@@ -55,19 +59,22 @@ class Found(NamedTuple):
     amplification: list[StepAmplification]
 
 
-def measure(it: Experiment, num: int, seed: int) -> Found:
+def measure(it: Experiment, num: int, seed: int, progress: bool = False) -> Found:
     """Measure the experiment's student on ``num`` chains, at nobody's NFE cost; ``seed`` fixes data and noise."""
-    parts = it.policy, it.expert, it.sampler, it.times
+    from tqdm import tqdm
+
+    parts, steps = (*it.measured, it.sampler, it.times), len(it.times) - 1
     generator = it.generator(7, seed)
     x0, condition = draw(it.task.data, num, generator, it.task.conditional)
     truth, mixture = it.task.reference(num, it.generator(4, seed)), getattr(it.task.world, "mixture", None)
     density = None if mixture is None or condition is not None else exact_expert(it.task).log_density
-    shifts = measure_shift(*parts, x0, condition, generator, density, truth)
-    noise, condition, generator = it.start(num, seed)
-    acted = measure_interventions(*parts, noise, truth, generator, condition)
-    noise, condition, generator = it.start(num, seed)
-    with it.expert.ledger.free():
-        costs = measure_amplification(*parts, noise, condition, generator)
+    total = 3 * steps + len(SHARES)  # each step in each of the three measurements, and each share of the expert's
+    with tqdm(total=total, desc="shift", disable=None if progress else True) as bar, it.expert.ledger.free():
+        shifts = measure_shift(*parts, x0, condition, generator, density, truth, bar.update)
+        noise, condition, generator = it.start(num, seed)
+        acted = measure_interventions(*parts, noise, truth, generator, condition, tell=bar.update)
+        noise, condition, generator = it.start(num, seed)
+        costs = measure_amplification(*parts, noise, condition, generator, bar.update)
     return Found(shifts, acted, costs)
 
 

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from dagdiff.batches import InParts
 from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import make_parser
@@ -24,7 +26,7 @@ from dagdiff.report import figures
 from dagdiff.report.anatomy import advice, format_shift
 from dagdiff.report.shift import shift_figure
 from dagdiff.runs import config
-from dagdiff.shapes import Condition, Denoiser, States, Times
+from dagdiff.shapes import Condition, States
 from dagdiff.tasks.pipeline_data import encoded_images, own_samples
 
 
@@ -70,7 +72,7 @@ def load_pair(given: Any) -> Pair:
     device = str(find_device(given.device))
     of = given.student or given.expert
     prompts = as_prompts(Path(given.prompts), given.prompt_column) if given.prompts else ()
-    captions = folder_captions(given.images and str(given.images), given.prompt_column)
+    captions = folder_captions(given.images and str(given.images), given.prompt_column, classes=not given.prompts)
     teacher, student = (
         DiffusersExpert.from_pretrained(
             path, prompts, given.sample_size, given.null_class, given.dtype, device, given.variant,
@@ -123,27 +125,9 @@ def measure(pair: Pair, given: Any, x0: States, condition: Condition) -> Shift:
     expert = Expert(asked, teacher.schedule, given.substeps, given.guidance, teacher.threshold)
     policy = Expert(InParts(student, given.batch_size), student.schedule, 1, given.student_guidance, student.threshold)
     generator = torch.Generator(x0.device).manual_seed(given.seed)
-    return measure_shift(
-        policy, expert, pair.sampler.transition, pair.sampler.times.to(x0.device), x0, condition, generator
-    )
-
-
-class InParts:
-    """A denoiser that is shown some rows at a time, to spare memory.
-
-    Args:
-        denoiser: it.
-        rows: how many.
-    """
-
-    def __init__(self, denoiser: Denoiser, rows: int) -> None:
-        self.denoiser, self.rows = denoiser, rows
-
-    def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the guesses, ``(B, *D)``."""
-        places = torch.arange(len(x_t), device=x_t.device).split(self.rows)
-        parts = ((x_t[at], t[at], None if condition is None else condition[at]) for at in places)
-        return torch.cat([self.denoiser(*part) for part in parts])
+    times = pair.sampler.times.to(x0.device)
+    with tqdm(total=len(times) - 1, desc="shift", disable=None) as bar:
+        return measure_shift(policy, expert, pair.sampler.transition, times, x0, condition, generator, tell=bar.update)
 
 
 def _data(teacher: DiffusersExpert, given: Any) -> tuple[Tensor, Condition, str]:

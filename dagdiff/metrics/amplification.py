@@ -14,7 +14,7 @@ short: the constant u of the bound u e K.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -55,6 +55,7 @@ def measure_amplification(
     noise: States,
     condition: Condition = None,
     generator: torch.Generator | None = None,
+    tell: Callable[[], object] | None = None,
 ) -> list[StepAmplification]:
     """Return the amplification at each of the K steps of ``times``, measured on as many chains as ``noise`` has rows.
 
@@ -69,6 +70,7 @@ def measure_amplification(
         noise: where the chains start, ``(B, *D)``.
         condition: of the chains.
         generator: of the fresh noise, the same for the chains that are compared.
+        tell: called after each step.
     """
     check_times(times)
     steps = [(t.expand(len(noise)), s.expand(len(noise))) for t, s in pairwise(times)]
@@ -93,6 +95,8 @@ def measure_amplification(
         cost = _rms(finish(follows, step) - finish(move(x_t, led, step), step))
         rows.append(StepAmplification(step, float(times[step]), _rms(own - led), cost))
         x_t = follows
+        if tell is not None:
+            tell()
     return rows
 
 

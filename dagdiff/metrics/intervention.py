@@ -28,6 +28,9 @@ from dagdiff.transition import Transition, sample
 Scorer = Callable[[Tensor], float]
 """Any quality of samples ``(B, *D)``, as one number."""
 
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""The parts of the chains that the expert drives at every step, where nobody names others."""
+
 
 @dataclass(frozen=True)
 class Intervention:
@@ -62,9 +65,10 @@ def measure_interventions(
     reference: States,
     generator: torch.Generator,
     condition: Condition = None,
-    probabilities: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    probabilities: Sequence[float] = SHARES,
     steps: Sequence[int] | None = None,
     scorer: Scorer | None = None,
+    tell: Callable[[], object] | None = None,
 ) -> list[Intervention]:
     """Return the curve over ``probabilities`` (0 and 1 join them), then over the single ``steps`` (None: every step).
 
@@ -80,6 +84,7 @@ def measure_interventions(
         probabilities: parts of the chains that the expert drives at every step.
         steps: the steps at which it drives all chains, alone.
         scorer: another quality of the samples.
+        tell: called after each run.
 
     Raises:
         Refusal: for a probability outside [0, 1] or a step outside the grid.
@@ -104,6 +109,8 @@ def measure_interventions(
         score = math.nan if scorer is None else float(scorer(points))
         t = math.nan if step is None else float(times[step])
         rows.append(Intervention(p, step, t, reached, energy - reached, error, score))
+        if tell is not None:
+            tell()
     return rows
 
 

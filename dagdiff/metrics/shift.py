@@ -15,7 +15,7 @@ expert's hands, makes of it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -194,6 +194,7 @@ def measure_shift(
     generator: torch.Generator | None = None,
     density: Density | None = None,
     truth: States | None = None,
+    tell: Callable[[], object] | None = None,
 ) -> Shift:
     """Return the shift, measured on as many chains as there are rows of clean data ``x0``, at nobody's cost.
 
@@ -211,6 +212,7 @@ def measure_shift(
         generator: of all draws.
         density: of the true states, where it is known.
         truth: points of the true law, for the mean of ``density`` there.
+        tell: called after each step.
     """
     noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     fresh = int(torch.randint(2**31, (), generator=generator, device=x0.device))
@@ -241,6 +243,8 @@ def measure_shift(
                 known = float(density(real, mine.t[:1].expand(len(real))).mean())
                 found["surprise"] = known - float(density(mine.x_t, mine.t).mean())
             rows.append(StepShift(step=number, t=float(mine.t[0]), **found))
+            if tell is not None:
+                tell()
     return Shift(rows, _bracket(own[-1].x_s, led[-1].x_s, generator))
 
 

@@ -2,7 +2,7 @@
 
 A ``metadata.jsonl`` or ``metadata.csv`` names files (``file_name``) and their captions, as the ``datasets`` library
 reads it; or each picture has a text file beside it, ``x.txt`` or ``x.caption`` for ``x.png``, as trainers of adapters
-read it.
+read it. Where there are none, the folders of classes may say it: ``golden_retriever/1.png`` is "golden retriever".
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dagdiff.checks import Refusal
+from dagdiff.envs.datasets import is_dataset, read_dataset, text_column
 from dagdiff.envs.picture_files import Found, find_pictures
 from dagdiff.pipelines.prompt_files import USUAL, find_column, read_table, read_text, trimmed
 
@@ -60,13 +61,29 @@ def read_captions(folder: Path, found: Found, column: str | None = None) -> Capt
     return Captions(texts, files)
 
 
-def folder_captions(images: str | None, column: str | None = None) -> list[str]:
-    """Return the different captions of a folder of pictures, in order; none where there is no folder."""
+def folder_captions(images: str | None, column: str | None = None, classes: bool = False) -> list[str]:
+    """Return the different captions of a folder of pictures or a data set, in order; none where there is no folder.
+
+    Args:
+        images: the folder.
+        column: of ``metadata`` files, or of the data set.
+        classes: take the names of the classes where there are no captions.
+    """
     folder = Path(images or "")
     if not images or not folder.is_dir():
         return []
-    captions = read_captions(folder, find_pictures(folder), column)
-    return [] if captions is None else list(dict.fromkeys(captions.texts))
+    if is_dataset(folder):
+        name = text_column(images, USUAL, column)
+        return list(read_dataset(images, label=name).classes) if name or classes else []
+    found = find_pictures(folder)
+    captions = read_captions(folder, found, column)
+    texts = captions.texts if captions is not None else map(in_words, found.classes) if classes else ()
+    return [text for text in dict.fromkeys(texts) if text]
+
+
+def in_words(kind: str) -> str:
+    """Return the name of a class as a prompt."""
+    return " ".join(kind.replace("_", " ").replace("/", ", ").split())
 
 
 def _of_table(table: Path, column: str | None) -> dict[str, str]:

@@ -7,7 +7,8 @@ the bank's last row, the empty prompt.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,13 +57,14 @@ class Labels(nn.Module):
     Args:
         classes: their number.
         null: the class that stands for "no class", if the network was trained with one.
+        names: the numbers of classes by the names that the pipeline tells of them.
     """
 
-    def __init__(self, classes: int, null: int | None = None) -> None:
+    def __init__(self, classes: int, null: int | None = None, names: Mapping[str, int] | None = None) -> None:
         super().__init__()
         if null is not None and null < 0:
             raise Refusal(f"null_class must be a class of the network, 0 or above; got {null}.")
-        self.classes, self.null = classes, null
+        self.classes, self.null, self.names = classes, null, dict(names or {})
 
     def forward(self, condition: Condition, x_t: States) -> Tensor:
         """Return the classes, ``(B,)``, the null class where the condition is -1 or None."""
@@ -79,7 +81,36 @@ class Labels(nn.Module):
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Return ``n`` classes, each as likely."""
-        return _draw(self.classes - (self.null == self.classes - 1), n, generator)
+        return _draw(self._shown, n, generator)
+
+    @property
+    def _shown(self) -> int:
+        """How many classes show something."""
+        return self.classes - (self.null == self.classes - 1)
+
+    def numbers(self, kinds: Sequence[str]) -> list[int]:
+        """Return the numbers of the classes that folders or labels name, in their order.
+
+        They are the pipeline's names of classes, or numbers; or there are as many as the network has classes, and they
+        stand in the order of those.
+
+        Raises:
+            Refusal: if they are none of these.
+        """
+        known = {name.lower(): number for name, number in self.names.items()}
+        folded = [kind.replace("_", " ").lower() for kind in kinds]
+        if all(kind in known for kind in folded):
+            return [known[kind] for kind in folded]
+        if all(re.fullmatch("[0-9]{1,9}", kind) and int(kind) < self.classes for kind in kinds):
+            return [int(kind) for kind in kinds]
+        if len(kinds) == self._shown:
+            place = {kind: number for number, kind in enumerate(sorted(kinds))}
+            return [place[kind] for kind in kinds]
+        strange = next((kind for kind, name in zip(kinds, folded, strict=True) if name not in known), kinds[0])
+        raise Refusal(
+            f"the images have {len(kinds)} classes, such as {strange!r:.80}, and the network {self._shown}: which is "
+            f"which? Name the folders by its classes' numbers, 0 to {self._shown - 1}, or put all pictures into one."
+        )
 
 
 class PromptBank(nn.Module):

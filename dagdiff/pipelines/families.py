@@ -5,7 +5,7 @@ methods (without ``spacing`` its pipeline leaves timesteps to the scheduler); ha
 ``DiffusersExpert.from_pretrained(family=...)``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -109,7 +109,7 @@ class DiT:
         """Labels, with a null class of its own."""
         classes = network.config.num_embeds_ada_norm
         null = classes if wanted.null_class is None else wanted.null_class
-        return _labels(network, classes, classes + 1, null, wanted)
+        return _labels(network, classes, classes + 1, null, wanted, getattr(pipeline, "labels", None))
 
     def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
         """Nothing: timesteps are the scheduler's."""
@@ -287,7 +287,10 @@ def _bank(network: Any, pipeline: Any, wanted: Wanted, encode: Encode) -> Prompt
     return embed(pipeline, wanted.prompts, network.device, encode)
 
 
-def _labels(network: Any, classes: int | None, rows: int | None, null: int | None, wanted: Wanted) -> nn.Module:
+def _labels(
+    network: Any, classes: int | None, rows: int | None, null: int | None, wanted: Wanted,
+    names: Mapping[str, int] | None = None,
+) -> nn.Module:  # fmt: skip
     """Return labels, or nothing for a network without classes; its embedding has so many rows."""
     if len(wanted.prompts):
         raise _refuse(network, "it takes no text: leave the prompts out", cure=False)
@@ -298,7 +301,7 @@ def _labels(network: Any, classes: int | None, rows: int | None, null: int | Non
             f"null_class={null} is no class of this {type(network).__name__}: its embedding has {rows} rows, 0 to "
             f"{rows - 1}. Name one of them, or leave it out and keep guidance at 1."
         )
-    return Unconditional() if classes is None else Labels(classes, null)
+    return Unconditional() if classes is None else Labels(classes, null, names)
 
 
 def _refuse(network: Any, reason: str, cure: bool = True) -> Refusal:

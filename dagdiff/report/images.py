@@ -7,11 +7,14 @@ without smoothing: a pixel is a square.
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
+from dagdiff.checkpoint import write_atomically
 from dagdiff.checks import Refusal
 from dagdiff.report.figures import Points, make_grid
 from dagdiff.report.plane import scatter_panels
@@ -62,6 +65,21 @@ def mosaic(images: Points, across: int) -> Points:
     return np.nan_to_num(laid[:-1, :-1], nan=1.0)
 
 
+def save_grid(images: Points, path: Path) -> int:
+    """Write images ``(n, C, H, W)`` side by side as a PNG, pixel by pixel; return how many there was room for.
+
+    They fill a square; it has at most 8,192 pixels a side.
+    """
+    count, channels, height, width = (int(side) for side in images.shape)
+    across = min(math.ceil(math.sqrt(count)), max(1, _SIDE // (width + 1)))
+    shown = min(count, across * max(1, _SIDE // (height + 1)))
+    laid = mosaic(images[:shown, : 3 if channels >= 3 else 1], min(across, shown))
+    pixels = (laid * 255.0).round().astype(np.uint8)
+    picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    write_atomically(path, lambda partial: picture.save(partial, "PNG"))
+    return shown
+
+
 def _show(axes: Axes, title: str, images: Points, across: int) -> None:
     channels = images.shape[1]
     seen = 3 if channels >= 3 else 1
@@ -71,3 +89,6 @@ def _show(axes: Axes, title: str, images: Points, across: int) -> None:
     axes.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
+
+
+_SIDE = 8192

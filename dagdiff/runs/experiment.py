@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from dagdiff import engine
+from dagdiff.batches import InParts, rows_at_once, sample_in_batches
 from dagdiff.checkpoint import check_writable, load_weights
 from dagdiff.checks import Refusal, check_seed, first_line
 from dagdiff.dagger import DAgger
@@ -46,7 +47,7 @@ from dagdiff.strategies.halving import Halving
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.names import make_task
 from dagdiff.threshold import Threshold
-from dagdiff.transition import EpsilonScaling, Transition, chain, sample
+from dagdiff.transition import EpsilonScaling, Transition, chain
 
 
 @dataclass
@@ -64,6 +65,8 @@ class Experiment:
     times: Times
     device: torch.device
     denoiser: Denoiser | None
+    rows: int | None = None
+    """How many rows networks are shown at once where samples are drawn and scored; None takes what suits them."""
 
     @classmethod
     def build(cls, config: Config, training: bool = True) -> "Experiment":
@@ -151,6 +154,18 @@ class Experiment:
     def policy(self) -> StudentPolicy:
         """The student in its role."""
         return StudentPolicy(self.student, self.threshold)
+
+    @property
+    def measured(self) -> tuple[Denoiser, Expert]:
+        """The student in its role, and the expert, whose networks are shown no more rows at once than is said."""
+        rows = self._rows
+        twin = copy.copy(self.expert)  # of the same ledger
+        twin.denoiser = InParts(twin.denoiser, rows)
+        return InParts(self.policy, rows), twin
+
+    @property
+    def _rows(self) -> int:
+        return rows_at_once(self.task.shape) if self.rows is None else self.rows
 
     @property
     def sampler(self) -> Transition:
@@ -289,10 +304,25 @@ class Experiment:
         condition = self.task.conditions(n, generator) if self.task.conditions else None
         return noise, condition, generator
 
-    def sample(self, n: int, seed: int) -> Tensor:
-        """Return ``n`` points from the student, ``(n, *D)``."""
+    def sample(self, n: int, seed: int, progress: bool = False) -> Tensor:
+        """Return ``n`` points from the student, ``(n, *D)``; ``progress`` shows a bar."""
+        return self._walked(self.policy, "samples", n, seed, progress)
+
+    def _walked(self, policy: Denoiser, title: str, n: int, seed: int, progress: bool) -> Tensor:
+        """Return where a policy leads the noise of ``seed``, batch by batch."""
+        from tqdm import tqdm
+
         noise, condition, generator = self.start(n, seed)
-        return sample(self.policy, self.sampler, self.times, noise, condition, generator)
+        parts = policy, self.sampler, self.times, noise, condition, generator, self._rows
+        with tqdm(total=n, desc=title, unit="", disable=None if progress else True) as bar:
+            return sample_in_batches(*parts, bar.update)
+
+    def pictures(self, points: Tensor, progress: bool = False) -> Tensor:
+        """Return what points look like, on the CPU, made batch by batch."""
+        from tqdm import tqdm
+
+        parts = tqdm(points.split(self._rows), desc="decoding", disable=None if progress else True)
+        return torch.cat([self.task.pictures(part).cpu() for part in parts])
 
     def clouds(self) -> dict[str, Any]:
         """Return what is drawn side by side: points shown to the student, of the truth, and of the student."""
@@ -314,7 +344,7 @@ class Experiment:
         """What the expert makes of the noise of the first of ``n`` chains, if samples are compared one by one."""
         chains = self.task.probes(n)
         noise, asked, _ = self.start(n, seed)
-        return self.task.pair(self.expert, noise[:chains], self.times, None if asked is None else asked[:chains])
+        return self.task.pair(self.measured[1], noise[:chains], self.times, None if asked is None else asked[:chains])
 
     def measure(
         self, samples: Tensor, seed: int = 0, paired: Tensor | None = None
@@ -329,21 +359,21 @@ class Experiment:
         truth = self.task.truth(len(samples), self.generator(4, seed), self.generator(5, seed), asked, paired)
         metrics = score((*self.task.metrics, *self.metrics), samples, truth)
         heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
-        found = heldout.imitation(self.policy, self.expert)
+        parts = self.measured
+        found = heldout.imitation(*parts)
         losses = {name: sum(by_step) / len(by_step) for name, by_step in found.items()}
-        displacement = heldout.displacement(self.policy, self.expert)
+        displacement = heldout.displacement(*parts)
         metrics |= losses | gaps(losses) | {"end_error": displacement[-1]}
         return metrics, {"t": self.times[:-1].tolist(), **found, "displacement": displacement}
 
-    def sample_expert(self, n: int, seed: int) -> Tensor:
+    def sample_expert(self, n: int, seed: int, progress: bool = False) -> Tensor:
         """Return ``n`` points from the expert in the student's place, ``(n, *D)``; it is not charged.
 
         They start from the noise of :meth:`sample`, and take its fresh noise: what a perfect imitator would return.
         """
-        noise, condition, generator = self.start(n, seed)
         acting = ExpertPolicy(self.expert, self.sampler, self.times)
         with self.expert.ledger.free():
-            return sample(acting, self.sampler, self.times, noise, condition, generator)
+            return self._walked(acting, "the expert's samples", n, seed, progress)
 
     def score_expert(self, n: int, seed: int = 0) -> dict[str, float]:
         """Return every metric of the samples of :meth:`sample_expert`: the reference of a student's own."""
@@ -351,10 +381,10 @@ class Experiment:
         truth = self.task.truth(n, self.generator(4, seed), self.generator(5, seed), asked, self.pair(n, seed))
         return score((*self.task.metrics, *self.metrics), self.sample_expert(n, seed), truth)
 
-    def stand(self, samples: Tensor, seed: int = 0, paired: Tensor | None = None) -> Standing:
+    def stand(self, samples: Tensor, seed: int = 0, paired: Tensor | None = None, progress: bool = False) -> Standing:
         """Compare samples with those of the expert in the student's place; arguments as in :meth:`measure`."""
         truth = self.task.truth(len(samples), self.generator(4, seed), paired=paired)
-        return self.task.stand(samples, self.sample_expert(len(samples), seed), truth)
+        return self.task.stand(samples, self.sample_expert(len(samples), seed, progress), truth)
 
 
 _RAMP = Callable, "a callable progress -> height"

@@ -33,7 +33,7 @@ from dagdiff.runs.checkpoints import Checkpoints
 from dagdiff.runs.config import Config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.keeping import Keeper
-from dagdiff.runs.outside import KEPT, check_base, keep_outside, with_kept_prompts
+from dagdiff.runs.outside import KEPT, ask_in_turn, check_base, keep_outside, with_kept_prompts, with_prompts
 from dagdiff.runs.rehearsal import check_logger, check_run
 from dagdiff.runs.standing import FINISHED, NEW, check_same, check_whole, clear, seal, standing, with_absolute_paths
 from dagdiff.runs.trust import check_registered
@@ -142,7 +142,7 @@ def _trained(experiment: Experiment, out: Path, progress: bool, logger: str, sav
                 training.loop.aggregate.close()
     assert training.loop is not None
     finish(experiment, training.loop)
-    return _closed(experiment, training.loop, keeper, out) if engine.rank() == 0 else {}
+    return _closed(experiment, training.loop, keeper, out, progress) if engine.rank() == 0 else {}
 
 
 def _rescue(error: Exception, experiment: Experiment, loop: DAgger | None, keeper: Keeper, out: Path) -> None:
@@ -161,16 +161,16 @@ def _rescue(error: Exception, experiment: Experiment, loop: DAgger | None, keepe
         keeper.save_rounds()
 
 
-def _closed(experiment: Experiment, loop: DAgger, keeper: Keeper, out: Path) -> dict[str, Any]:
+def _closed(experiment: Experiment, loop: DAgger, keeper: Keeper, out: Path, progress: bool) -> dict[str, Any]:
     """Save and measure a student that has been trained, and seal the folder."""
     _save_best(experiment, loop, out)
     save_student(experiment, out)
     keeper.save_rounds()
     rounds = keeper.rounds
-    samples = experiment.sample(experiment.settings.samples, seed=0)
+    samples = experiment.sample(experiment.settings.samples, seed=0, progress=progress)
     paired = experiment.pair(len(samples))
     metrics, by_step = experiment.measure(samples, paired=paired)
-    level = experiment.stand(samples, paired=paired)
+    level = experiment.stand(samples, paired=paired, progress=progress)
     best = {"round": loop.best[0], "heldout": loop.best[1]} if loop.best else None
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
     if loop.gathering.ready is not None:
@@ -209,15 +209,23 @@ def _save_best(experiment: Experiment, loop: DAgger, out: Path) -> None:
         save_weights(out / "best.safetensors", _with_state(experiment.student, loop.best[2]))
 
 
-def open_run(folder: Path, device: str = "auto", weights: str = "student", trust_code: bool = False) -> Experiment:
+def open_run(
+    folder: Path,
+    device: str = "auto",
+    weights: str = "student",
+    trust_code: bool = False,
+    prompts: Path | None = None,
+    prompt_column: str | None = None,
+) -> Experiment:
     """Build the experiment of a finished run and load its student (``weights="best"`` for the best round's).
 
     How the student is sampled is read from ``student.json``; the rest of the configuration from ``config.yaml``. Both
     may name dagdiff's own parts alone, unless you trust their writer with ``trust_code``: then import paths in them are
-    imported.
+    imported. A file of ``prompts`` (a column of it, if it is a table) takes the place of the run's own: its chains ask
+    for them in turn.
 
     Raises:
-        Refusal: if the folder holds no finished run, or one that names code.
+        Refusal: if the folder holds no finished run, one that names code, or one that takes no prompts.
     """
     file, beside = folder / "config.yaml", folder / "student.json"
     if not file.exists():
@@ -233,8 +241,10 @@ def open_run(folder: Path, device: str = "auto", weights: str = "student", trust
     if not trust_code:
         check_registered(config, file)
         check_registered(sampled, beside)
-    config = with_kept_prompts(config, folder)
+    config = with_kept_prompts(config, folder) if prompts is None else with_prompts(config, prompts, prompt_column)
     experiment = Experiment.build({**config, **sampled, "device": device}, training=False)
+    if prompts is not None:
+        ask_in_turn(experiment.task, prompts, prompt_column)
     check_base(experiment.task, config, folder)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
     law, sampler = kept["sampler"], experiment.transition

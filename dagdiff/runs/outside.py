@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dagdiff.checkpoint import file_hash, save_json, save_text, write_atomically
 from dagdiff.checks import Refusal
 from dagdiff.reading import check_kind, parse_json, read_json, read_text
@@ -47,14 +50,35 @@ def with_kept_prompts(config: Config, folder: Path) -> Config:
     kept = [file for name in KEPT[:2] if (file := folder / name).exists()]
     if not kept or not isinstance(config.get("pipeline"), dict):
         return config
-    chosen = {**config["pipeline"], "prompts": str(kept[0]), "prompt_column": None}
-    if chosen.get("images") and not Path(str(chosen["images"])).exists():
-        chosen["images"] = None
     given = config["pipeline"].get("prompts")
     if isinstance(given, str) and Path(given).is_file() and _differ(kept[0], Path(given), config["pipeline"]):
         told = f"{given} has changed since the run in {folder} was trained; its own prompts are used, from {kept[0]}"
         print(f"dagdiff: warning: {told}", file=sys.stderr)
-    return {**config, "pipeline": chosen}
+    return _asking(config, kept[0])
+
+
+def with_prompts(config: Config, file: Path, column: str | None) -> Config:
+    """Return a configuration with the prompts of a file in the place of its own.
+
+    Raises:
+        Refusal: if it is none of a pipeline, or there is no such file.
+    """
+    if not isinstance(config.get("pipeline"), dict):
+        raise Refusal(f"prompts are for runs of pipelines, and this is one of {config.get('task')!r}. Leave them away.")
+    return _asking(config, file, column)
+
+
+def ask_in_turn(task: Task, file: Path, column: str | None) -> None:
+    """Let chains of a pipeline's task ask for the prompts of a file one after the other, and for nothing else."""
+    from dagdiff.pipelines.pretrained import as_prompts
+
+    world: Any = task.world
+    count = len(as_prompts(file, column))
+
+    def in_turn(n: int, generator: torch.Generator | None) -> Tensor:
+        return torch.arange(n, device=None if generator is None else generator.device) % count
+
+    world.conditions = in_turn
 
 
 def check_base(task: Task, config: Config, folder: Path) -> None:
@@ -72,6 +96,14 @@ def check_base(task: Task, config: Config, folder: Path) -> None:
             f"the {other[0]} of {path!r} is not the one that the run in {folder} was trained from: its hash is "
             f"{str(found.get(other[0]))[:12]}, not {str(kept.get(other[0]))[:12]}. Bring back that pipeline."
         )
+
+
+def _asking(config: Config, prompts: Path, column: str | None = None) -> Config:
+    """The configuration of a pipeline with other prompts, and without images that are there no more."""
+    chosen = {**config["pipeline"], "prompts": str(prompts), "prompt_column": column}
+    if chosen.get("images") and not Path(str(chosen["images"])).exists():
+        chosen["images"] = None
+    return {**config, "pipeline": chosen}
 
 
 def _differ(kept: Path, given: Path, chosen: Mapping[str, Any]) -> bool:

@@ -107,6 +107,11 @@ class Task:
         """Hashes of the weights, by name, that a student of the task stands on and its own file does not hold."""
         return {}
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What conditions ask for, in words, by their numbers; none where they are not prompts."""
+        return ()
+
     def pictures(self, points: Tensor) -> Tensor:
         """Return what points look like, for figures: themselves, unless they are latents."""
         return points

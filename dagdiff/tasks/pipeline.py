@@ -49,7 +49,7 @@ class PipelineSettings:
     Args:
         path: a folder that save_pretrained wrote, or a hub id.
         prompts: of a text-to-image pipeline: a file with a prompt a line, a table (.csv, .tsv, .jsonl), or a saved bank
-            of embeddings (.safetensors); null takes the captions of the images.
+            of embeddings (.safetensors); null takes the captions of the images, or the names of their classes.
         prompt_column: of a table of prompts, or of the captions in metadata.jsonl; null takes prompt, caption or text.
         images: a folder of pictures or a file of arrays for forward states; null takes the teacher's own samples.
         dtype: of the expert's weights: float32, bfloat16 or float16; the autoencoder's stay in float32.
@@ -102,6 +102,11 @@ class PipelineTask(Task):
         parts = {"network": network} | ({} if isinstance(autoencoder, Pixels) else {"autoencoder": autoencoder.vae})
         return {name: fingerprint(part) for name, part in parts.items()}
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the bank, by their numbers; none of a bank of embeddings alone."""
+        return getattr(self.teacher.network.conditions, "prompts", ())
+
     def reference(self, n: int, generator: torch.Generator) -> Tensor:
         """Held-out points, as many different ones as asked for or as there are."""
         return self.world.reference(min(n, len(self.world.splits[1].points)), generator)
@@ -149,7 +154,7 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     if probe is not None and int(probe) < 0:
         raise Refusal(
             f"{chosen.path!r} is asked with prompts. Give a file of them: --pipeline.prompts prompts.txt, or "
-            "pictures with captions: --pipeline.images FOLDER."
+            "pictures with captions or in folders of classes: --pipeline.images FOLDER."
         )
     if probe is None and settings.guidance != 1.0:
         raise Refusal(f"{chosen.path!r} takes no condition, so guidance has nothing to weigh. Leave --guidance away.")
@@ -170,7 +175,7 @@ def load_teacher(chosen: Any, device: str) -> DiffusersExpert:
     """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once."""
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
-    captions = tuple(folder_captions(chosen.images, chosen.prompt_column))
+    captions = tuple(folder_captions(chosen.images, chosen.prompt_column, classes=not chosen.prompts))
     text = (chosen.prompts, chosen.prompt_column, captions)
     told = (chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
     return _loaded(chosen.path, *text, *told, str(find_device(device)))

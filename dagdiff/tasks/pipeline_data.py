@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors, read_state, save_state
 from dagdiff.checks import Refusal, check_at_least
-from dagdiff.envs.image_files import Labels, image_arrays, image_folder
+from dagdiff.envs.datasets import is_dataset, text_column
+from dagdiff.envs.image_files import Labels, hugging_face, image_arrays, image_folder
 from dagdiff.envs.picture_files import Found
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
@@ -26,10 +27,12 @@ from dagdiff.jobs.awaited import awaited
 from dagdiff.jobs.deferred import deferred
 from dagdiff.jobs.pace import Pace
 from dagdiff.jobs.stops import Stopped
-from dagdiff.pipelines.captions import Captions, read_captions
+from dagdiff.pipelines.captions import Captions, in_words, read_captions
+from dagdiff.pipelines.conditions import Labels as Classes
 from dagdiff.pipelines.conditions import PromptBank
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.pretrained import DiffusersExpert
+from dagdiff.pipelines.prompt_files import USUAL
 from dagdiff.pipelines.schedulers import usual_times
 from dagdiff.schedule import FlowSchedule, step_grid
 from dagdiff.shapes import Times
@@ -104,34 +107,69 @@ def encoded_images(
 ) -> Splits:
     """Return the states of images, shown and held out; encoded once and cached.
 
-    Captions beside pictures become their conditions, by their numbers among the teacher's prompts.
+    Captions beside pictures become their conditions, by their numbers among the teacher's prompts; where there are
+    none, their classes do: as prompts, if these are among the teacher's, or as the classes of its network.
 
     Args:
         teacher: whose states they become.
-        path: a folder of pictures, which are cropped in their middle to the pipeline's size, or a file of arrays.
-        column: of captions in a ``metadata`` file; None takes the one called prompt, caption or text.
+        path: a folder of pictures or of a data set, which are cropped in their middle to the pipeline's size, or a file
+            of arrays.
+        column: of captions in a ``metadata`` file or a data set; None takes the one called prompt, caption or text.
         skip_broken: leave out pictures that can't be read.
 
     Raises:
-        Refusal: if there are none, a file's are of another size than the pipeline's, or a caption is not among the
-            prompts.
+        Refusal: if there are none, a file's are of another size than the pipeline's, a caption is not among the
+            prompts, or their classes can't be told to be the network's.
     """
     if not path.exists():
         raise Refusal(f"no images at {path}. Name a folder of pictures, or a .npy or .npz file.")
-    if path.is_file():
-        world = image_arrays(path, HELD_OUT)
-        return Points(_encoded(teacher, world.train.points)), Points(_encoded(teacher, world.test.points))
+    conditions = teacher.network.conditions
     height, width = teacher.autoencoder.image_shape[1:]
-    conditions: Any = teacher.network.conditions
     prompts = conditions.prompts if isinstance(conditions, PromptBank) else ()
+    if path.is_file() or is_dataset(path):
+        text = text_column(str(path), USUAL, column) if prompts and path.is_dir() else None
+        world = (
+            image_arrays(path, HELD_OUT)
+            if path.is_file()
+            else hugging_face(str(path), None, text, (height, width), HELD_OUT, skip_broken=skip_broken)
+        )
+        numbers = _numbers(conditions, world.classes)
+        if numbers is None and text is not None:
+            raise Refusal(
+                f"captions in column {text!r} of {path} are not among the prompts. Embed them with the others."
+            )
+        shown, held = (
+            Points(_encoded(teacher, split.points), None if numbers is None else torch.tensor(numbers)[split.labels])
+            for split in (world.train, world.test)
+        )
+        return shown, held
 
     def labelling(found: Found) -> Labels | None:
         captions = read_captions(path, found, column) if prompts else None
-        return None if captions is None else _among(prompts, captions, path)
+        if captions is not None:
+            return _among(prompts, captions, path)
+        kinds = sorted(set(found.classes))
+        numbers = _numbers(conditions, kinds)
+        if numbers is None:
+            return None
+        place = dict(zip(kinds, numbers, strict=True))
+        names = prompts or tuple(map(str, range(max(numbers) + 1)))
+        return Labels([place[kind] for kind in found.classes], names)
 
     world = image_folder(path, (height, width), HELD_OUT, skip_broken=skip_broken, labelling=labelling)
     shown, held = (Points(_encoded(teacher, split.points), split.labels) for split in (world.train, world.test))
     return shown, held
+
+
+def _numbers(conditions: nn.Module, kinds: Sequence[str]) -> list[int] | None:
+    """The conditions that classes stand for; None where there are none, or they say nothing to the teacher."""
+    if not any(kinds):
+        return None
+    if isinstance(conditions, Classes):
+        return conditions.numbers(kinds)
+    numbers = {prompt: number for number, prompt in enumerate(getattr(conditions, "prompts", ()))}
+    words = kinds if set(kinds) <= set(numbers) else [in_words(kind) for kind in kinds]
+    return [numbers[word] for word in words] if set(words) <= set(numbers) else None
 
 
 def _among(prompts: Sequence[str], captions: Captions, path: Path) -> Labels:

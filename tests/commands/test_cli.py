@@ -267,6 +267,15 @@ def test_sample(folder: Path, place: Path) -> None:
     assert np.array_equal(kept["x"], open_run(folder, "cpu").sample(20, seed=0).numpy())
 
 
+def test_samples_do_not_depend_on_the_batch(folder: Path, place: Path) -> None:
+    for name, words in (("a", ""), ("b", "--batch_size 7"), ("c", "--batch_size 1000")):
+        assert dagdiff(f"sample {folder} --num 20 {words} --out {name}.npz").status == 0
+    a, b, c = (np.load(place / f"{name}.npz") for name in "abc")
+    assert np.array_equal(a["x"], c["x"]) and np.array_equal(a["noise"], b["noise"])
+    np.testing.assert_allclose(b["x"], a["x"], atol=1e-5)
+    refused(f"sample {folder} --grid", "--grid is for images, and")
+
+
 def test_samples_follow_the_seed(folder: Path, place: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert dagdiff(f"sample {folder} --num 20 --seed {seed} --out {name}.npz").status == 0
@@ -296,6 +305,12 @@ def test_shift(folder: Path, tmp_path: Path) -> None:
     status, out, _ = dagdiff(f"shift {folder} --num 40")
     assert status == 0
     rows = list(csv.DictReader((folder / "shift.csv").open()))
+    assert dagdiff(f"shift {folder} --num 40 --batch_size 9").status == 0
+    again = list(csv.DictReader((folder / "shift.csv").open()))
+    for one, two in zip(rows, again, strict=True):
+        assert {name: float(value) for name, value in two.items()} == pytest.approx(
+            {name: float(value) for name, value in one.items()}, rel=1e-2, abs=1e-4, nan_ok=True
+        )
     assert len(rows) == 4
     assert [float(row["t"]) for row in rows] == [1.0, 0.75, 0.5, 0.25]
     assert (folder / "shift.png").read_bytes().startswith(PNG)

@@ -55,7 +55,26 @@ def test_arrays_without_labels_are_told_of(file: Path, capsys: pytest.CaptureFix
     world = image_arrays(save(file, images=np.linspace(0, 1, 40).reshape(10, 2, 2)))
     assert world.labels == 0
     assert float(torch.cat([world.train.points, world.test.points]).min()) == -1.0
-    assert capsys.readouterr().err == f"{file}: 10 pictures, 0 classes, 0 skipped; 8 to train on, 2 held out\n"
+    assert capsys.readouterr().err == (
+        f"{file}: 10 pictures, 0 classes, 0 skipped; 8 to train on, 2 held out; float64 from 0 to 1, read with black 0 "
+        "and white 1\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (BYTES, "uint8 from 0 to 255, read with black 0 and white 255"),
+        (BYTES.astype(np.int64) // 8, "int64 from 0 to 31, read with black 0 and white 255"),
+        (BYTES.astype(np.uint16) * 257, "uint16 from 0 to 65535, read with black 0 and white 65535"),
+        (BYTES > 99, "bool from 0 to 1, read with black 0 and white 1"),
+        (BYTES / 127.5 - 1, "float64 from -1 to 1, read with black -1 and white 1"),
+        (BYTES / 255 * 1.02 - 0.01, "float64 from -0.01 to 1.01, read with black 0 and white 1"),
+    ],
+)
+def test_it_is_told_what_was_taken_for_black_and_white(values: np.ndarray, told: str, file: Path, capsys: Any) -> None:
+    image_arrays(save(file, images=values))
+    assert capsys.readouterr().err.endswith(f"held out; {told}\n")
 
 
 def test_the_names_that_the_field_uses(tmp_path: Path, file: Path) -> None:
@@ -132,6 +151,11 @@ def test_other_ranges(file: Path) -> None:
     torch.testing.assert_close(read_arrays(save(file, images=floats, range=[0, 255])).images, STATES)
     torch.testing.assert_close(read_arrays(save(file, images=floats), (0.0, 255.0)).images, STATES)
     assert image_arrays(file, value_range=(0.0, 255.0)).shape == (3, 8, 8)
+    masks = np.arange(20 * 64).reshape(20, 8, 8) % 2
+    for values in (masks, masks.astype(np.uint8), masks.astype(bool)):
+        assert torch.equal(
+            read_arrays(save(file, images=values, range=[0, 1])).images[:, 0], torch.tensor(2 * masks - 1.0).float()
+        )
     with pytest.raises(Refusal, match=r"range in .* must be two numbers"):
         read_arrays(save(file, images=floats, range=255))
 
@@ -163,6 +187,8 @@ def test_labels_of_any_type(labels: np.ndarray, classes: tuple[str, ...], file: 
         ({"ages": np.zeros(4)}, r"holds no array 'images'; it holds .*ages.*\(4,\)"),
         ({"images": np.full((4, 2, 2), 300.0)}, "images must be uint8, or floats"),
         ({"images": np.full((4, 2, 2), 300)}, "images must be uint8, or floats .*int64 from 300 to 300"),
+        ({"images": np.eye(4, dtype=np.uint8)[None]}, r"whole numbers from 0 to 1, uint8: .* declare range=\[0, 1\]"),
+        ({"images": np.eye(4, dtype=np.int64)[None]}, r"whole numbers from 0 to 1, int64"),
         ({"images": np.full((4, 2, 2), -1, np.int8)}, "images must be uint8, or floats .*int8 from -1"),
         ({"images": np.full((4, 2, 2), np.nan)}, "images must be uint8, or floats"),
         ({"images": np.zeros((4, 3, 5, 3))}, r"C 1 or 3; got shape \(4, 3, 5, 3\)"),

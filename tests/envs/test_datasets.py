@@ -1,5 +1,6 @@
 """Data sets of the ``datasets`` library, if it is there: which column, which labels, which split."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Generator
 
 from dagdiff.checks import Refusal
+from dagdiff.envs.datasets import text_column
 from dagdiff.envs.image_files import hugging_face
 from dagdiff.tasks.images import image_world
 
@@ -129,3 +131,31 @@ def test_sets_without_a_column_of_their_own_are_refused(datasets: Any, tmp_path:
     (tmp_path / "empty").mkdir()
     with pytest.raises(Refusal, match="can't be loaded"):
         hugging_face(str(tmp_path / "empty"))
+
+
+def test_files_in_a_plain_table_are_images(datasets: Any, tmp_path: Path) -> None:
+    """Parquet that another program wrote: bytes and a path, and nothing says that they are pictures."""
+
+    def packed(value: int) -> dict[str, Any]:
+        file = io.BytesIO()
+        Image.new("L", (4, 4), value).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    rows = {"png": [packed(25 * row) for row in range(10)], "label": [row % 2 for row in range(10)]}
+    columns = datasets.Features(
+        {"png": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}, "label": datasets.Value("int64")}
+    )
+    datasets.Dataset.from_dict(rows, features=columns).save_to_disk(str(tmp_path))
+    world = hugging_face(str(tmp_path))
+    assert (world.shape, world.classes) == ((1, 4, 4), ("0", "1"))
+    both = torch.cat([world.train.points, world.test.points])[:, 0, 0, 0]
+    torch.testing.assert_close(both.sort().values, torch.arange(10) * 25 / 127.5 - 1)
+
+
+def test_the_column_of_captions(datasets: Any, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"n": [1], "caption": ["a"], "title": ["b"]}).save_to_disk(str(tmp_path))
+    assert text_column(str(tmp_path), ("prompt", "caption")) == "caption"
+    assert text_column(str(tmp_path), ("prompt",)) is None
+    assert text_column(str(tmp_path), ("prompt",), "title") == "title"
+    with pytest.raises(Refusal, match=r"column 'n' of .* holds no text; such are \['caption', 'title'\]"):
+        text_column(str(tmp_path), (), "n")

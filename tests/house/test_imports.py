@@ -27,6 +27,7 @@ ROOMS = (
     "schedule",
     "threshold",
     "transition",
+    "batches",
     "finite",
     "solvers",
     "ledger",

@@ -252,7 +252,14 @@ def test_distill_sample_and_load_images(own: str, tmp_path: Path, capsys: pytest
     assert main(["sample", "run", "--num", "5", "--device", "cpu"]) == 0
     with np.load("samples.npz") as arrays:
         assert arrays["x"].shape == (5, 1, 8, 8)
-    capsys.readouterr()
+        usual = arrays["x"]
+    assert main(["sample", "run", "--num", "5", "--batch_size", "2", "--grid", "--device", "cpu"]) == 0
+    assert "5 pictures in samples.npz, all drawn in samples.png" in capsys.readouterr().out
+    with np.load("samples.npz") as arrays, Image.open("samples.png") as grid:
+        np.testing.assert_allclose(arrays["x"], usual, atol=1e-5)
+        assert (grid.size, grid.mode) == ((26, 17), "L"), "3 by 2, a pixel apart"
+        first = (arrays["x"][0, 0].clip(-1, 1) + 1) * 127.5
+        assert abs(np.asarray(grid)[:8, :8] - first).max() <= 0.5001
     assert main(["export", "run", "--out", "student"]) == 0, capsys.readouterr().err
     assert "DDIMPipeline in student; call it with num_inference_steps=2" in capsys.readouterr().out
     assert main(["export", "run", "--out", "student"]) == 0

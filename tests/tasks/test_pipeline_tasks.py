@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
+from dagdiff.envs.image_files import image_arrays
 from dagdiff.metrics.base import score
 from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.pipelines.few_step import read_sampler
@@ -28,6 +30,7 @@ from dagdiff.pipelines.noise_law import read_noise_law
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run, save_student
+from dagdiff.runs.outside import keep_outside
 from dagdiff.schedule import step_grid
 from dagdiff.tasks import pipeline_data
 from dagdiff.tasks.pipeline_data import fingerprint
@@ -88,6 +91,16 @@ def dagdiff(line: str) -> tuple[int, str, str]:
     with redirect_stdout(out), redirect_stderr(err):
         status = main(shlex.split(line))
     return status, out.getvalue(), err.getvalue()
+
+
+def fill(root: Path, *kinds: str, each: int) -> None:
+    """Write folders of pictures, black ones into the first and white ones into the others."""
+    from PIL import Image
+
+    for place, kind in enumerate(kinds):
+        (root / kind).mkdir()
+        for number in range(each):
+            Image.new("RGB", (16, 16), (255,) * 3 if place else (0,) * 3).save(root / kind / f"{number}.png")
 
 
 # -- the task -------------------------------------------------------------------------------------------------------
@@ -226,6 +239,92 @@ def test_captions_beside_pictures_are_their_prompts(
     (tmp_path / "0.txt").write_text("an old boat")
     with pytest.raises(Refusal, match=r"1 captions in .* are not among the prompts, such as 'an old boat'"):
         build(changed(of_text, images=str(tmp_path), prompts=str(bank)))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["no prompts", "the classes among others"])
+def test_classes_of_folders_are_prompts(
+    given: bool, of_text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_data, "_encoded", lambda teacher, images: images[:, [0] * 4, :8, :8])
+    fill(tmp_path, "red_house", "two_dogs", each=5)
+    told = {} if given else {"prompts": None}
+    task: Any = build(changed(of_text, images=str(tmp_path), **told)).task
+    prompts = task.teacher.network.conditions.prompts
+    assert prompts == (tuple(PROMPTS) if given else ("red house", "two dogs"))
+    shown, held = task.world.splits
+    if given:  # "red house" is none of them: nothing is known of the pictures
+        assert shown.labels is None
+        return
+    for part in (shown, held):
+        assert torch.equal(part.points[:, 0, 0, 0], 2.0 * part.labels - 1), "each picture with its own class"
+
+
+@pytest.fixture(scope="module")
+def labelled(folder: Path) -> str:
+    """A class-conditional pipeline of a thousand classes, two of which have names."""
+    path = pipelines.save(pipelines.seeded(pipelines.dit), folder / "dit")
+    index = Path(path) / "model_index.json"
+    names = {"id2label": {str(number): f"class {number}, kind {number}" for number in range(1000)}}
+    index.write_text(json.dumps(json.loads(index.read_text()) | names))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kinds", "numbers"),
+    [
+        (("7", "031"), (7, 31)),
+        (("kind_9", "class 2"), (9, 2)),
+        (tuple(f"n{number:08d}" for number in range(3, 1003)), (0, 1)),
+    ],
+    ids=["numbers", "names", "as many as the network has"],
+)
+@pytest.mark.parametrize("form", ["folders", "arrays"])
+def test_classes_of_images_are_the_networks(
+    kinds: tuple[str, ...], numbers: tuple[int, ...], form: str, labelled: str, tmp_path: Path
+) -> None:
+    names = [kind for kind in kinds for _ in range(5 if len(kinds) == 2 else 1)]
+    if form == "arrays":
+        grey = np.where(np.array(names) == kinds[0], 0, 255).astype(np.uint8)
+        images = tmp_path / "x.npz"
+        np.savez(images, images=np.broadcast_to(grey[:, None, None], (len(names), 16, 16)), labels=np.array(names))
+    else:
+        images = tmp_path
+        fill(images, *kinds, each=len(names) // len(kinds))
+    told = {"path": labelled, "images": str(images), "null_class": 1000}
+    shown, held = build(SMALL, pipeline=told).task.world.splits  # type: ignore[union-attr]
+    both = torch.cat([shown.labels, held.labels])
+    assert int((both == numbers[0]).sum()) == len(names) // len(kinds)
+    assert set(both.tolist()) == (set(numbers) if len(kinds) == 2 else set(range(1000)))
+
+
+def test_classes_that_the_network_does_not_know_are_refused(labelled: str, tmp_path: Path) -> None:
+    fill(tmp_path, "cat", "class 2", each=5)
+    told = {"path": labelled, "images": str(tmp_path)}
+    with pytest.raises(Refusal, match=r"2 classes, such as 'cat', and the network 1000: which is which\? Name the"):
+        build(SMALL, pipeline=told).task.world.splits  # type: ignore[union-attr]  # noqa: B018
+
+
+@pytest.mark.parametrize("column", ["text", "what"])
+def test_a_data_set_gives_images_and_captions(
+    column: str, of_text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_data, "_encoded", lambda teacher, images: images[:, [0] * 4, :8, :8])
+    datasets = pytest.importorskip("datasets")
+    from PIL import Image
+
+    images = [Image.new("RGB", (20, 16), (255,) * 3 if row % 2 else (0,) * 3) for row in range(10)]
+    captions = [("a white field", "the_night")[row % 2 == 0] for row in range(10)]
+    columns = datasets.Features({"image": datasets.Image(), column: datasets.Value("string")})
+    datasets.Dataset.from_dict({"image": images, column: captions}, features=columns).save_to_disk(str(tmp_path))
+    told = {"images": str(tmp_path), "prompts": None, "prompt_column": None if column == "text" else column}
+    task: Any = build(changed(of_text, **told)).task
+    assert sorted(task.teacher.network.conditions.prompts) == ["a white field", "the_night"]
+    shown = task.world.splits[0]
+    assert len(shown.points) == 8 and len(shown.labels.unique()) == 2
+    white = shown.labels == task.teacher.network.conditions.prompts.index("a white field")
+    assert torch.equal(shown.points[:, 0, 0, 0], torch.where(white, 1.0, -1.0)), "each with its own caption"
+    with pytest.raises(Refusal, match=r"column 'image' of .* holds no text; such are "):
+        build(changed(of_text, **told | {"prompt_column": "image"}))
 
 
 def test_prompts_come_from_the_column_of_a_table(of_text: dict[str, Any], tmp_path: Path) -> None:
@@ -370,6 +469,58 @@ def test_samples_and_shift_of_a_run(finished: tuple[Path, str], tmp_path: Path) 
     assert "imitation loss" in told and (out / "shift.csv").exists()
 
 
+def test_samples_of_a_pipeline_are_pictures_of_the_prompts_asked_for(
+    of_text: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "run", tmp_path / "x.npz"
+    it = build(of_text)
+    out.mkdir()
+    save_student(it, out)
+    keep_outside(it.task, it.config, out)
+
+    def drawn(words: str) -> dict[str, np.ndarray]:
+        status, _, err = dagdiff(f"sample {out} --num 5 --out {file} --device cpu {words}")
+        assert status == 0, err
+        with np.load(file) as arrays:
+            return dict(arrays)
+
+    own = drawn("")
+    assert own["x"].shape == (5, 3, 16, 16) and own["latents"].shape == (5, 4, 8, 8)
+    again = open_run(out, "cpu")
+    torch.testing.assert_close(torch.from_numpy(own["x"]), again.task.pictures(again.sample(5, seed=0)))
+    assert [PROMPTS[number] for number in own["condition"]] == own["prompt"].tolist()
+    assert image_arrays(file).shape == (3, 16, 16), "dagdiff reads what it writes"
+
+    cat, ship = drawn("--prompt 'a cat' --batch_size 2"), drawn("--prompt 'an old ship, at sea'")
+    assert np.array_equal(cat["noise"], own["noise"]) and np.array_equal(ship["noise"], own["noise"])
+    assert set(cat["prompt"]) == {"a cat"} and set(ship["prompt"]) == {"an old ship, at sea"}
+    same = own["prompt"] == "a cat"
+    assert not np.allclose(cat["latents"], ship["latents"], atol=1e-4)
+    if same.any():
+        np.testing.assert_allclose(cat["latents"][same], own["latents"][same], atol=1e-4)
+
+    (tmp_path / "p.tsv").write_text("id\twhat\n1\ttwo dogs\n2\tan old ship, at sea\n")
+    turns = drawn(f"--prompts {tmp_path / 'p.tsv'} --prompt_column what")
+    assert turns["prompt"].tolist() == ["two dogs", "an old ship, at sea"] * 2 + ["two dogs"]
+    np.testing.assert_allclose(turns["latents"][1], ship["latents"][1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--prompt ' '", "--prompt is ' ', and shows nothing. Write what to show."),
+        ("--prompt a --prompts b.txt", "--prompt and --prompts both say what to show. Leave one away."),
+        ("--prompt 'a cat'", "it takes no text: leave the prompts out."),
+        ("--batch_size 0", "batch_size must be at least 1; got 0"),
+    ],
+)
+def test_what_cannot_be_asked_of_samples(words: str, told: str, pixels: str, tmp_path: Path) -> None:
+    it = build(SMALL, pipeline={"path": pixels, **FEW})
+    save_student(it, tmp_path)
+    status, _, err = dagdiff(f"sample {tmp_path} --num 2 --out {tmp_path / 'x.npz'} {words}")
+    assert status == 2 and told in err.splitlines()[-1] and "Traceback" not in err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15-ddil-lora", "ssd1b-dmd2"])
 def test_the_recipes_run_from_the_command_to_a_picture(
@@ -391,7 +542,9 @@ def test_the_recipes_run_from_the_command_to_a_picture(
     assert again.settings.bf16 and again.settings.guidance == 7.5
     status, _, err = dagdiff(f"sample {out} --num 2 --out {tmp_path / 'x.npz'} --device cpu")
     assert status == 0, err
-    assert np.load(tmp_path / "x.npz")["x"].shape == (2, 4, 8, 8) and (tmp_path / "x.png").exists()
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["x"].shape == (2, 3, 16, 16) and arrays["latents"].shape == (2, 4, 8, 8)
+    assert (tmp_path / "x.png").exists()
     status, _, err = dagdiff(f"export {out} --out {tmp_path / 'student'}")
     assert status == 0, err
     student: Any = DiffusionPipeline.from_pretrained(tmp_path / "student")
