@@ -70,6 +70,7 @@ def test_the_claim_has_more_seeds_and_every_run_stands_once() -> None:
 def test_nothing_but_the_states_differs_between_variants() -> None:
     first, *others = (
         {key: value for key, value in cell.config.items() if key not in ("shares", "beta")}
-        for cell in cells(dataclasses.replace(QUICK, steps=[4], noises=[]))
+        for cell in cells(dataclasses.replace(QUICK, steps=[4]))
+        if "noise" not in cell.about
     )
     assert len(others) == 3 and all(other == first for other in others)
