@@ -21,10 +21,15 @@ from dagdiff.round import NonFiniteLoss
 
 
 class Loss(NamedTuple):
-    """The scalar that is differentiated, and its parts (detached scalars) for the log."""
+    """The scalar that is differentiated, and its parts (detached scalars) for the log.
+
+    ``rows`` returns the loss of each row, ``(B,)``, whose mean ``loss`` is. It is asked for only where rows are drawn
+    by their loss (:mod:`dagdiff.buffers`).
+    """
 
     loss: Tensor
     parts: Mapping[str, Tensor]
+    rows: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from dagdiff.fit import check_fit
 from dagdiff.gathered import Gathered
 from dagdiff.gathering import Gathering
 from dagdiff.heldout import HeldOut
+from dagdiff.hooks import Hook
 from dagdiff.learner import Learning
 from dagdiff.metrics.base import Scorer, score
 from dagdiff.metrics.shift import gaps
@@ -64,6 +65,8 @@ class Experiment:
     times: Times
     device: torch.device
     denoiser: Denoiser | None
+    hooks: list[Hook] = field(default_factory=list)
+    """See what happens inside the rounds of a training; append to it before it begins."""
 
     @classmethod
     def build(cls, config: Config, training: bool = True) -> "Experiment":
@@ -205,6 +208,7 @@ class Experiment:
             learning=self.learning(),
             heldout=chosen.heldout,
             generator=self.generator(10 * engine.rank()),
+            hooks=self.hooks,
         )
 
     def gathering(self) -> Gathering:
