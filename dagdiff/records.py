@@ -4,7 +4,8 @@ Whoever has D can imitate offline: the states, the expert's labels, where each c
 :data:`dagdiff.mixture.SOURCES`), and the round in which it entered.
 
 >>> save_records(Path("d.safetensors"), loop.aggregate.everything())  # doctest: +SKIP
->>> offline = Aggregate({}); offline.fill(load_records(Path("d.safetensors")))  # doctest: +SKIP
+>>> offline = Aggregate({})
+... offline.fill(load_records(Path("d.safetensors")))  # doctest: +SKIP
 >>> batch = offline.draw(256, Shares(0.25, 0.5, 0.25))  # doctest: +SKIP
 """
 
@@ -63,7 +64,9 @@ def as_dataset(records: TensorDict) -> Any:
     try:
         from datasets import Array2D, Array3D, Array4D, Dataset, Features, Sequence, Value
     except ImportError:
-        raise Refusal("as_dataset needs the package 'datasets', which is not installed: pip install datasets.") from None
+        raise Refusal(
+            "as_dataset needs the package 'datasets', which is not installed: pip install datasets."
+        ) from None
     columns = {name: values.numpy() for name, values in _columns(records).items()}
     kinds = {3: Array2D, 4: Array3D, 5: Array4D}
 
