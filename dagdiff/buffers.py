@@ -119,9 +119,7 @@ class Own:
 
     def __init__(self, buffer: ReplayBuffer, generator: torch.Generator | None) -> None:
         if not isinstance(buffer, ReplayBuffer) or len(buffer):
-            got = (
-                f"one with {len(buffer)} records" if isinstance(buffer, ReplayBuffer) else f"a {type(buffer).__name__}"
-            )
+            got = f"{len(buffer)} records" if isinstance(buffer, ReplayBuffer) else f"a {type(buffer).__name__}"
             raise Refusal(
                 f"buffer must make an empty torchrl ReplayBuffer for a source; got {got}. Pass a function, such as "
                 "lambda source: ReplayBuffer(storage=LazyTensorStorage(10_000))."

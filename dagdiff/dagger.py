@@ -26,7 +26,7 @@ from dagdiff.fit import check_fit
 from dagdiff.gathering import Gathering, Sources, fresh_records
 from dagdiff.heldout import HeldOut
 from dagdiff.hooks import Hook
-from dagdiff.learner import Learner, Learning, Loss
+from dagdiff.learner import Learner, Learning, Loss, RowLoss
 from dagdiff.ledger import Ledger
 from dagdiff.mixture import SOURCES, Shares, as_ramp
 from dagdiff.objectives.base import Objective
@@ -172,10 +172,10 @@ class DAgger(Resumable):
     def _loss_by_row(self, part: TensorDict) -> Loss:
         """The loss of rows that were drawn by priority: weighed, and told to their samplers."""
         found = self.objective.loss(self.learner.forward, part)
-        if found.rows is None:
+        if not isinstance(found, RowLoss):
             raise Refusal(
                 f"{type(self.objective).__name__} tells no loss of each row, which sampling by loss needs. Return "
-                "Loss(loss, parts, rows), or give a buffer with another sampler."
+                "RowLoss.of(loss, parts, rows), or give a buffer with another sampler."
             )
         rows = found.rows()
         self.aggregate.weigh(part, rows.detach())

@@ -21,15 +21,26 @@ from dagdiff.round import NonFiniteLoss
 
 
 class Loss(NamedTuple):
-    """The scalar that is differentiated, and its parts (detached scalars) for the log.
-
-    ``rows`` returns the loss of each row, ``(B,)``, whose mean ``loss`` is. It is asked for only where rows are drawn
-    by their loss (:mod:`dagdiff.buffers`).
-    """
+    """The scalar that is differentiated, and its parts (detached scalars) for the log."""
 
     loss: Tensor
     parts: Mapping[str, Tensor]
-    rows: Callable[[], Tensor] | None = None
+
+
+class RowLoss(Loss):
+    """A loss that also tells that of each row, as samplers by loss need it (:mod:`dagdiff.buffers`).
+
+    ``rows`` returns it, ``(B,)``; its mean is ``loss``. It is called only where such a sampler is.
+    """
+
+    rows: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, loss: Tensor, parts: Mapping[str, Tensor], rows: Callable[[], Tensor]) -> "RowLoss":
+        """Return a loss with what tells that of its rows."""
+        made = cls(loss, parts)
+        made.rows = rows
+        return made
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,7 @@ def as_dataset(records: TensorDict) -> Any:
     try:
         from datasets import Array2D, Array3D, Array4D, Dataset, Features, Sequence, Value
     except ImportError:
-        raise Refusal(
-            "as_dataset needs the package 'datasets', which is not installed: pip install datasets."
-        ) from None
+        raise Refusal("as_dataset needs the package 'datasets', which is missing: pip install datasets.") from None
     columns = {name: values.numpy() for name, values in _columns(records).items()}
     kinds = {3: Array2D, 4: Array3D, 5: Array4D}
 

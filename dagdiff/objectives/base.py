@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from dagdiff.expert import Expert
 from dagdiff.learner import Loss as Loss
+from dagdiff.learner import RowLoss as RowLoss
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, States, Times, column
 from dagdiff.state import attributes, load_attributes
 from dagdiff.transition import Ddim
 
-__all__ = ["Clean", "Loss", "Objective", "by_row", "denoising_loss"]
+__all__ = ["Clean", "Loss", "Objective", "RowLoss", "by_row", "denoising_loss"]
 
 Clean = Callable[[int], tuple[States, Condition]]
 """``n ->`` n clean points of the distillation set and their conditions."""

@@ -19,7 +19,7 @@ from dagdiff import engine
 from dagdiff.average import Follower
 from dagdiff.checks import check_above, check_at_least, check_share
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Clean, Loss, Objective, by_row
+from dagdiff.objectives.base import Clean, Loss, Objective, RowLoss, by_row
 from dagdiff.objectives.label_end import Data, LabelEnd, as_label_end, check_label_end
 from dagdiff.schedule import perturb, step_grid
 from dagdiff.shapes import States, Times, column
@@ -134,7 +134,7 @@ class Consistency(Objective):
                 goal = boundary(goal, guess, batch["end"])
         each = _pseudo_huber(answer, goal, self.huber_width)
         loss = each.mean()
-        return Loss(loss, {"distance": loss.detach()}, partial(by_row, each))
+        return RowLoss.of(loss, {"distance": loss.detach()}, partial(by_row, each))
 
     def follow(self, student: nn.Module) -> None:
         """Move the target network towards the student."""

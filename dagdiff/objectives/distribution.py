@@ -40,7 +40,7 @@ from torch.nn.functional import softplus
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
 from dagdiff.learner import Learner, Learning
-from dagdiff.objectives.base import Clean, Loss, Objective, by_row, denoising_loss
+from dagdiff.objectives.base import Clean, Loss, Objective, RowLoss, by_row, denoising_loss
 from dagdiff.schedule import perturb
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.transition import Renoise
@@ -183,7 +183,7 @@ class DistributionMatching(Objective):
             self.critic.requires_grad_(True)
             loss, parts["gan"] = loss + self.gan_weight * gan, gan.detach()
             each.append((self.gan_weight, unreal))
-        return Loss(loss, parts, partial(_by_row, each))
+        return RowLoss.of(loss, parts, partial(_by_row, each))
 
     def improve_critic(self, student: nn.Module, batch: TensorDict) -> Mapping[str, Tensor]:
         """Teach the fake score to denoise the student's answers, and the head to tell them from real data."""

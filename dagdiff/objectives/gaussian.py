@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Clean, Loss, Objective, by_row
+from dagdiff.objectives.base import Clean, Loss, Objective, RowLoss, by_row
 from dagdiff.shapes import States, Times, column
 from dagdiff.transition import Ddim
 
@@ -74,4 +74,4 @@ class GaussianKL(Objective):
         guess = student(batch["x_t"], batch["t"], batch.get("condition"))
         each = kernel_kl(guess, batch["target"], batch["t"], batch["s"], self.law)
         loss = each.mean()
-        return Loss(loss, {"kl": loss.detach()}, partial(by_row, each))
+        return RowLoss.of(loss, {"kl": loss.detach()}, partial(by_row, each))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dagdiff.checks import check_in
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Clean, Loss, Objective, by_row
+from dagdiff.objectives.base import Clean, Loss, Objective, RowLoss, by_row
 from dagdiff.shapes import Times, column
 from dagdiff.transition import Ddim, Renoise
 
@@ -100,4 +100,4 @@ class Progressive(Objective):
             weight = weight * column(self.by_time(batch["t"]), error)
         each = weight * error.square()
         loss = each.mean()
-        return Loss(loss, {"distance": loss.detach()}, partial(by_row, each))
+        return RowLoss.of(loss, {"distance": loss.detach()}, partial(by_row, each))
