@@ -78,10 +78,11 @@ class Aggregate:
         storage = partial(_storage, self.folder)
         self.own = {} if buffer is None else {source: made(buffer, source, generator) for source in SOURCES}
         self.by_priority = any(window.by_priority for window in self.own.values())
-        self.windows: Mapping[str, _Window | Own] = self.own or {
+        self.usual = {
             source: _Window(storage, capacity.get(source, 0), rounds[source], source == "forward", generator)
             for source in SOURCES
         }
+        self.windows: Mapping[str, _Window | Own] = self.own or self.usual
 
     def __len__(self) -> int:
         return sum(len(window) for window in self.windows.values())
@@ -149,7 +150,7 @@ class Aggregate:
         self._before = self._draws()
         counts = self._available(shares).counts_of(sizes, self.generator)
         chosen = [
-            self.windows[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)
+            self.usual[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)
         ]
         return islice(self._read(sizes, counts, chosen), skip, None)
 
