@@ -19,7 +19,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
+from dagdiff.buffers import MakeBuffer, Own, made
 from dagdiff.checks import Refusal, check_in
 from dagdiff.finite import Finite
 from dagdiff.jobs.locks import Lock
@@ -51,6 +52,8 @@ class Aggregate:
         folder: keeps the buffers there, memory-mapped, so that they may exceed memory, and removes them at the end, or
             at ``close()``; None keeps them in memory, on the device of the records.
         expert_rounds: how many rounds of the expert's records stay; None keeps all.
+        buffer: makes the TorchRL buffer of a source (:mod:`dagdiff.buffers`), which then says by itself what stays and
+            what is drawn, batch by batch; capacity, rounds and folder are not for it. None for the usual ones.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Aggregate:
         generator: torch.Generator | None = None,
         folder: Path | None = None,
         expert_rounds: int | None = None,
+        buffer: MakeBuffer | None = None,
     ) -> None:
         self.generator, self.folder = generator, None
         self.device: torch.device | None = None
@@ -72,10 +76,13 @@ class Aggregate:
             self.close = weakref.finalize(self, _remove, self.folder, lock)
         rounds = {"forward": 1, "student": student_rounds, "expert": expert_rounds}
         storage = partial(_storage, self.folder)
-        self.windows = {
+        self.own = {} if buffer is None else {source: made(buffer, source, generator) for source in SOURCES}
+        self.by_priority = any(window.by_priority for window in self.own.values())
+        self.usual = {
             source: _Window(storage, capacity.get(source, 0), rounds[source], source == "forward", generator)
             for source in SOURCES
         }
+        self.windows: Mapping[str, _Window | Own] = self.own or self.usual
 
     def __len__(self) -> int:
         return sum(len(window) for window in self.windows.values())
@@ -100,6 +107,18 @@ class Aggregate:
             raise Refusal(f"the aggregate has no records of the source {source!r}. Gather first.")
         return window.take(torch.arange(len(window)))
 
+    def everything(self) -> TensorDict:
+        """Return all records that are in D, source by source, with their ``source`` and ``round``."""
+        return torch.cat([self.records(source) for source, window in self.windows.items() if len(window)])
+
+    def fill(self, records: TensorDict) -> None:
+        """Take records in that another aggregate held, each to its source and round."""
+        for place, source in enumerate(SOURCES):
+            mine = records[records["source"] == place]
+            for number in mine["round"].unique().tolist():
+                rows = mine[mine["round"] == number].exclude("source", "round")
+                self.add(source, rows, number)
+
     def clear(self) -> None:
         """Forget all records."""
         for window in self.windows.values():
@@ -115,18 +134,42 @@ class Aggregate:
         """
         return next(self.draws([rows], shares))
 
-    def draws(self, sizes: Sequence[int], shares: Shares) -> Iterator[TensorDict]:
+    def draws(self, sizes: Sequence[int], shares: Shares, skip: int = 0) -> Iterator[TensorDict]:
         """Return batches of these sizes, each split as by :meth:`draw`; D must not change until the last is taken.
 
         All rows are chosen now, so that it does not matter how many batches are read at once: as many as ``READ`` bytes
-        hold.
+        hold. Buffers of one's own are drawn from as batches are taken.
+
+        Args:
+            sizes: of the batches.
+            shares: of the sources.
+            skip: how many of the first were taken before the state that this resumes from.
         """
+        if self.own:
+            return (self._sampled(size, shares) for size in sizes[skip:])
         self._before = self._draws()
         counts = self._available(shares).counts_of(sizes, self.generator)
         chosen = [
-            self.windows[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)
+            self.usual[source].choose(total) for source, total in zip(SOURCES, counts.sum(0).tolist(), strict=True)
         ]
-        return self._read(sizes, counts, chosen)
+        return islice(self._read(sizes, counts, chosen), skip, None)
+
+    def _sampled(self, size: int, shares: Shares) -> TensorDict:
+        """A batch that the samplers of one's own draw."""
+        counts = self._available(shares).counts(size, self.generator)
+        found = [
+            window.draw(count, self.by_priority)
+            for window, count in zip(self.own.values(), counts, strict=True)
+            if count
+        ]
+        return torch.cat(found).to(self.device)
+
+    def weigh(self, batch: TensorDict, losses: Tensor) -> None:
+        """Tell samplers by priority the loss of each row, ``(B,)``, of a batch that was drawn."""
+        for number, window in enumerate(self.own.values()):
+            mine = batch["source"] == number
+            if window.by_priority and bool(mine.any()):
+                window.buffer.update_priority(batch["index"][mine].cpu(), losses[mine].cpu())
 
     def _read(self, sizes: Sequence[int], counts: Tensor, chosen: Sequence[Tensor]) -> Iterator[TensorDict]:
         """Read the chosen rows, ``counts`` of each source a batch, some batches at once, and yield them one by one."""
@@ -156,7 +199,7 @@ class Aggregate:
                 chosen, and who resumes from it chooses them again.
         """
         windows = {source: window.state_dict(source) for source, window in self.windows.items()}
-        return {"windows": windows, "draws": self._before if drawn else self._draws()}
+        return {"windows": windows, "draws": self._before if drawn and not self.own else self._draws()}
 
     def _draws(self) -> dict[str, Any]:
         """What decides the next draws."""

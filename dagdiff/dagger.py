@@ -9,12 +9,11 @@ import copy
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
@@ -26,7 +25,8 @@ from dagdiff.expert import Expert
 from dagdiff.fit import check_fit
 from dagdiff.gathering import Gathering, Sources, fresh_records
 from dagdiff.heldout import HeldOut
-from dagdiff.learner import Learner, Learning
+from dagdiff.hooks import Hook
+from dagdiff.learner import Learner, Learning, Loss, RowLoss
 from dagdiff.ledger import Ledger
 from dagdiff.mixture import SOURCES, Shares, as_ramp
 from dagdiff.objectives.base import Objective
@@ -63,6 +63,7 @@ class DAgger(Resumable):
         heldout: chains and forward rows of the measurement that closes a round; 0 measures nothing.
         generator: of the loop's own draws (coins, forward states, shares, critics), on the env's device; seeded with 0,
             or the process's rank, if not given.
+        hooks: see what happens inside a round (:class:`dagdiff.hooks.Hook`).
 
     Parts that do not fit together (:func:`dagdiff.fit.check_fit`) are refused here, before anything is trained.
 
@@ -126,30 +127,59 @@ class DAgger(Resumable):
         for source, share in zip(SOURCES, shares, strict=True):
             wanted = self._wanted(share, number)
             for records in self.gathering.ready.take(source, wanted) if self.gathering.ready else ():
-                self.aggregate.add(source, records, number)
+                self._enter(source, records, number)
                 wanted -= len(records)
             for states in self.sources.fresh(source, wanted, self.progress(number)):
                 records = self.objective.annotate(self.expert, states)
-                self.aggregate.add(source, records.exclude("action"), number)
+                self._enter(source, records.exclude("action"), number)
+
+    def _enter(self, source: str, records: TensorDict, number: int) -> None:
+        """Let labelled states into the aggregate, and hooks see them."""
+        self.aggregate.add(source, records, number)
+        for hook in self.hooks:
+            hook.gathered(self, source, records)
 
     def improve(self, number: int, shares: Shares) -> dict[str, float]:
         """Update the student (and first the objective's critic) on batches of the mixture; return the mean losses."""
         updates, critics = self.updates_by_round[number - 1], self.objective.critic_updates
         sizes = [self.learner.learning.rows] * critics + [self.learner.learning.batch_size]
-        batches = self.aggregate.draws(sizes * updates, shares)
-        deque(islice(batches, len(self.logs) * len(sizes)), maxlen=0)  # of a round that was stopped within
+        batches = self.aggregate.draws(sizes * updates, shares, skip=len(self.logs) * len(sizes))
+        loss = self._loss_by_row if self.aggregate.by_priority else self._loss
         self.student.train()
         while len(self.logs) < updates:
             critic: dict[str, Tensor] = {}
             for _ in range(critics):
                 critic.update(self.objective.improve_critic(self.student, next(batches)))
-            losses = self.learner.learn(next(batches), lambda part: self.objective.loss(self.learner.forward, part))
+            batch = next(batches)
+            losses = self.learner.learn(batch, loss)
             self.objective.follow(self.student)
             self.logs.append({**critic, **losses})
+            for hook in self.hooks:
+                hook.updated(self, batch, self.logs[-1])
             self.watch()
         self._check_sources(number)
         logs, self.logs = stacked(self.logs), []
         return self.learner.close(logs)
+
+    @property
+    def update(self) -> int:
+        """How many updates of the student have been made, those of the present round with them."""
+        return self.learner.updates + len(self.logs)
+
+    def _loss(self, part: TensorDict) -> Loss:
+        return self.objective.loss(self.learner.forward, part)
+
+    def _loss_by_row(self, part: TensorDict) -> Loss:
+        """The loss of rows that were drawn by priority: weighed, and told to their samplers."""
+        found = self.objective.loss(self.learner.forward, part)
+        if not isinstance(found, RowLoss):
+            raise Refusal(
+                f"{type(self.objective).__name__} tells no loss of each row, which sampling by loss needs. Return "
+                "RowLoss.of(loss, parts, rows), or give a buffer with another sampler."
+            )
+        rows = found.rows()
+        self.aggregate.weigh(part, rows.detach())
+        return Loss((part["weight"] * rows).mean(), found.parts)
 
     def close(self, number: int, shares: Shares, losses: dict[str, float]) -> Round:
         """Say what the round did, and measure the student on held-out states."""
@@ -183,6 +213,7 @@ class DAgger(Resumable):
         learning: Learning = Learning(),  # noqa: B008
         heldout: int = 0,
         generator: torch.Generator | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         super().__init__()
         check_shares(shares)
@@ -196,7 +227,7 @@ class DAgger(Resumable):
         self.beta, self.shares_ramp = as_ramp("beta", gathering.beta), as_ramp("shares_ramp", gathering.shares_ramp)
         self.updates_by_round = _updates(updates_per_round, rounds)
         self.generator = generator or torch.Generator(env.device).manual_seed(engine.rank())
-        self.policy, self.ledger = StudentPolicy(student, expert.threshold), Ledger()
+        self.policy, self.ledger, self.hooks = StudentPolicy(student, expert.threshold), Ledger(), hooks
         self.best: tuple[int, float, dict[str, Tensor]] | None = None
         self.heldout = HeldOut(data, env.transition, env.times, heldout, self.conditional) if heldout else None
         self._started, self._nfe_before = time.perf_counter(), expert.nfe
@@ -250,7 +281,7 @@ class DAgger(Resumable):
             "expert": min(experts, self.rounds) * size * -(-expert // size),
         }
         host = torch.Generator().manual_seed(self.generator.initial_seed())
-        made = Aggregate(capacity, window, host, chosen.folder, experts)
+        made = Aggregate(capacity, window, host, chosen.folder, experts, chosen.buffer)
         made.device = self.env.device
         return made
 

@@ -18,6 +18,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
+from dagdiff.buffers import MakeBuffer
 from dagdiff.checks import check_at_least
 from dagdiff.gathered import Gathered
 from dagdiff.mixture import Constant, Ramp, as_ramp
@@ -42,6 +43,8 @@ class Gathering:
         max_age: drop student records older than this many updates.
         folder: where the aggregate is kept, memory-mapped; None keeps it in memory.
         ready: labelled records made ahead, which are taken before any are made; None makes all.
+        buffer: makes the TorchRL buffer of a source, such as :class:`dagdiff.buffers.ByLoss`; what stays is then its
+            own business, not that of rounds_kept, max_age and folder. None for the usual ones.
     """
 
     beta: Ramp | float = Constant(0.0)  # noqa: RUF009  (frozen)
@@ -54,6 +57,7 @@ class Gathering:
     max_age: int | None = None
     folder: Path | None = None
     ready: Gathered | None = None
+    buffer: MakeBuffer | None = None
 
     def __post_init__(self) -> None:
         for name in ("beta", "shares_ramp"):

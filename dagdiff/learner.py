@@ -27,6 +27,22 @@ class Loss(NamedTuple):
     parts: Mapping[str, Tensor]
 
 
+class RowLoss(Loss):
+    """A loss that also tells that of each row, as samplers by loss need it (:mod:`dagdiff.buffers`).
+
+    ``rows`` returns it, ``(B,)``; its mean is ``loss``. It is called only where such a sampler is.
+    """
+
+    rows: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, loss: Tensor, parts: Mapping[str, Tensor], rows: Callable[[], Tensor]) -> "RowLoss":
+        """Return a loss with what tells that of its rows."""
+        made = cls(loss, parts)
+        made.rows = rows
+        return made
+
+
 @dataclass(frozen=True)
 class Learning:
     """How a network learns.

@@ -17,10 +17,10 @@ through a chain. The operator of the reflected formulation is the expert's own (
 place to set it.
 """
 
-from dagdiff.objectives.base import Loss, Objective
+from dagdiff.objectives.base import Loss, Objective, RowLoss
 from dagdiff.objectives.consistency import Consistency
 from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.objectives.gaussian import GaussianKL
 from dagdiff.objectives.progressive import Progressive
 
-__all__ = ["Consistency", "DistributionMatching", "GaussianKL", "Loss", "Objective", "Progressive"]
+__all__ = ["Consistency", "DistributionMatching", "GaussianKL", "Loss", "Objective", "Progressive", "RowLoss"]

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from dagdiff.expert import Expert
 from dagdiff.learner import Loss as Loss
+from dagdiff.learner import RowLoss as RowLoss
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, States, Times, column
 from dagdiff.state import attributes, load_attributes
 from dagdiff.transition import Ddim
 
-__all__ = ["Clean", "Loss", "Objective", "denoising_loss"]
+__all__ = ["Clean", "Loss", "Objective", "RowLoss", "by_row", "denoising_loss"]
 
 Clean = Callable[[int], tuple[States, Condition]]
 """``n ->`` n clean points of the distillation set and their conditions."""
@@ -96,6 +97,11 @@ class Objective:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take that state back; ``begin`` has been called."""
         load_attributes(self, state)
+
+
+def by_row(each: Tensor) -> Tensor:
+    """Return the mean of each row, ``(B,)``, of ``(B, *D)``."""
+    return each.flatten(1).mean(1)
 
 
 def denoising_loss(

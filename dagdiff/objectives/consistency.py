@@ -9,6 +9,7 @@ where it ends, and there is no target network (:mod:`dagdiff.objectives.label_en
 """
 
 import copy
+from functools import partial
 
 import torch
 from tensordict import TensorDict
@@ -18,7 +19,7 @@ from dagdiff import engine
 from dagdiff.average import Follower
 from dagdiff.checks import check_above, check_at_least, check_share
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Clean, Loss, Objective
+from dagdiff.objectives.base import Clean, Loss, Objective, RowLoss, by_row
 from dagdiff.objectives.label_end import Data, LabelEnd, as_label_end, check_label_end
 from dagdiff.schedule import perturb, step_grid
 from dagdiff.shapes import States, Times, column
@@ -37,7 +38,12 @@ def boundary(x_t: States, x0: States, t: Times, sigma_data: float = 0.5, steepne
 
 def pseudo_huber(a: Tensor, b: Tensor, width: float) -> Tensor:
     """Return sqrt((a - b)^2 + c^2) - c, averaged: quadratic within ``width`` c, linear beyond."""
-    return (((a - b).square() + width**2).sqrt() - width).mean()
+    return _pseudo_huber(a, b, width).mean()
+
+
+def _pseudo_huber(a: Tensor, b: Tensor, width: float) -> Tensor:
+    """The same of each coordinate, ``(B, *D)``."""
+    return ((a - b).square() + width**2).sqrt() - width
 
 
 class Consistency(Objective):
@@ -126,8 +132,9 @@ class Consistency(Objective):
             with torch.no_grad():
                 guess = self.threshold(self.target(goal, batch["end"], condition))
                 goal = boundary(goal, guess, batch["end"])
-        loss = pseudo_huber(answer, goal, self.huber_width)
-        return Loss(loss, {"distance": loss.detach()})
+        each = _pseudo_huber(answer, goal, self.huber_width)
+        loss = each.mean()
+        return RowLoss.of(loss, {"distance": loss.detach()}, partial(by_row, each))
 
     def follow(self, student: nn.Module) -> None:
         """Move the target network towards the student."""

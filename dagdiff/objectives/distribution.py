@@ -40,7 +40,7 @@ from torch.nn.functional import softplus
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.expert import Expert
 from dagdiff.learner import Learner, Learning
-from dagdiff.objectives.base import Clean, Loss, Objective, denoising_loss
+from dagdiff.objectives.base import Clean, Loss, Objective, RowLoss, by_row, denoising_loss
 from dagdiff.schedule import perturb
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.transition import Renoise
@@ -168,17 +168,22 @@ class DistributionMatching(Objective):
             real = self.expert(x_tau, tau, condition)
             fake = self.expert.threshold(self.critic((x_tau, tau, condition, *origin))[0])
             goal = answer - score_difference(answer, real, fake)
-        loss = 0.5 * (answer - goal).square().mean()
+        matching = (answer - goal).square()
+        loss, each = 0.5 * matching.mean(), [(0.5, matching)]
         parts = {"matching": loss.detach()}
         if self.label_weight:
-            label = (answer - batch["target"]).square().mean()
+            apart = (answer - batch["target"]).square()
+            label = apart.mean()
             loss, parts["label"] = loss + self.label_weight * label, label.detach()
+            each.append((self.label_weight, apart))
         if self.head is not None:
             self.critic.requires_grad_(False)  # the student's loss leaves no gradient on its critic
-            gan = softplus(-self._logit(answer, condition, origin, batch)).mean()
+            unreal = softplus(-self._logit(answer, condition, origin, batch))
+            gan = unreal.mean()
             self.critic.requires_grad_(True)
             loss, parts["gan"] = loss + self.gan_weight * gan, gan.detach()
-        return Loss(loss, parts)
+            each.append((self.gan_weight, unreal))
+        return RowLoss.of(loss, parts, partial(_by_row, each))
 
     def improve_critic(self, student: nn.Module, batch: TensorDict) -> Mapping[str, Tensor]:
         """Teach the fake score to denoise the student's answers, and the head to tell them from real data."""
@@ -237,6 +242,11 @@ class DistributionMatching(Objective):
 
     def _noise(self, x0: States) -> States:
         return torch.randn(x0.shape, generator=self.generator, device=x0.device, dtype=x0.dtype)
+
+
+def _by_row(each: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """The loss of each row, ``(B,)``, of losses with their weights, ``(B, *D)`` each."""
+    return torch.stack([weight * by_row(values) for weight, values in each]).sum(0)
 
 
 def _with_origin(student: Any) -> nn.Module:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Clean, Loss, Objective
+from dagdiff.objectives.base import Clean, Loss, Objective, RowLoss, by_row
 from dagdiff.shapes import States, Times, column
 from dagdiff.transition import Ddim
 
@@ -72,5 +72,6 @@ class GaussianKL(Objective):
     def loss(self, student: nn.Module, batch: TensorDict) -> Loss:
         """Return the mean divergence a coordinate, in nats."""
         guess = student(batch["x_t"], batch["t"], batch.get("condition"))
-        loss = kernel_kl(guess, batch["target"], batch["t"], batch["s"], self.law).mean()
-        return Loss(loss, {"kl": loss.detach()})
+        each = kernel_kl(guess, batch["target"], batch["t"], batch["s"], self.law)
+        loss = each.mean()
+        return RowLoss.of(loss, {"kl": loss.detach()}, partial(by_row, each))

@@ -16,6 +16,7 @@ in value. ``by_time`` weighs the loss once more, by the step's start.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tensordict import TensorDict
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from dagdiff.checks import check_in
 from dagdiff.expert import Expert
-from dagdiff.objectives.base import Clean, Loss, Objective
+from dagdiff.objectives.base import Clean, Loss, Objective, RowLoss, by_row
 from dagdiff.shapes import Times, column
 from dagdiff.transition import Ddim, Renoise
 
@@ -97,5 +98,6 @@ class Progressive(Objective):
         weight = self.weight(alpha, sigma)
         if self.by_time is not None:
             weight = weight * column(self.by_time(batch["t"]), error)
-        loss = (weight * error.square()).mean()
-        return Loss(loss, {"distance": loss.detach()})
+        each = weight * error.square()
+        loss = each.mean()
+        return RowLoss.of(loss, {"distance": loss.detach()}, partial(by_row, each))

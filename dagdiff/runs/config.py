@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dagdiff.checks import Refusal, check_path
 from dagdiff.reading import has_aliases
-from dagdiff.runs.parts import GIVEN, reach_working_folder, resolve
+from dagdiff.runs.parts import GIVEN, PARTS, reach_working_folder, resolve
 from dagdiff.runs.recipes import Usual, usual
 from dagdiff.runs.settings import Settings, check_settings
 from dagdiff.runs.trust import names_code
@@ -65,6 +65,11 @@ def read(parser: ArgumentParser, given: Sequence[str] | Mapping[str, Any]) -> Na
     except Refusal:
         raise
     except Exception as error:  # jsonargparse raises several kinds; all mean that the words are wrong
+        words = given if isinstance(given, Sequence) else []
+        names = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
+        strange = [name for name in names if name and f"--{name}" not in parser._option_string_actions]
+        if strange:
+            raise Refusal(_unrecognized(parser, strange[0], {})) from None
         text = re.sub(r'(?:Parser key|Key) "(.*?)":?', r"--\1:", str(error))
         text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
         reason = " ".join(line.strip(" -") for line in text.splitlines() if line.strip())
@@ -100,12 +105,34 @@ def _known(parser: ArgumentParser, given: Mapping[str, Any]) -> dict[str, Any]:
             _check_text(name, value)
         parents = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
         if name not in there and not any(parent in there - groups for parent in parents):
-            near = difflib.get_close_matches(name, there, n=1, cutoff=0.7)
-            hint = f". Did you mean --{near[0]}?" if near else "."
-            raise Refusal(
-                f"unrecognized arguments: {f'--{name}' if name else given[name]}{hint} See `{parser.prog} --help`."
-            )
+            raise Refusal(_unrecognized(parser, name, given))
     return nested(given)
+
+
+def _unrecognized(parser: ArgumentParser, name: str, given: Mapping[str, Any]) -> str:
+    """The sentence about an option that there is not, with the nearest that there is.
+
+    Args:
+        parser: that lacks it.
+        name: its name, "" for a stray word.
+        given: names and values, as far as they are known.
+    """
+    there = {action.dest: action.default for action in parser._actions}
+    part, dot, option = name.partition(".")
+    options = [each for each in there if not each.endswith((".class", ".help"))]
+    last = difflib.get_close_matches(option or name, {each.rpartition(".")[2] for each in options}, n=1, cutoff=0.8)
+    near = (
+        difflib.get_close_matches(name, options, n=1, cutoff=0.8)
+        or [each for each in options if last and each.rpartition(".")[2] == last[0]][:1]
+        or difflib.get_close_matches(name, options, n=1, cutoff=0.65)
+    )
+    hint = f" Did you mean --{near[0]}?" if near else ""
+    chosen = given.get(f"{part}.class", there.get(f"{part}.class"))
+    if dot and part in PARTS and chosen is not None:
+        taken = [each.removeprefix(f"{part}.") for each in there if each.startswith(f"{part}.")]
+        own = ", ".join(each for each in taken if each not in ("class", "help"))
+        hint += f" The {part} {chosen} takes {own or 'no options'}."
+    return f"unrecognized arguments: {f'--{name}' if name else given['']}.{hint} See `{parser.prog} --help`."
 
 
 def _parser(given: Given) -> ArgumentParser:

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dagdiff.fit import check_fit
 from dagdiff.gathered import Gathered
 from dagdiff.gathering import Gathering
 from dagdiff.heldout import HeldOut
+from dagdiff.hooks import Hook
 from dagdiff.learner import Learning
 from dagdiff.metrics.base import Scorer, score
 from dagdiff.metrics.shift import gaps
@@ -38,9 +39,9 @@ from dagdiff.rollout import Data, MixturePolicy
 from dagdiff.round import NonFiniteLoss, Round, updates_by_round
 from dagdiff.runs.config import Config, typed
 from dagdiff.runs.identity import check_labels
-from dagdiff.runs.parts import resolve
+from dagdiff.runs.parts import RAMPS, resolve
 from dagdiff.runs.standing import check_whole
-from dagdiff.schedule import refine, step_grid
+from dagdiff.schedule import Schedule, refine, step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.strategies.curriculum import Curriculum
 from dagdiff.strategies.halving import Halving
@@ -67,6 +68,8 @@ class Experiment:
     denoiser: Denoiser | None
     rows: int | None = None
     """How many rows networks are shown at once where samples are drawn and scored; None takes what suits them."""
+    hooks: list[Hook] = field(default_factory=list)
+    """See what happens inside the rounds of a training; append to it before it begins."""
 
     @classmethod
     def build(cls, config: Config, training: bool = True) -> "Experiment":
@@ -79,11 +82,12 @@ class Experiment:
         device = find_device(settings.device)
         if training and settings.compile:
             check_compiler(device)
-        schedule = _make("schedule", settings.schedule) if settings.schedule["class"] else None
-        task = make_task(settings.task, schedule, settings)
+        task = make_task(settings.task, _schedule(settings), settings)
         if settings.data["class"]:
             task = replace(task, data=_make("data", settings.data, task))
         objective = _make("objective", settings.objective, task)
+        for part in ("solver", *RAMPS):  # what can't be is refused before a teacher is trained
+            _make(part, settings[part], task)
         denoiser = _make("expert", settings.expert, task) if training or settings.policy["class"] == "expert" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -128,7 +132,7 @@ class Experiment:
             denoiser = in_bfloat16(denoiser)
         if self.settings.compile:
             denoiser = compiled(denoiser)
-        chosen, solver = self.settings, _make("solver", self.settings.solver)
+        chosen, solver = self.settings, _make("solver", self.settings.solver, self.task)
         return Expert(
             denoiser,
             self.task.schedule,
@@ -219,16 +223,17 @@ class Experiment:
             learning=self.learning(),
             heldout=chosen.heldout,
             generator=self.generator(10 * engine.rank()),
+            hooks=self.hooks,
         )
 
     def gathering(self) -> Gathering:
         """Return which states are gathered and how long they stay."""
         chosen = self.settings
         return Gathering(
-            beta=_make("beta", chosen.beta),
+            beta=_make("beta", chosen.beta, self.task),
             per_chain=chosen.per_chain,
-            driver=_maker("driver", chosen.driver),
-            shares_ramp=_make("shares_ramp", chosen.shares_ramp),
+            driver=_maker("driver", chosen.driver, self.task),
+            shares_ramp=_make("shares_ramp", chosen.shares_ramp, self.task),
             input_perturbation=chosen.input_perturbation,
             reuse=chosen.reuse,
             rounds_kept=chosen.rounds_kept,
@@ -250,7 +255,7 @@ class Experiment:
         chosen = self.settings
         return Learning(
             optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas), fused=True),
-            lr_ramp=_make("lr_ramp", chosen.lr_ramp),
+            lr_ramp=_make("lr_ramp", chosen.lr_ramp, self.task),
             clip=chosen.clip,
             ema=chosen.ema,
             batch_size=engine.part("batch_size", chosen.batch_size),
@@ -448,10 +453,23 @@ def make_metric(name: str, task: Task) -> Scorer:
     return made
 
 
-def _maker(part: str, chosen: Namespace) -> Callable[..., Any]:
-    """A part that the loop builds itself, with the options it was given."""
+def _schedule(settings: Namespace) -> Schedule | None:
+    """The noise schedule that a run names, if any; one that asks for the task is given it with its usual schedule."""
+    if not settings.schedule["class"]:
+        return None
+    asks = "task" in inspect.signature(resolve("schedule", settings.schedule["class"])).parameters
+    schedule: Schedule = _make(
+        "schedule", settings.schedule, make_task(settings.task, None, settings) if asks else None
+    )
+    return schedule
+
+
+def _maker(part: str, chosen: Namespace, task: Task) -> Callable[..., Any]:
+    """A part that the loop builds itself, with the options it was given, and the task if it asks for it."""
     options = dict(vars(chosen))
     kind = resolve(part, str(options.pop("class")))
+    if "task" in inspect.signature(kind).parameters:
+        options["task"] = task
     return partial(_made, part, kind, options)
 
 

@@ -24,6 +24,9 @@ _RAMPS = {
     "indicator": "dagdiff.mixture.Indicator",
 }
 
+RAMPS = ("beta", "shares_ramp", "lr_ramp")
+"""The parts that are ramps; a number in the place of one is a constant."""
+
 PARTS: dict[str, dict[str, str]] = {
     "objective": {
         "progressive": "dagdiff.objectives.Progressive",
@@ -68,9 +71,7 @@ PARTS: dict[str, dict[str, str]] = {
         "vp": "dagdiff.schedule.VPSchedule.linear",
         "flow": "dagdiff.schedule.FlowSchedule",
     },
-    "beta": _RAMPS,
-    "shares_ramp": _RAMPS,
-    "lr_ramp": _RAMPS,
+    **dict.fromkeys(RAMPS, _RAMPS),
     "driver": {
         "mixture": "dagdiff.rollout.MixturePolicy",
         "dart": "dagdiff.strategies.drivers.Dart",
@@ -96,9 +97,9 @@ HELP = {
     "solver": "how the expert makes a sub-step",
     "threshold": "the reflected operator, on expert, targets and rollouts; by default of pipelines teacher",
     "schedule": "the noise schedule; a pipeline keeps its own",
-    "beta": "share of rollout steps that the expert drives, by progress",
-    "shares_ramp": "scales the student and expert shares, by progress",
-    "lr_ramp": "scales the learning rate, by progress",
+    "beta": "share of rollout steps that the expert drives, by progress; or a number",
+    "shares_ramp": "scales the student and expert shares, by progress; or a number",
+    "lr_ramp": "scales the learning rate, by progress; or a number",
     "driver": "who acts in the rollouts",
     "curriculum": "what changes between rounds",
 }

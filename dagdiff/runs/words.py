@@ -14,7 +14,7 @@ from typing import Any
 
 from dagdiff.checks import Refusal
 from dagdiff.reading import MEGABYTE, parse_yaml, read_text
-from dagdiff.runs.parts import PARTS, canonical, known
+from dagdiff.runs.parts import PARTS, RAMPS, canonical, known
 from dagdiff.runs.settings import NAMES, Settings, lists_of
 from dagdiff.runs.trust import check_plain
 
@@ -127,7 +127,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _merged(told: Iterable[tuple[int, str, Any]]) -> Given:
-    said = [(source, name, _value(name, value)) for source, name, value in told]
+    said = [(source, name, _value(name, value)) for source, name, value in _constants(told)]
     named = {(source, name): value for source, name, value in said if _part(name)}
     last = {name: value for _, name, value in said if _part(name)}
     given: Given = {}
@@ -142,6 +142,18 @@ def _merged(told: Iterable[tuple[int, str, Any]]) -> Given:
         else:
             given[name] = value
     return given
+
+
+def _constants(told: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int, str, Any]]:
+    """Yield what is told; a number where a ramp is named becomes the constant ramp of that value."""
+    for source, name, value in told:
+        part = _part(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if part in RAMPS and (number or (isinstance(value, str) and _NUMBER.fullmatch(value))):
+            yield source, name, "constant"
+            yield source, f"{part}.value", value
+        else:
+            yield source, name, value
 
 
 def _part(name: str) -> str:
@@ -171,3 +183,4 @@ def _value(name: str, value: Any) -> Any:
 
 
 _NUMBERS = re.compile(r"[-+.\de]+(,[-+.\de]+)+")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?")

@@ -66,4 +66,4 @@ def test_a_small_run_fills_both_tables(tmp_path: Path) -> None:
     assert [line.split("|")[1].strip() for line in labels[2:]] == [f"LCM, {name}" for name in ENDS["consistency"]]
     assert len(sources) == 2 + len(SOURCES)
     whole = {line.split("|")[1].strip(): line.split("|")[2:] for line in [*labels, *sources]}
-    assert whole["LCM, data, 16"] == whole["mixture-25/50/25"], "the same runs"
+    assert whole["LCM, data, 16"] == whole["mixture 25/50/25"], "the same runs"

@@ -3,13 +3,16 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torchrl.collectors import MultiSyncCollector
 
 from dagdiff.average import Average
+from dagdiff.buffers import ByLoss
 from dagdiff.checks import Refusal
 from dagdiff.dagger import DAgger
 from dagdiff.envs.denoising import DenoisingEnv
@@ -18,6 +21,7 @@ from dagdiff.envs.sets import SETS, Points
 from dagdiff.envs.toy2d import WORLDS, world
 from dagdiff.expert import Expert
 from dagdiff.gathering import Gathering
+from dagdiff.hooks import Hook
 from dagdiff.learner import Learner, Learning
 from dagdiff.mixture import Constant, CosineRamp, ExponentialRamp, Indicator, LinearRamp, Shares
 from dagdiff.objectives.consistency import Consistency
@@ -164,6 +168,8 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "rollout": (lambda: Rollout(env(), MixturePolicy(student(), expert(), Ddim(COSINE))), roll),
     "learner": (lambda: Learner(student(), Learning(ema=0.9), 10), lambda learner: learner.rates.get_last_lr()),
     "gathering": (lambda: Gathering(beta=0.5), lambda chosen: chosen.beta),
+    "sampling by loss": (lambda: ByLoss(5), lambda make: make("student").sampler.priorities),
+    "hook": (Hook, lambda hook: hook.updated(None, None, {})),
     "experiment": (experiment, lambda made: answer(made.student)),
     **{f"loop {kind.__name__}, {rounds} rounds": (lambda kind=kind, rounds=rounds: loop(kind(), rounds), weights)  # type: ignore[misc]
        for kind in (Progressive, Consistency, DistributionMatching, GaussianKL) for rounds in (1,)},
@@ -182,3 +188,22 @@ def test_a_pickled_twin_does_the_same(name: str) -> None:
     for twin in twins:
         got = use(twin)
         assert torch.allclose(got, expected) if isinstance(expected, Tensor) else got == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TorchRL's own, of its own future
+def test_a_student_acts_in_a_process_of_torchrl_s() -> None:
+    """TorchRL's collectors of several processes take env and policy of ours; the chains are those of a student."""
+    acting = MixturePolicy(student(), expert(), Ddim(COSINE))
+    collector = MultiSyncCollector(
+        [partial(DenoisingEnv, (2,), Ddim(COSINE), step_grid(2), 8)], policy=acting, frames_per_batch=16,
+        total_frames=32, trust_policy=True, auto_register_policy_transforms=False,
+    )  # fmt: skip
+    try:
+        batches = [batch.clone().reshape(-1) for batch in collector]
+    finally:
+        collector.shutdown()
+    assert [len(batch) for batch in batches] == [16, 16]
+    for batch in batches:
+        guess = acting.student(batch["x_t"], batch["t"].squeeze(-1))
+        torch.testing.assert_close(batch["action"], guess.detach(), rtol=1e-4, atol=1e-4)

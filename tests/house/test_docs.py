@@ -140,6 +140,14 @@ def test_the_environment_of_extending_runs(capsys: pytest.CaptureFixture[str]) -
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_the_program_of_inside_the_loop_runs(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", text_of("inside-the-loop.md"), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code.replace("rounds=20", "rounds=2").replace("* 100", "* 3"), "inside-the-loop.md", "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 6 + 3
+    assert (own_folder / "states.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_the_floors_are_those_that_the_program_measures(make_tables: ModuleType) -> None:
     text = text_of("metrics.md")

@@ -87,7 +87,13 @@ def test_a_part_s_name_is_text(value: object) -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("step", "--steps"), ("objective.wieght", "--objective.weight"), ("policy.widht", "--policy.width")],
+    [
+        ("step", "--steps"),
+        ("objective.wieght", "--objective.weight"),
+        ("policy.widht", "--policy.width"),
+        ("expert.substep", "--substeps"),
+        ("driver.per_chian", "--per_chain"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_the_near_miss(name: str, near: str) -> None:
     with pytest.raises(Refusal, match=f"unrecognized arguments: --{name}. Did you mean {near}?"):
