@@ -27,9 +27,9 @@ from diffusers import (
     TCDScheduler,
 )
 
+from dagdiff.batches import InParts
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
-from dagdiff.batches import InParts
 from dagdiff.pipelines.few_step import read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.lora import lora_student, save_adapters
 from dagdiff.pipelines.noise_law import read_noise_law
