@@ -66,11 +66,14 @@ def _guarded(command: str, words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        from dagdiff.crash import out_of_memory, told
+        from dagdiff.crash import disk_failure, out_of_memory, told
 
         if out_of_memory(error):
             reason = f"{type(error).__name__}: {first_line(error):.150}"
             _say(f"memory does not hold this ({reason}). Lower batch_size, chains, heldout, samples or --num.")
+            return 2
+        if failure := disk_failure(error):
+            _say(f"{failure}. Make room, or name a folder that can be written; the same command resumes.")
             return 2
         _say(told(error, [command, *words]))
         return FAULT

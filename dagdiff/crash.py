@@ -1,6 +1,7 @@
 """Crash logs: what an error that nobody foresaw leaves for whoever mends it, while the terminal shows one line."""
 
 import contextlib
+import errno
 import os
 import platform
 import shlex
@@ -40,6 +41,19 @@ def out_of_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))
     )
+
+
+def disk_failure(error: BaseException | None) -> str | None:
+    """Return in words which file failed, if an error, or what has caused it, is a disk's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return f"{error.filename or 'a file'}: {error.strerror}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE}
+"""What the system says of a disk, and never of a program."""
 
 
 def _text(error: Exception, words: Sequence[str]) -> str:

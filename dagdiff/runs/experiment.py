@@ -415,7 +415,25 @@ def _checked(part: str, made: Any) -> Any:
     kind, wanted = _KINDS[part]
     if not isinstance(made, kind):
         raise Refusal(f"the {part} must be {wanted}; got a {type(made).__name__}. Name another with --{part}.")
+    if part in _ASKED and not _takes(made, _ASKED[part]):
+        name = getattr(made, "__name__", type(made).__name__)
+        raise Refusal(f"the {part} must be {wanted}; {name} can't be called so. Name another with --{part}.")
     return made
+
+
+_ASKED = {"metric": 2, "threshold": 1, "schedule": 1, "curriculum": 1, "beta": 1, "shares_ramp": 1, "lr_ramp": 1}
+"""With how many arguments a part is called, where it is called with one number of them."""
+
+
+def _takes(made: Callable[..., Any], count: int) -> bool:
+    """Whether a callable takes so many arguments, as far as it says."""
+    try:
+        inspect.signature(made).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # it does not say
+        pass
+    return True
 
 
 def _without_teacher(config: Config) -> Config:

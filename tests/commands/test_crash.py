@@ -1,5 +1,6 @@
 """An error that nobody foresaw: one line with a file that holds the traceback, and a status of its own."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -118,3 +119,26 @@ def test_the_terminal_shows_names_that_it_can_not(
     find: Callable[[str], Callable[[Sequence[str]], None]] = lambda command: show  # noqa: E731
     monkeypatch.setattr(cli, "find", find)
     assert main(["distill", "run\udcff"]) == 0
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_a_disk_says_is_no_fault_of_the_program(
+    deep: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library that wraps the system's error hides nothing."""
+    error: Exception = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/rounds.csv")
+    if deep:
+        cause, error = error, RuntimeError("could not serialise")
+        error.__cause__ = cause
+    fail_with(error, monkeypatch)
+    told = said(["distill"], 2, capsys)
+    assert "runs/a/rounds.csv: No space left on device. Make room" in told
+
+
+@pytest.mark.parametrize("metric", ["os.getcwd", "math.sqrt"])
+def test_what_can_not_be_called_as_a_metric_is_told_before_training(
+    metric: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = said(["distill", "--metric", metric, "--policy", "fresh", "--device", "cpu", "--out", "run"], 2, capsys)
+    assert "the metric must be a callable (samples, truth)" in told and metric.partition(".")[2] in told
+    assert not Path("run").exists()
