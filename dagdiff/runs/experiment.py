@@ -1,8 +1,7 @@
 """An experiment: the objects that a configuration names, from its task to its loop, and the student's measurement."""
 
 import copy
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from dagdiff import engine
 from dagdiff.batches import InParts, rows_at_once, sample_in_batches
 from dagdiff.checkpoint import check_writable, load_weights
-from dagdiff.checks import Refusal, check_seed, first_line
+from dagdiff.checks import Refusal, check_seed
 from dagdiff.dagger import DAgger
 from dagdiff.engine import find_device
 from dagdiff.envs.denoising import DenoisingEnv
@@ -35,13 +34,13 @@ from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.compiled import check_compiler, compiled
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import ExpertPolicy, StudentPolicy
-from dagdiff.rollout import Data, MixturePolicy
-from dagdiff.round import NonFiniteLoss, Round, updates_by_round
+from dagdiff.round import Round, updates_by_round
 from dagdiff.runs.config import Config, typed
 from dagdiff.runs.identity import check_labels
-from dagdiff.runs.parts import RAMPS, resolve
+from dagdiff.runs.making import make, make_metric, make_schedule, maker
+from dagdiff.runs.parts import RAMPS
 from dagdiff.runs.standing import check_whole
-from dagdiff.schedule import Schedule, refine, step_grid
+from dagdiff.schedule import refine, step_grid
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.strategies.curriculum import Curriculum
 from dagdiff.strategies.halving import Halving
@@ -82,17 +81,17 @@ class Experiment:
         device = find_device(settings.device)
         if training and settings.compile:
             check_compiler(device)
-        task = make_task(settings.task, _schedule(settings), settings)
+        task = make_task(settings.task, make_schedule(settings), settings)
         if settings.data["class"]:
-            task = replace(task, data=_make("data", settings.data, task))
-        objective = _make("objective", settings.objective, task)
+            task = replace(task, data=make("data", settings.data, task))
+        objective = make("objective", settings.objective, task)
         for part in ("solver", *RAMPS):  # what can't be is refused before a teacher is trained
-            _make(part, settings[part], task)
-        denoiser = _make("expert", settings.expert, task) if training or settings.policy["class"] == "expert" else None
+            make(part, settings[part], task)
+        denoiser = make("expert", settings.expert, task) if training or settings.policy["class"] == "expert" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            student = _make("policy", settings.policy, task, denoiser)
-        curriculum = _make("curriculum", settings.curriculum, task)
+            student = make("policy", settings.policy, task, denoiser)
+        curriculum = make("curriculum", settings.curriculum, task)
         steps = settings.stages[-1] if settings.stages else settings.steps
         transition = objective.sampler(task.schedule)
         times = task.grid(steps, transition)
@@ -106,7 +105,7 @@ class Experiment:
             task=task,
             student=_to(student, device),
             objective=objective,
-            threshold=_make("threshold", settings.threshold, task),
+            threshold=make("threshold", settings.threshold, task),
             curriculum=curriculum,
             transition=transition,
             times=times.to(device),
@@ -126,13 +125,13 @@ class Experiment:
     @cached_property
     def expert(self) -> Expert:
         """The teacher in its role, built when first asked for."""
-        named = _make("expert", self.settings.expert, self.task) if self.denoiser is None else self.denoiser
+        named = make("expert", self.settings.expert, self.task) if self.denoiser is None else self.denoiser
         denoiser = _to(named, self.device)
         if self.settings.bf16 and isinstance(denoiser, nn.Module):  # a closed form stays exact
             denoiser = in_bfloat16(denoiser)
         if self.settings.compile:
             denoiser = compiled(denoiser)
-        chosen, solver = self.settings, _make("solver", self.settings.solver, self.task)
+        chosen, solver = self.settings, make("solver", self.settings.solver, self.task)
         return Expert(
             denoiser,
             self.task.schedule,
@@ -230,10 +229,10 @@ class Experiment:
         """Return which states are gathered and how long they stay."""
         chosen = self.settings
         return Gathering(
-            beta=_make("beta", chosen.beta, self.task),
+            beta=make("beta", chosen.beta, self.task),
             per_chain=chosen.per_chain,
-            driver=_maker("driver", chosen.driver, self.task),
-            shares_ramp=_make("shares_ramp", chosen.shares_ramp, self.task),
+            driver=maker("driver", chosen.driver, self.task),
+            shares_ramp=make("shares_ramp", chosen.shares_ramp, self.task),
             input_perturbation=chosen.input_perturbation,
             reuse=chosen.reuse,
             rounds_kept=chosen.rounds_kept,
@@ -255,7 +254,7 @@ class Experiment:
         chosen = self.settings
         return Learning(
             optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas), fused=True),
-            lr_ramp=_make("lr_ramp", chosen.lr_ramp, self.task),
+            lr_ramp=make("lr_ramp", chosen.lr_ramp, self.task),
             clip=chosen.clip,
             ema=chosen.ema,
             batch_size=engine.part("batch_size", chosen.batch_size),
@@ -392,50 +391,6 @@ class Experiment:
         return self.task.stand(samples, self.sample_expert(len(samples), seed, progress), truth)
 
 
-_RAMP = Callable, "a callable progress -> height"
-
-_KINDS: dict[str, tuple[Any, str]] = {
-    "objective": (Objective, "a subclass of dagdiff.objectives.Objective"),
-    "expert": (Callable, "a callable (x_t, t, condition) -> x0"),
-    "policy": (nn.Module, "a torch.nn.Module"),
-    "data": (Data, "anything with sample(n, generator)"),
-    "threshold": (Callable, "a callable x0 -> x0"),
-    "solver": (Callable, "a callable (ask, x_t, here, there, before) -> x_s, answer"),
-    "schedule": (Callable, "a callable t -> (alpha_t, sigma_t)"),
-    **dict.fromkeys(("beta", "shares_ramp", "lr_ramp"), _RAMP),
-    "driver": (MixturePolicy, "a subclass of dagdiff.rollout.MixturePolicy"),
-    "curriculum": (Callable, "a callable loop -> rounds"),
-    "metric": (Callable, "a callable (samples, truth) -> numbers by name"),
-}
-"""What each part must be, by what it can do, and in words."""
-
-
-def _checked(part: str, made: Any) -> Any:
-    """Return what a part's constructor has returned; refuse what can't be the part."""
-    kind, wanted = _KINDS[part]
-    if not isinstance(made, kind):
-        raise Refusal(f"the {part} must be {wanted}; got a {type(made).__name__}. Name another with --{part}.")
-    if part in _ASKED and not _takes(made, _ASKED[part]):
-        name = getattr(made, "__name__", type(made).__name__)
-        raise Refusal(f"the {part} must be {wanted}; {name} can't be called so. Name another with --{part}.")
-    return made
-
-
-_ASKED = {"metric": 2, "threshold": 1, "schedule": 1, "curriculum": 1, "beta": 1, "shares_ramp": 1, "lr_ramp": 1}
-"""With how many arguments a part is called, where it is called with one number of them."""
-
-
-def _takes(made: Callable[..., Any], count: int) -> bool:
-    """Whether a callable takes so many arguments, as far as it says."""
-    try:
-        inspect.signature(made).bind(*[None] * count)
-    except TypeError:
-        return False
-    except ValueError:  # it does not say
-        pass
-    return True
-
-
 def _without_teacher(config: Config) -> Config:
     """The same configuration with a student of the same build that does not start from a teacher."""
     mlp, unet = ("fresh", "width", "depth"), ("fresh-unet", "channels", "layers")
@@ -445,54 +400,6 @@ def _without_teacher(config: Config) -> Config:
         return config
     name, *kept = fresh[teacher["class"]]
     return {**config, "policy": {"class": name, **{option: teacher[option] for option in kept}}}
-
-
-def _make(part: str, chosen: Namespace, task: Task | None = None, expert: Denoiser | None = None) -> Any:
-    """Build a part from its parsed arguments; give it the task, and the expert, if it asks for them."""
-    arguments = dict(vars(chosen))
-    kind = resolve(part, str(arguments.pop("class")))
-    given = {"task": task, "expert": expert}
-    wanted = inspect.signature(kind).parameters
-    filled = {name: value for name, value in given.items() if name in wanted}
-    try:
-        return _checked(part, kind(**arguments, **filled))
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError) as error:
-        if isinstance(error, Refusal | NonFiniteLoss) or not kind.__module__.startswith("dagdiff."):
-            raise  # in a part of one's own it is a fault of the program, and its traceback is kept
-        told = ", ".join(f"{name}={value!r:.40}" for name, value in arguments.items())
-        raise Refusal(f"--{part} {chosen['class']} can't be made of {told} ({first_line(error):.150}).") from error
-
-
-def make_metric(name: str, task: Task) -> Scorer:
-    """Build the metric of that name: an object of a class, which may ask for ``task``, or a function as it is."""
-    kind: Any = resolve("metric", name)
-    given = {"task": task} if inspect.isclass(kind) and "task" in inspect.signature(kind).parameters else {}
-    made: Scorer = _checked("metric", kind(**given) if inspect.isclass(kind) else kind)
-    return made
-
-
-def _schedule(settings: Namespace) -> Schedule | None:
-    """The noise schedule that a run names, if any; one that asks for the task is given it with its usual schedule."""
-    if not settings.schedule["class"]:
-        return None
-    asks = "task" in inspect.signature(resolve("schedule", settings.schedule["class"])).parameters
-    schedule: Schedule = _make(
-        "schedule", settings.schedule, make_task(settings.task, None, settings) if asks else None
-    )
-    return schedule
-
-
-def _maker(part: str, chosen: Namespace, task: Task) -> Callable[..., Any]:
-    """A part that the loop builds itself, with the options it was given, and the task if it asks for it."""
-    options = dict(vars(chosen))
-    kind = resolve(part, str(options.pop("class")))
-    if "task" in inspect.signature(kind).parameters:
-        options["task"] = task
-    return partial(_made, part, kind, options)
-
-
-def _made(part: str, kind: Callable[..., Any], options: Mapping[str, Any], *given: Any) -> Any:
-    return _checked(part, kind(*given, **options))
 
 
 def _to(part: Any, device: torch.device) -> Any:
