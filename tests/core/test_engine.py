@@ -141,13 +141,14 @@ SMALL: dict[str, Any] = {
     "heldout": 8, "samples": 100, "device": "cpu", "substeps": 2,
 }  # fmt: skip
 
-GAN = {"objective": {"class": "distribution", "gan_weight": 0.1, "critic_lr": 1e-4}, "lr": 1e-4}
-"""Low rates: Adam's first update makes as much of a gradient's last digit as of the gradient where that is near 0."""
+SLOW = {**SMALL, "lr": 1e-4}
+"""A low rate: Adam's first update makes as much of a gradient's last digit as of the gradient where that is near 0."""
+GAN = {"objective": {"class": "distribution", "gan_weight": 0.1, "critic_lr": 1e-4}}
 CASES: dict[str, dict[str, Any]] = {
-    "student": SMALL,
-    "parts": {**SMALL, "accumulate": 2},
-    "critic": {**SMALL, **GAN},
-    "critic-parts": {**SMALL, **GAN, "accumulate": 2, "ema": 0.9},
+    "student": SLOW,
+    "parts": {**SLOW, "accumulate": 2},
+    "critic": {**SLOW, **GAN},
+    "critic-parts": {**SLOW, **GAN, "accumulate": 2, "ema": 0.9},
 }
 
 FSDP = {
