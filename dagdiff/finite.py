@@ -19,23 +19,21 @@ class Finite:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._seen: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor | None] = dict.fromkeys(self.names)
 
     def see(self, name: str, values: Tensor) -> None:
         """Look at a source's values; whole numbers, and tensors without content, are always finite."""
         if values.is_meta or not values.is_floating_point() or not values.numel():
             return
         low, high = torch.aminmax(values.detach())  # both are NaN if any value is
-        flag = low * 0.0 + high * 0.0
-        if name in self._seen:
-            flag = self._seen[name].to(flag) + flag
-        self._seen[name] = flag
+        flag, before = low * 0.0 + high * 0.0, self._seen[name]
+        self._seen[name] = flag if before is None else before.to(flag) + flag
 
     def clear(self) -> None:
         """Forget what was seen."""
-        self._seen.clear()
+        self._seen = dict.fromkeys(self.names)
 
     def flags(self, device: torch.device | None = None) -> Tensor:
         """Return 0 for each source that was finite so far, else NaN; on the device, so this waits for nothing."""
         nought = torch.zeros((), device=device)
-        return torch.stack([self._seen.get(name, nought).to(nought) for name in self.names])
+        return torch.stack([nought if flag is None else flag.to(nought) for flag in self._seen.values()])

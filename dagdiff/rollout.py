@@ -197,7 +197,7 @@ def forward_states(
     the student sees, so the label is right and only the law of the states is wider.
     """
     drawn = []
-    for start in range(0, n, at_once or max(n, 1)):
+    for start in range(0, max(n, 1), at_once or max(n, 1)):
         rows = min(at_once or n, n - start)
         x0, condition = draw(data, rows, generator, conditional)
         step = torch.randint(len(grid) - 1, (rows,), generator=generator, device=grid.device)
