@@ -6,13 +6,12 @@ then divided. Answers of a network may differ in the last digit, since kernels d
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 
 from dagdiff.checks import check_at_least, check_times
 from dagdiff.shapes import Condition, Denoiser, States, Times
-from dagdiff.transition import Transition, fresh_noise
+from dagdiff.transition import Transition, fresh_noise, sample
 
 Tell = Callable[[int], object]
 """Is told of rows that are finished, by their number."""
@@ -44,7 +43,6 @@ class InParts:
         return torch.cat([self.denoiser(x_t[at], t[at], _of(condition, at)) for at in places])
 
 
-@torch.no_grad()
 def sample_in_batches(
     policy: Denoiser,
     transition: Transition,
@@ -68,20 +66,15 @@ def sample_in_batches(
         tell: told of each batch that is done.
     """
     check_at_least("batch_size", rows, 1)
-    steps = list(pairwise(check_times(times)))
     place = noise.device if len(noise) <= rows else torch.device("cpu")
     stochastic = getattr(transition, "stochastic", True)
-    draws = [fresh_noise(transition, noise, generator).to(place) for _ in steps] if stochastic else []
+    draws = [fresh_noise(transition, noise, generator).to(place) for _ in check_times(times)[1:]] if stochastic else []
     ends = []
     for start in range(0, len(noise), rows):
         at = slice(start, start + rows)
-        x_t, asked = noise[at], _of(condition, at)
-        for number, (t, s) in enumerate(steps):
-            here, there = t.expand(len(x_t)), s.expand(len(x_t))
-            fresh = draws[number][at].to(x_t.device) if stochastic else torch.zeros_like(x_t)
-            x_t = transition(x_t, policy(x_t, here, asked), here, there, fresh)
-        ends.append(x_t)
-        tell(len(x_t))
+        fresh = [drawn[at] for drawn in draws]
+        ends.append(sample(policy, transition, times, noise[at], _of(condition, at), fresh=fresh))
+        tell(len(ends[-1]))
     return torch.cat(ends)
 
 

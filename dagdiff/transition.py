@@ -6,7 +6,7 @@ al. 2020, https://arxiv.org/abs/2010.02502); :class:`Renoise` draws fresh noise,
 (Song et al. 2023, https://arxiv.org/abs/2303.01469). :class:`EpsilonScaling` corrects the guesses of either on the way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -193,17 +193,21 @@ def chain(
     noise: States,
     condition: Condition = None,
     generator: torch.Generator | None = None,
+    fresh: Sequence[States] = (),
 ) -> Iterator[Step]:
     """Run the reverse chain from ``noise`` (the state at ``times[0]``, ``(B, *D)``) and yield its K steps one by one.
+
+    The fresh noise of the K steps is drawn by ``generator`` as they come, unless it is given in ``fresh``.
 
     Raises:
         Refusal: if ``times`` do not fall to 0.
     """
     x_t = noise
-    for t, s in pairwise(check_times(times)):
+    for number, (t, s) in enumerate(pairwise(check_times(times))):
         t, s = t.expand(len(x_t)), s.expand(len(x_t))
         x0 = policy(x_t, t, condition)
-        x_s = transition(x_t, x0, t, s, fresh_noise(transition, x_t, generator))
+        drawn = fresh[number].to(x_t.device) if fresh else fresh_noise(transition, x_t, generator)
+        x_s = transition(x_t, x0, t, s, drawn)
         yield Step(x_t, t, s, x0, x_s)
         x_t = x_s
 
@@ -215,9 +219,10 @@ def sample(
     noise: States,
     condition: Condition = None,
     generator: torch.Generator | None = None,
+    fresh: Sequence[States] = (),
 ) -> States:
     """Return the clean end of the chain, ``(B, *D)``: inference. Arguments as in :func:`chain`."""
     with torch.no_grad():
-        for step in chain(policy, transition, times, noise, condition, generator):
+        for step in chain(policy, transition, times, noise, condition, generator, fresh):
             x_t = step.x_s
     return x_t
