@@ -53,16 +53,18 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "reuse": {**dict.fromkeys(KNOWN, ("1", "2", "8")), "distribution": ("1", "2", "4", "8")},
     "rounds_kept": dict.fromkeys(KNOWN, ("1", "5")),
     "rounds": dict.fromkeys(KNOWN, ("5", "10", "40")),
-    "label_end": {"progressive": ("data",), "consistency": ("0.125", "0.25", "uniform", "data")},
-    "substeps": dict.fromkeys(KNOWN, ("2", "4")),
-    "solver": {"progressive": ("heun", "dpm")},
+    "label_end": {"progressive": ("data",), "consistency": ("step", "0.125", "0.25", "uniform")},
+    "label_weight": {"distribution": ("0", "0.3")},
+    "substeps": {**dict.fromkeys(KNOWN, ("4", "8")), "progressive": ("2", "4")},
+    "solver": dict.fromkeys(KNOWN, ("ddim", "heun")),
     "peer": {"distribution": ("student", "mixture-25/50/25", "modelopt-student")},
 }
 """What is changed -> objective -> to which values; the usual ones are those of the recipe, in a row of their own."""
 
 WORDS = {
     "usual": "the usual mixture", "states": "{} states", "reuse": "re-use {}", "rounds_kept": "rounds kept: {}",
-    "rounds": "{} rounds", "label_end": "labels end at {}", "substeps": "{} sub-steps", "solver": "solver {}",
+    "rounds": "{} rounds", "label_end": "labels end at {}", "label_weight": "labels of weight {}",
+    "substeps": "{} sub-steps", "solver": "solver {}",
     "peer": "on flow: {}",
 }  # fmt: skip
 
@@ -78,7 +80,8 @@ class Options:
     Args:
         tasks: of the plane, unlabelled.
         objectives: progressive, consistency, distribution.
-        axes: what is changed: states, reuse, rounds_kept, rounds, label_end, substeps, solver, peer.
+        axes: what is changed: states, reuse, rounds_kept, rounds, label_end, label_weight, substeps,
+            solver, peer.
         seeds: how many, 0 to seeds - 1.
         updates: of the student in each run.
     """
@@ -126,12 +129,14 @@ def runs(options: Options) -> Iterator[Run]:
 def changed(run: Run) -> dict[str, Any]:
     """Return the settings by which a run differs from the usual mixture."""
     if run.axis == "states":
-        published = {"reuse": 1.0} if run.value == "published" else {}
+        published: dict[str, Any] = {"reuse": 1.0} if run.value == "published" else {}
         if published and run.objective == "distribution":
             published |= peers.PUBLISHED
+        if published and run.objective == "consistency":
+            published["objective.label_end"] = "step"
         return {"shares": shares_of(run.value, run.objective), **published}
     numbers: dict[str, Callable[[str], Any]] = {"reuse": float, "rounds_kept": int, "rounds": int, "substeps": int}
-    name = "objective.label_end" if run.axis == "label_end" else run.axis
+    name = f"objective.{run.axis}" if run.axis in ("label_end", "label_weight") else run.axis
     return {} if run.axis == "usual" else {name: numbers.get(run.axis, str)(run.value)}
 
 

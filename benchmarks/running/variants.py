@@ -4,7 +4,8 @@
 states         a batch holds
 =============  =====================================================================================================
 forward        forward-diffused states only, the usual off-policy training
-published      what the published method trains on: forward states for PD and LCM, student states for DMD2
+published      what the published method trains on, forward states for PD and LCM and student states for DMD2, and its
+               labels: one solver step for LCM, none for DMD2
 mixture        what suits the objective: all three sources; for DMD2 student and expert states
 student        student states only
 expert         expert states only: behaviour cloning
@@ -14,6 +15,7 @@ A variant is the name of its states. After a hyphen stands what else sets it apa
 ``mixture-25/50/25`` has shares (in per cent, forward / student / expert) in place of the usual ones.
 """
 
+from dagdiff.runs.config import Config
 from dagdiff.runs.parts import resolve
 from dagdiff.runs.recipes import recipe
 
@@ -23,6 +25,15 @@ SHARES = {
     "expert": (0.0, 0.0, 1.0),
 }
 """Shares (forward, student, expert) of the states that do not depend on the objective."""
+
+PUBLISHED: dict[str, Config] = {
+    "consistency": {"label_end": "step"},
+    "distribution": {"label_weight": 0.0},
+}
+"""The labels of the published methods, as options of the objectives whose usual labels are others."""
+
+LABELS = ("objective",)
+"""The settings in which published cells differ from the others of their comparison."""
 
 MIXES = {
     "mixture-25/50/25": (0.25, 0.5, 0.25),
@@ -56,6 +67,13 @@ def shares_of(variant: str, objective: str, trained: str = "plane") -> list[floa
     if states == "published":
         states = "student" if getattr(resolve("objective", objective), "backward_simulation", False) else "forward"
     return list(SHARES[states])
+
+
+def labelled(config: Config, variant: str) -> Config:
+    """Return a run's configuration with the labels of its variant: the usual ones, but for ``published``."""
+    objective = config["objective"]
+    own = PUBLISHED.get(objective["class"], {}) if variant == "published" else {}
+    return {**config, "objective": {**objective, **own}}
 
 
 def threshold_of(variant: str) -> str:

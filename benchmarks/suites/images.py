@@ -17,7 +17,7 @@ from typing import Any
 
 from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.options import check_choices
-from dagdiff.benchmarks.running.variants import shares_of, threshold_of
+from dagdiff.benchmarks.running.variants import LABELS, labelled, shares_of, threshold_of
 from dagdiff.benchmarks.suites.toy2d import OWN
 from dagdiff.runs.config import configure
 
@@ -67,4 +67,5 @@ def cells(suite: Suite) -> Iterator[Cell]:
 def _cell(suite: Suite, task: str, steps: int, objective: str, variant: str) -> Cell:
     common = {"samples": 1796, "updates": suite.updates, "heldout": 0, "device": suite.device, **suite.settings}
     own = {"task": task, "steps": steps, "objective": objective, "threshold": threshold_of(variant)}
-    return Cell(objective, variant, configure({**common, **own, "shares": shares_of(variant, objective, "images")}))
+    config = configure({**common, **own, "shares": shares_of(variant, objective, "images")})
+    return Cell(objective, variant, labelled(config, variant), free=LABELS)

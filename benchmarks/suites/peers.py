@@ -79,7 +79,13 @@ def flow_expert(task: Task) -> nn.Module:
 
 
 PUBLISHED: dict[str, Any] = {
-    "objective": {"class": "distribution", "critic_updates": 5, "critic_lr": 5e-4, "tell_origin": False},
+    "objective": {
+        "class": "distribution",
+        "critic_updates": 5,
+        "critic_lr": 5e-4,
+        "tell_origin": False,
+        "label_weight": 0.0,
+    },
     "lr": 5e-4,
 }
 

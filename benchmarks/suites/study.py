@@ -49,7 +49,7 @@ from typing import Any
 from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.running.options import check_settings
-from dagdiff.benchmarks.running.variants import MIXES, shares_of, threshold_of
+from dagdiff.benchmarks.running.variants import LABELS, MIXES, labelled, shares_of, threshold_of
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.runs.config import Config, configure
 
@@ -137,7 +137,7 @@ def _equal_nfe(suite: Suite) -> Iterator[Cell]:
         forward = {**cell.config, "shares": shares_of("forward", cell.objective)}
         updates = updates_for(cell.config, predict_nfe(forward).total)
         config = {**cell.config, "updates": updates}
-        yield dataclasses.replace(cell, config=config, about="equal NFE", free=("updates",))
+        yield dataclasses.replace(cell, config=config, about="equal NFE", free=("updates", *LABELS))
 
 
 def _teachers(suite: Suite) -> Iterator[Cell]:
@@ -165,7 +165,7 @@ def _schedules(suite: Suite) -> Iterator[Cell]:
     for cell in _block(suite, (*TUNED, *NARROW), ("mixture",), suite.few_seeds):
         for name, own in SCHEDULES.items():
             config = {**cell.config, **own}
-            yield Cell(cell.objective, name, config, "schedules", free=("beta", "shares_ramp", "lr_ramp"))
+            yield Cell(cell.objective, name, config, "schedules", free=("beta", "shares_ramp", "lr_ramp", *LABELS))
 
 
 BLOCKS: dict[str, Callable[[Suite], Iterator[Cell]]] = {
@@ -202,13 +202,13 @@ def _block(
                     for count in steps:
                         told = {"steps": count, "seed": seed}
                         config = _config(suite, objective, variant, task, expert)
-                        yield Cell(objective, variant, {**config, **told}, about)
+                        yield Cell(objective, variant, {**config, **told}, about, LABELS)
 
 
 def _config(suite: Suite, objective: str, variant: str, task: str, expert: str | None) -> Config:
     parts = {"task": task, "objective": objective, "expert": expert, "threshold": threshold_of(variant)}
     common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings, **parts}
-    return {**_configured(json.dumps(common)), "shares": shares_of(variant, objective)}
+    return labelled({**_configured(json.dumps(common)), "shares": shares_of(variant, objective)}, variant)
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Any
 
 from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.options import check_choices
-from dagdiff.benchmarks.running.variants import shares_of, threshold_of
+from dagdiff.benchmarks.running.variants import LABELS, labelled, shares_of, threshold_of
 from dagdiff.runs.config import Config, configure
 
 VARIANTS = ("forward", "published", "mixture", "student", "expert", "forward-box", "mixture-box")
@@ -75,11 +75,11 @@ def cells(suite: Suite) -> Iterator[Cell]:
                 for steps in suite.steps:
                     config = _config(suite, variant, {"task": task, "objective": objective, "steps": steps})
                     for seed in range(suite.seeds):
-                        yield Cell(objective, variant, {**config, "seed": seed})
+                        yield Cell(objective, variant, {**config, "seed": seed}, free=LABELS)
 
 
 def _config(suite: Suite, variant: str, chosen: dict[str, Any]) -> Config:
     objective = chosen["objective"]
     common = {"updates": suite.updates, "heldout": 0, "device": "cpu", **suite.settings}
     own = {"shares": shares_of(variant, objective), "threshold": threshold_of(variant)}
-    return configure({**chosen, **common, **own})
+    return labelled(configure({**chosen, **common, **own}), variant)

@@ -36,6 +36,12 @@ class Recipe:
     objectives: Mapping[str, Values] = field(default_factory=dict)
 
 
+WHOLE_WALK: Values = {"objective.label_end": "data", "substeps": 16}
+"""Labels for which the expert walks all the way to data."""
+
+WHOLE_WALK_BESIDE: Values = {"objective.label_weight": 1.0, "substeps": 16}
+"""The same as a second term beside what an objective compares."""
+
 PLANE = Recipe(
     {
         "updates": 1200,
@@ -44,6 +50,7 @@ PLANE = Recipe(
         "chains": 256,
         "reuse": 4.0,  # docs/reuse.md
         "substeps": 8,
+        "solver.class": "dpm",
         "heldout": 256,
         "samples": 2000,
         "shares": (0.25, 0.5, 0.25),
@@ -51,23 +58,25 @@ PLANE = Recipe(
         "betas": (0.9, 0.999),
         "clip": 1.0,
     },
-    {"distribution": {"shares": (0.0, 0.5, 0.5), "reuse": 24.0}},
+    {
+        "consistency": WHOLE_WALK,
+        "distribution": {**WHOLE_WALK_BESIDE, "shares": (0.0, 0.5, 0.5), "reuse": 24.0},
+    },
 )
-"""Points in the plane and small networks, tuned on the worlds gaussians8 and grid25. DMD2 leaves forward states out:
-answers at states that are made from half of the data cannot follow the whole distribution. It buys no labels, so its
-states are re-used until a round needs about one batch of chains."""
+"""Points in the plane and small networks, tuned on the worlds gaussians8 and grid25. Labels walk to data where this
+pays (docs/labels.md). DMD2 leaves forward states out: answers at states that are made from half of the data cannot
+follow the whole distribution. Its states are re-used until a round needs about one batch of chains."""
 
 
 IMAGES = Recipe(
     {**PLANE.settings, "updates": 400, "rounds": 10, "batch_size": 64, "chains": 64, "substeps": 4, "heldout": 32},
     {
         "progressive": {"lr": 1e-3},
-        "consistency": {"lr": 1e-3, "shares": (0.5, 0.25, 0.25)},
-        "distribution": {"lr": 2e-4, "shares": (0.0, 1.0, 0.0), "reuse": 24.0},
+        "consistency": {**WHOLE_WALK, "lr": 1e-3},
+        "distribution": {**WHOLE_WALK_BESIDE, "lr": 2e-4, "shares": (0.0, 1.0, 0.0), "reuse": 24.0},
     },
 )
-"""Images of some 8 to 32 pixels a side and a U-Net of our own, tuned on digits. LCM's outputs are rough after few
-updates, and so are states made from them: half of a batch are forward states. DMD2's student learns ten times slower
+"""Images of some 8 to 32 pixels a side and a U-Net of our own, tuned on digits. DMD2's student learns ten times slower
 than its critic, and from student states alone."""
 
 
@@ -79,6 +88,7 @@ LATENTS = Recipe(
         "batch_size": 4,
         "chains": 8,
         "substeps": 4,
+        "solver.class": "ddim",
         "heldout": 8,
         "samples": 32,
         "lr": 1e-5,
@@ -94,7 +104,8 @@ LATENTS = Recipe(
         }
     },
 )
-"""A large pretrained network that is trained whole, such as Stable Diffusion's: published learning rates."""
+"""A large pretrained network that is trained whole, such as Stable Diffusion's: published learning rates. Its teacher
+is dear, so labels are the published ones: LCM's end one step on, DMD2 buys none."""
 
 
 PIXELS = Recipe(
