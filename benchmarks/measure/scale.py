@@ -36,6 +36,7 @@ KEPT, PAGE = Path("benchmarks/results/scale"), Path("docs/scaling.md")
 
 AXES: dict[str, tuple[int, ...]] = {
     "ranks": (1, 2),
+    "ranks_weak": (1, 2),
     "batch": (16, 32, 64, 128),
     "steps": (2, 4, 8, 16),
     "substeps": (1, 2, 4, 8),
@@ -43,10 +44,15 @@ AXES: dict[str, tuple[int, ...]] = {
     "buffer": (1, 4, 16),
     "rounds": (2, 4, 8),
 }
-"""What grows, and how far. All else is as in :class:`Size`; of ``rounds`` the time is that of all."""
+"""What grows, and how far. All else is as in :class:`Size`; of ``rounds`` the time is that of all.
+
+Of ``ranks`` the processes share one batch (strong scaling), of ``ranks_weak`` each has one (weak scaling)."""
+
+RANKS = ("ranks", "ranks_weak")
 
 NAMES = {
-    "ranks": "processes", "batch": "rows of a batch", "steps": "steps K", "substeps": "sub-steps k",
+    "ranks": "processes that share a batch", "ranks_weak": "processes with a batch each",
+    "batch": "rows of a batch", "steps": "steps K", "substeps": "sub-steps k",
     "side": "dimension (side²)", "buffer": "rounds in the buffer", "rounds": "rounds",
 }  # fmt: skip
 
@@ -56,7 +62,7 @@ class Options:
     """What is measured.
 
     Args:
-        axes: ranks, batch, steps, substeps, side, buffer, rounds.
+        axes: ranks, ranks_weak, batch, steps, substeps, side, buffer, rounds.
         processes: numbers of them; of GPUs, one each.
         rounds: timed rounds of a point.
         repeats: of each point, in turns; the fastest counts.
@@ -86,9 +92,10 @@ def points(options: Options) -> Iterator[tuple[str, int, int, Size]]:
     """Yield axis, value, number of processes and size of each point."""
     base = smaller(Size()) if options.tiny else Size(rounds=options.rounds)
     for axis in options.axes:
-        for value in options.processes if axis == "ranks" else AXES[axis]:
-            if axis == "ranks":
-                yield axis, value, value, base
+        for value in options.processes if axis in RANKS else AXES[axis]:
+            if axis in RANKS:
+                rows = 1 if axis == "ranks" else value
+                yield axis, value, value, replace(base, batch=rows * base.batch, chains=rows * base.chains)
             else:
                 yield axis, value, 1, replace(base, **cast(Any, {axis: value}))
 
@@ -154,13 +161,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def speedup(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence: the throughput of several processes over that of the fewest."""
-    mine = sorted((int(row["value"]), float(row["throughput"])) for row in rows if row["axis"] == "ranks")
-    if not mine:
-        return ""
-    (least, base), *more = mine
-    told = [f"{number}: {rate:.0f} rows a second ({rate / base:.2f}x)" for number, rate in more]
-    return "; ".join([f"processes {least}: {base:.0f} rows a second", *told])
+    """Return a sentence of each kind: the throughput of several processes over that of the fewest."""
+    told = []
+    for axis in RANKS:
+        mine = sorted((int(row["value"]), float(row["throughput"])) for row in rows if row["axis"] == axis)
+        if mine:
+            (least, base), *more = mine
+            others = [f"{number}: {rate:.0f} rows a second ({rate / base:.2f}x)" for number, rate in more]
+            told.append("; ".join([f"{NAMES[axis]}, {least}: {base:.0f} rows a second", *others]))
+    return "\n\n".join(told)
 
 
 def measure(options: Options, out: Path) -> str:

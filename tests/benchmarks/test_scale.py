@@ -41,7 +41,7 @@ def test_the_table_has_a_line_a_size_and_counts_pixels() -> None:
 
 def test_speedup_is_over_the_fewest_processes() -> None:
     told = rows("ranks", {1: (1.0, 100.0), 2: (0.6, 175.0)})
-    assert scale.speedup(told) == "processes 1: 100 rows a second; 2: 175 rows a second (1.75x)"
+    assert scale.speedup(told) == "processes that share a batch, 1: 100 rows a second; 2: 175 rows a second (1.75x)"
     assert scale.speedup(rows("steps", {1: (1.0, 100.0)})) == ""
 
 
@@ -50,7 +50,9 @@ def test_each_point_moves_one_size() -> None:
     base = loops.Size(rounds=2)
     for axis, value, ranks, size in scale.points(options):
         moved = {name for name, mine in vars(size).items() if mine != getattr(base, name)}
-        assert moved <= {axis} and ranks == (value if axis == "ranks" else 1)
+        assert moved <= ({"batch", "chains"} if axis == "ranks_weak" else {axis})
+        assert ranks == (value if axis in scale.RANKS else 1)
+        assert axis != "ranks_weak" or size.batch // ranks == base.batch
     assert {axis for axis, *_ in scale.points(options)} == set(scale.AXES)
 
 
