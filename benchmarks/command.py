@@ -35,8 +35,10 @@ SUITES = {
 }
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
-MEASUREMENTS = {name: f"dagdiff.benchmarks.measure.{name}" for name in ("overhead", "cost", "compute", "scale", "gpu")}
-"""Measurement of this machine -> its module, which offers ``Options`` and ``measure(options, out)``, the table."""
+MEASUREMENTS = {
+    name: f"dagdiff.benchmarks.measure.{name}" for name in ("overhead", "cost", "compute", "scale", "gpu", "steps")
+}
+"""Measurement, of this machine or of many students of one kind -> its module, which offers ``Options`` and ``measure(options, out)``, the table."""
 
 _FLAGS = ("quick", "tiny", "trust_code")
 

@@ -31,6 +31,9 @@ def sample(words: Sequence[str]) -> None:
     parser.add_argument("--num", type=int, default=2000, help="how many points")
     parser.add_argument("--seed", type=int, default=0, help="of start noise and fresh noise")
     parser.add_argument("--out", type=Path, default=Path("samples.npz"), help="the .npz file to write")
+    parser.add_argument(
+        "--steps", type=int | None, default=None, help="of a student whose answers are data; else those of its training"
+    )
     add_batches(parser)
     parser.add_argument("--prompt", type=str | None, default=None, help="what to show, of a text-to-image pipeline")
     parser.add_argument(
@@ -49,6 +52,8 @@ def sample(words: Sequence[str]) -> None:
     if given.out.suffix != ".npz" or given.out.is_dir():
         raise Refusal(f"--out {given.out} must be a .npz file, no folder. Pass e.g. --out samples.npz.")
     experiment = _open(given)
+    if given.steps is not None:
+        experiment = experiment.in_steps(given.steps)
     experiment.rows = given.batch_size
     if given.grid and len(experiment.task.shape) != 3:
         raise Refusal(f"--grid is for images, and {given.folder} is a run of {experiment.task.name!r}. Leave it away.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dagdiff import engine
 from dagdiff.batches import InParts, rows_at_once, sample_in_batches
 from dagdiff.checkpoint import check_writable, load_weights
-from dagdiff.checks import Refusal, check_seed
+from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.dagger import DAgger
 from dagdiff.engine import find_device
 from dagdiff.envs.denoising import DenoisingEnv
@@ -282,6 +282,21 @@ class Experiment:
         final = len(self.times) - 1
         even = torch.equal(self.times.cpu(), step_grid(final))
         return step_grid(steps) if even else refine(self.times, steps // final)
+
+    def in_steps(self, steps: int) -> "Experiment":
+        """Return the same run with its student asked in so many steps, whatever it was trained in.
+
+        Raises:
+            Refusal: where answers are for the student's own next step (PD), and say nothing of others.
+        """
+        check_at_least("steps", steps, 1)
+        if self.span is None or self.settings.stepwise:
+            raise Refusal(
+                f"steps={steps}: this student answers for the {len(self.times) - 1} steps that it was trained in. Leave "
+                "steps away, or train one whose answers are data: --objective consistency, or --objective.label_end "
+                "data."
+            )
+        return replace(self, times=self.task.grid(steps, self.transition).to(self.device))
 
     def check(self, steps: int) -> None:
         """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
