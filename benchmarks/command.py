@@ -38,7 +38,8 @@ SUITES = {
 MEASUREMENTS = {
     name: f"dagdiff.benchmarks.measure.{name}" for name in ("overhead", "cost", "compute", "scale", "gpu", "steps")
 }
-"""Measurement, of this machine or of many students of one kind -> its module, which offers ``Options`` and ``measure(options, out)``, the table."""
+"""Measurement, of this machine or of one thing about students -> its module, which offers ``Options`` and
+``measure(options, out)``, the table."""
 
 _FLAGS = ("quick", "tiny", "trust_code")
 

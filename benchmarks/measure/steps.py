@@ -1,6 +1,6 @@
-"""``dagdiff bench steps``: one student, asked in any number of steps, against students that were made for each.
+"""``dagdiff bench steps``: one student in any number of steps, against students that were made for each number.
 
-A student under labels that walk to data answers a state with its clean end, whatever step comes next. So nothing ties it
+A student under labels that walk to data answers a state with its clean end, whatever step comes next. Nothing ties it
 to the number of steps that it was trained in but the states that it was trained on. LCM's usual mixture is trained in
 each number of steps, and every student is asked in each; the expert in the student's place stands below.
 

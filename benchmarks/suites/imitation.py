@@ -5,6 +5,8 @@ variant             trained on
 ==================  ==================================================================================================
 forward             forward-diffused states only
 mixture             all three sources, the method of this package
+bc                  expert chains only: behaviour cloning (Pomerleau 1989)
+dagger              student states only, but the expert drives in the first round (DAgger, Ross et al. 2011)
 forward-training    student states, one step after the other, with a network a step (Ross and Bagnell 2010)
 dart                forward states, and expert chains with noise like the student's errors (Laskey et al. 2017)
 gate                as mixture, but the expert steps in where the student goes astray (Zhang and Cho 2017)
@@ -34,6 +36,8 @@ from dagdiff.runs.config import Config, configure
 VARIANTS: dict[str, dict[str, Any]] = {
     "forward": {"shares": "forward"},
     "mixture": {"shares": "mixture"},
+    "bc": {"shares": "expert"},
+    "dagger": {"shares": "student", "beta": {"class": "indicator", "first": 1.0, "then": 0.0}},
     "forward-training": {"shares": "student", "stepwise": True, "curriculum": "forward-training"},
     "dart": {"shares": [0.25, 0.0, 0.75], "driver": "dart"},
     "gate": {"shares": "mixture", "driver": "gate"},
@@ -71,8 +75,8 @@ class Suite:
         tasks: comma-separated; `dagdiff list tasks` names them.
         students: comma-separated; what the student starts as: teacher, fresh.
         objectives: comma-separated; names or import paths.
-        variants: comma-separated, of forward, mixture, forward-training, dart, gate, coaching, cost-to-go, gaussian-kl,
-            input-perturbation, epsilon-scaling, adaptive.
+        variants: comma-separated, of forward, mixture, bc, dagger, forward-training, dart, gate, coaching, cost-to-go,
+            gaussian-kl, input-perturbation, epsilon-scaling, adaptive.
         steps: comma-separated numbers of student steps.
         seeds: how many seeds, 0 to seeds - 1.
         updates: of the student in each run.

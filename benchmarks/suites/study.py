@@ -12,7 +12,8 @@ equal-nfe   as many updates as cost, student and expert evaluations together, wh
 teachers    an expert that was learned instead of the exact one, for forward and mixture
 thresholds  each threshold with the mixture: none, box, dynamic, quantile, fold
 shares      ten points of the triangle of shares, its corners among them
-critic      DMD2's fake score conditioned on the step (as everywhere else), or not, as published; and a GAN head
+critic      DMD2's fake score conditioned on the step (as everywhere else), or not, as published, or with tau drawn
+            within the step (TDM, arXiv 2503.06674; Phased DMD, arXiv 2510.27684); and a GAN head
 schedules   the mixture with constant beta and shares, the default, and other courses of beta, shares, learning rate
 ==========  ==========================================================================================================
 
@@ -32,8 +33,8 @@ Before the runs we expect:
 * teachers: the same signs.
 * thresholds: little, for the exact expert's guesses lie in the box anyway.
 * shares: the corner of forward states is worst, and the middle is flat.
-* critic: conditioned on the step, DMD2 keeps the shares of the modes; the pool of outputs does not. The head
-  widens the modes.
+* critic: conditioned on the step, DMD2 keeps the shares of the modes; the pool of outputs does not. Tau drawn within
+  the step does as telling the step does, with narrower modes. The head widens the modes.
 * schedules: beta changes nothing for PD and LCM, for which the expert's chains do as well as their own, and harms DMD2
   a little if it stays high. Shares that start with forward states waste the first updates: no change for PD and LCM,
   which recover, but worse for DMD2. A learning rate that never falls is worse for all.
@@ -64,6 +65,8 @@ THRESHOLDED = ("mixture", "mixture-box", "mixture-dynamic", "mixture-quantile", 
 CRITICS: dict[str, dict[str, Any]] = {
     "one pool": {"tell_origin": False},
     "one pool, 5 critic updates": {"tell_origin": False, "critic_updates": 5},
+    "one pool, tau by step": {"tell_origin": False, "tau_by_step": True},
+    "one pool, tau by step, 5 critic updates": {"tell_origin": False, "tau_by_step": True, "critic_updates": 5},
     "GAN head": {"gan_weight": 1e-2},
 }
 """Other critics than the default one."""

@@ -47,7 +47,7 @@ def _pseudo_huber(a: Tensor, b: Tensor, width: float) -> Tensor:
 
 
 class Consistency(Objective):
-    """LCM on states of any source.
+    """LCM on states of any source; data are needed for forward states alone.
 
     Args:
         solver_steps: steps of the expert's grid; forward states take its times, and one solver step is 1 / solver_steps

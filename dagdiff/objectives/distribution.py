@@ -81,7 +81,7 @@ class Critic(nn.Module):
 
 
 class DistributionMatching(Objective):
-    """DMD2 on states of any source.
+    """DMD2 on states of any source; data are needed for forward states and a GAN head alone.
 
     Args:
         critic_updates: updates of the fake score (and head) before each update of the student; 5 as published, which

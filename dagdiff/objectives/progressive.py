@@ -57,7 +57,7 @@ def v_space(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Progressive(Objective):
-    """PD on states of any source.
+    """PD on states of any source; data are needed for forward states alone.
 
     Args:
         weight: of the squared error, by noise level.

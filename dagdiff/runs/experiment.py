@@ -292,9 +292,9 @@ class Experiment:
         check_at_least("steps", steps, 1)
         if self.span is None or self.settings.stepwise:
             raise Refusal(
-                f"steps={steps}: this student answers for the {len(self.times) - 1} steps that it was trained in. Leave "
-                "steps away, or train one whose answers are data: --objective consistency, or --objective.label_end "
-                "data."
+                f"steps={steps}: this student answers for the {len(self.times) - 1} steps that it was trained in. "
+                "Leave steps away, or train one whose answers are data: --objective consistency, or "
+                "--objective.label_end data."
             )
         return replace(self, times=self.task.grid(steps, self.transition).to(self.device))
 

@@ -65,7 +65,7 @@ def test_variants_of_one_student_are_compared_and_those_of_another_are_not() -> 
 
 def test_other_objectives_leave_out_what_progressive_distillation_needs() -> None:
     found = [cell.variant for cell in imitation.cells(tiny(objectives=["consistency"]))]
-    assert found == ["forward", "mixture", "dart", "gate", "input-perturbation", "adaptive"]
+    assert found == ["forward", "mixture", "bc", "dagger", "dart", "gate", "input-perturbation", "adaptive"]
 
 
 def test_the_number_of_runs() -> None:

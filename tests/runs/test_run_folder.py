@@ -21,8 +21,9 @@ from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import distil, open_run
 from dagdiff.runs.parts import PARTS
 from dagdiff.runs.rehearsal import check_folder
+from dagdiff.schedule import step_grid
 from dagdiff.threshold import NoThreshold, StaticThreshold
-from dagdiff.transition import fresh_noise
+from dagdiff.transition import fresh_noise, sample
 
 SMALL: dict[str, Any] = {
     "policy": {"class": "fresh", "width": 16},
@@ -238,6 +239,25 @@ def test_a_student_is_sampled_on_its_own_grid(tmp_path: Path) -> None:
     (tmp_path / "out/student.json").write_text(json.dumps(kept))
     (tmp_path / "out/manifest.json").unlink()
     assert open_run(tmp_path / "out", "cpu").chains(3, seed=0).shape == (3, 3, 2)
+
+
+def test_a_student_whose_answers_are_data_is_asked_in_any_number_of_steps(tmp_path: Path) -> None:
+    distilled(tmp_path / "whole", objective="consistency")
+    run = open_run(tmp_path / "whole", "cpu")
+    for steps in (1, 3, 8):
+        points = run.in_steps(steps).sample(5, seed=0)
+        times = step_grid(steps)
+        noise, _, generator = run.start(5, 0)
+        assert torch.equal(points, sample(run.policy, run.sampler, times, noise, generator=generator))
+    assert torch.equal(run.in_steps(len(run.times) - 1).sample(5, 0), run.sample(5, 0))
+    with pytest.raises(Refusal, match="steps must be at least 1; got 0"):
+        run.in_steps(0)
+
+
+def test_a_student_of_its_own_steps_is_asked_in_no_others(tmp_path: Path) -> None:
+    distilled(tmp_path / "pd", objective="progressive")
+    with pytest.raises(Refusal, match="steps=8: this student answers for the 4 steps"):
+        open_run(tmp_path / "pd", "cpu").in_steps(8)
 
 
 def test_the_kept_threshold_is_applied_again(tmp_path: Path) -> None:
