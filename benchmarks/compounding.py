@@ -26,6 +26,27 @@ def claim(rows: Sequence[Row]) -> str:
     )
 
 
+def walked(rows: Sequence[Row]) -> str:
+    """README's sentence about labels that walk to data: the distance before and after, where the data are biased."""
+    found = {(row.task, row.objective, row.variant): row for row in rows if row.records[0].about == "label ends"}
+    told = []
+    for objective, before, after in (
+        ("consistency", "one step", "data, 16"),
+        ("distribution", "none", "data, 16, weight 1"),
+    ):
+        tasks = [task for task, mine, _ in found if mine == objective and task.endswith("-biased")]
+        pairs = [[found[task, objective, label] for label in (before, after)] for task in dict.fromkeys(tasks)]
+        told += [
+            f"{OBJECTIVES[objective]} from {' to '.join(level(row.distance, row.judged_by) for row in pair)} "
+            f"({pair[0].task})"
+            for pair in pairs
+        ]
+    return (
+        "**A label may be the expert's whole walk to data.** Each label is bought once and used often, so it may cost "
+        f"more. Energy distance x 1000: {', '.join(told)}. [Labels as long as the chain](docs/labels.md)."
+    )
+
+
 def by_growth(rows: Sequence[Row]) -> str:
     """A line a task, width and variant: the exponent, and the loss on own states over that on the expert's, by K."""
     found = _by_variant(rows)

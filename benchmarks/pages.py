@@ -116,6 +116,7 @@ TABLES = {
     "critic": _few(make=tables.by_critic),
     "schedules": Made(("schedules",), _STUDY, tables.by_schedule),
     "compounding": Made(("horizon",), _README, compounding.claim),
+    "whole walk": Made(("labels",), _README, compounding.walked),
     "growth": Made(("horizon",), _HORIZON, compounding.by_growth),
     "end error": Made(("horizon",), _HORIZON, compounding.by_horizon),
     "labels": Made(("labels",), _LABELS, compounding.by_label),
