@@ -6,7 +6,8 @@ is shown: all of the training split (:func:`matched`), a handful of images (:fun
 (:func:`biased`). The teacher knows the whole training split in all three.
 
 :func:`digits` (8 x 8, 1797 images) serve tests, in seconds; :func:`fashion_mnist` (28 x 28 or pooled to 14 x 14, 70 000
-images) serves benchmarks. :mod:`dagdiff.envs.image_files` reads your own.
+images) serves benchmarks, and :mod:`dagdiff.envs.avatars` draws faces in colour. :mod:`dagdiff.envs.image_files` reads
+your own.
 """
 
 import gzip
@@ -242,11 +243,6 @@ def range_of(images: Tensor, value_range: tuple[float, float] | None = None) -> 
     return black, white
 
 
-WORLDS: dict[str, Callable[[], ImageWorld]] = {
-    "digits": digits,
-    "fashion14": lambda: fashion_mnist(size=14),
-    "fashion28": fashion_mnist,
-}
 SETS: dict[str, Callable[[ImageWorld], Points]] = {"matched": matched, "scarce": scarce, "biased": biased}
 
 

@@ -1,6 +1,6 @@
 """Tasks of images: a data set, the part of it the student is shown, and a U-Net teacher that has learned all of it.
 
-The name's world is one of :data:`dagdiff.envs.images.WORLDS` (``digits-biased``, ``fashion14-matched-labelled``), or
+The name's world is one of :data:`WORLDS` (``digits-biased``, ``fashion14-matched-labelled``, ``avatars-matched``), or
 the path of your own pictures (``photos/cats-matched``): a folder of pictures, a folder that ``datasets`` saved, or a
 .npy or .npz file.
 
@@ -9,6 +9,7 @@ over parts of the held-out split's size: a Frechet distance depends on the numbe
 limit the number of samples. Below stand the parts that need such a task, as in :mod:`dagdiff.tasks.plane`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from dagdiff.checkpoint import cache_folder, content_hash
 from dagdiff.checks import Refusal, check_in, check_seed
+from dagdiff.envs.avatars import avatars, avatars_by_glasses
 from dagdiff.envs.datasets import is_dataset
 from dagdiff.envs.image_files import hugging_face, image_arrays, image_folder
-from dagdiff.envs.images import SETS, WORLDS, ImageWorld
+from dagdiff.envs.images import SETS, ImageWorld, digits, fashion_mnist
 from dagdiff.envs.sets import Points
 from dagdiff.expert import Expert
 from dagdiff.jobs.awaited import awaited
@@ -39,6 +41,15 @@ from dagdiff.shapes import Condition, Times
 from dagdiff.tasks import teachers
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.names import Name
+
+WORLDS: dict[str, Callable[[], ImageWorld]] = {
+    "digits": digits,
+    "fashion14": lambda: fashion_mnist(size=14),
+    "fashion28": fashion_mnist,
+    "avatars": avatars,
+    "avatars-glasses": avatars_by_glasses,
+}
+"""The worlds that have a name, in the order of :data:`dagdiff.tasks.names.PICTURES`."""
 
 
 @dataclass(frozen=True)

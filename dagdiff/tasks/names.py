@@ -1,7 +1,7 @@
 """The registry of tasks: what a name means, and what kind of task it is.
 
 A name is ``WORLD-SET`` or ``WORLD-SET-labelled``: a world with a set of its points that the student is trained on. The
-worlds are those of :data:`dagdiff.envs.toy2d.WORLDS` or :data:`dagdiff.envs.images.WORLDS`, or a path of your own
+worlds are those of :data:`dagdiff.envs.toy2d.WORLDS` or :data:`dagdiff.tasks.images.WORLDS`, or a path of your own
 pictures. ``pipeline`` is a diffusers pipeline, which is named beside it. A new kind is a module like
 :mod:`dagdiff.tasks.plane` and an entry here. Names stand here as text, so that they are read before torch is loaded.
 """
@@ -22,7 +22,7 @@ MIXTURES = ("gaussians8", "grid25", "imbalanced")
 CURVES = ("moons", "rings", "checkerboard", "spirals", "pinwheel")
 """Worlds in 2-D that have neither."""
 
-PICTURES = ("digits", "fashion14", "fashion28")
+PICTURES = ("digits", "fashion14", "fashion28", "avatars", "avatars-glasses")
 """Worlds of images, all with labels."""
 
 SETS = ("matched", "scarce", "biased")

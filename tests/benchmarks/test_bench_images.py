@@ -48,7 +48,7 @@ def test_the_full_suite_is_the_grid_of_the_digits() -> None:
     ("objective", "published", "mixture"),
     [
         ("progressive", [1.0, 0.0, 0.0], [0.25, 0.5, 0.25]),
-        ("consistency", [1.0, 0.0, 0.0], [0.5, 0.25, 0.25]),
+        ("consistency", [1.0, 0.0, 0.0], [0.25, 0.5, 0.25]),
         ("distribution", [0.0, 1.0, 0.0], [0.0, 0.5, 0.5]),
     ],
 )

@@ -157,8 +157,14 @@ def test_variants(objective: str, published: list[float], mixture: list[float]) 
         "forward-box": "box",
         "mixture-box": "box",
     }
-    rest = [{k: v for k, v in config.items() if k not in ("shares", "threshold")} for config in cells.values()]
+    options = {"consistency": {"label_end": "step"}, "distribution": {"label_weight": 0.0}}.get(objective, {})
+    usual = cells["mixture"]["objective"]
+    assert cells["published"]["objective"] == {**usual, **options}
+    assert not options or usual != {**usual, **options}, "the published labels are others than the usual ones"
+    own = ("shares", "threshold", "objective")
+    rest = [{k: v for k, v in config.items() if k not in own} for config in cells.values()]
     assert all(config == rest[0] for config in rest)
+    assert all(config["objective"] == usual for name, config in cells.items() if name != "published")
     assert rest[0]["steps"] == 2 and rest[0]["samples"] == 100 and rest[0]["policy"]["width"] == 16
 
 
@@ -241,7 +247,7 @@ def test_a_second_call_runs_nothing(place: Path, inline: list[executor.Cell]) ->
 
 @pytest.mark.parametrize(
     ("change", "added"),
-    [({"seeds": 3}, 2), ({"objectives": "progressive,consistency"}, 4), ({"updates": 6}, 4)],
+    [({"seeds": 3}, 2), ({"objectives": "progressive,consistency"}, 6), ({"updates": 6}, 4)],
     ids=str,
 )
 def test_a_changed_option_adds_runs(

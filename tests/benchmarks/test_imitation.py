@@ -119,7 +119,7 @@ def test_a_student_a_step_is_kept_and_loaded(tmp_path: Path) -> None:
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"steps": [0]}, "steps must be at least 1"),
         ({"variants": []}, "--variants is empty"),
-        ({"variants": ["dagger"]}, "unknown variant 'dagger'"),
+        ({"variants": ["daggers"]}, "unknown variant 'daggers'. Did you mean 'dagger'"),
         ({"tasks": ["gaussian8-biased"]}, "Did you mean 'gaussians8-biased'"),
         ({"students": ["techer"]}, "Did you mean 'teacher'"),
         ({"settings": {"driver": "gate"}}, "driver.*Use --variants"),

@@ -9,9 +9,11 @@ from helpers import weights
 
 from dagdiff.checkpoint import cache_folder
 from dagdiff.checks import Refusal
-from dagdiff.envs import images, sets, toy2d
+from dagdiff.envs import sets, toy2d
+from dagdiff.envs.images import SETS as PICTURE_SETS
 from dagdiff.runs.parts import usual_parts
 from dagdiff.schedule import CosineSchedule, FlowSchedule, VPSchedule
+from dagdiff.tasks import images
 from dagdiff.tasks import names as registry
 from dagdiff.tasks.names import PLANE, make_task, read_name, task_names
 from dagdiff.tasks.plane import (
@@ -54,7 +56,7 @@ def test_the_registry_names_the_worlds_and_sets_that_there_are() -> None:
     assert {name for name, world in worlds.items() if world.mixture is not None} == set(registry.MIXTURES)
     assert {name for name, world in worlds.items() if world.labels} == set(registry.MIXTURES)
     assert list(registry.PICTURES) == list(images.WORLDS)
-    assert set(registry.SETS) == set(sets.SETS) == set(images.SETS)
+    assert set(registry.SETS) == set(sets.SETS) == set(PICTURE_SETS)
 
 
 @pytest.mark.parametrize("name", TOYS)

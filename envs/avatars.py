@@ -1,0 +1,181 @@
+"""Avatars: faces in colour, 32 x 32, drawn on the spot from styles that ship as a package, as many as one likes.
+
+Every picture is a draw of its own from a law that can always be drawn from again, so a teacher memorises nothing and
+held-out pictures are fresh ones. Ten styles are the classes of :func:`avatars`. In eight of them every second face
+wears glasses, which are the classes of :func:`avatars_by_glasses`: on its biased set a student is never shown glasses.
+
+Drawn by DiceBear (https://www.dicebear.com, MIT) and rendered by resvg (MPL 2.0): ``pip install 'dagdiff[pictures]'``.
+The styles and their licences:
+
+==========  ====================  =============  ==========
+style       by                    licence        glasses
+==========  ====================  =============  ==========
+adventurer  Lisa Wischofsky       CC BY 4.0      yes
+big-smile   Ashley Seo            CC BY 4.0      yes
+fun-emoji   Davis Uche            CC BY 4.0      no
+lorelei     Lisa Wischofsky       CC0 1.0        yes
+micah       Micah Lanier          CC BY 4.0      yes
+miniavs     Webpixels             CC BY 4.0      yes
+notionists  Zoish                 CC0 1.0        yes
+open-peeps  Pablo Stanley         CC0 1.0        yes
+personas    Draftbit              CC BY 4.0      no
+pixel-art   DiceBear              CC0 1.0        yes
+==========  ====================  =============  ==========
+"""
+
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dagdiff.checkpoint import cache_folder, save_arrays
+from dagdiff.checks import Refusal, check_at_least
+from dagdiff.envs.images import ImageWorld, split_at, to_states
+from dagdiff.jobs.awaited import awaited
+
+SIDE = 32
+DRAWN, HELD_OUT = 12_000, 2_000
+"""Pictures of a world, and those of them that are held out."""
+
+
+class Glasses(NamedTuple):
+    """The component of a style that glasses belong to, and its variants that are glasses; none of them means all."""
+
+    component: str
+    variants: tuple[str, ...] = ()
+
+
+STYLES: dict[str, Glasses | None] = {
+    "adventurer": Glasses("glasses"),
+    "big-smile": Glasses("accessories", ("glasses", "sunglasses")),
+    "fun-emoji": None,
+    "lorelei": Glasses("glasses"),
+    "micah": Glasses("glasses"),
+    "miniavs": Glasses("glasses"),
+    "notionists": Glasses("glasses"),
+    "open-peeps": Glasses(
+        "accessories",
+        ("glasses", "glasses2", "glasses3", "glasses4", "glasses5", "sunglasses", "sunglasses2"),
+    ),
+    "personas": None,
+    "pixel-art": Glasses("glasses"),
+}
+"""The styles, in the order of their labels, and how they wear glasses."""
+
+GROUNDS = ("#b6e3f4", "#c0aede", "#d1d4f9", "#ffd5dc", "#ffdfbf", "#c9e4c5")
+"""Colours behind the faces, one drawn for each."""
+
+
+def avatars() -> ImageWorld:
+    """Avatars by style, ten classes; the biased set lacks five of them."""
+    pixels, styles, _ = _pictures()
+    return split_at("avatars", to_states(pixels), styles, tuple(STYLES), DRAWN - HELD_OUT)
+
+
+def avatars_by_glasses() -> ImageWorld:
+    """The same avatars, by whether they wear glasses; the biased set is never shown glasses."""
+    pixels, _, glasses = _pictures()
+    return split_at("avatars-glasses", to_states(pixels), glasses, ("bare", "glasses"), DRAWN - HELD_OUT)
+
+
+def draw(style: str, seed: int, glasses: bool = False) -> np.ndarray:
+    """Draw one avatar, ``(32, 32, 3)`` bytes; the same for the same style, seed and glasses.
+
+    Raises:
+        Refusal: for an unknown style, one that wears no glasses, and where the packages are missing.
+    """
+    dicebear, resvg = _packages()
+    if style not in STYLES:
+        raise Refusal(f"unknown style {style!r}. Known: {', '.join(STYLES)}.")
+    worn = STYLES[style]
+    if glasses and worn is None:
+        raise Refusal(f"the style {style!r} wears no glasses. Pass glasses=False.")
+    chosen: dict[str, Any] = {"seed": str(seed), "size": SIDE}
+    if worn is not None:
+        chosen[f"{worn.component}Probability"] = 100 if glasses else 0
+        if glasses and worn.variants:
+            chosen[f"{worn.component}Variant"] = list(worn.variants)
+    ground = GROUNDS[int(hashlib.sha256(f"{style} {seed}".encode()).hexdigest(), 16) % len(GROUNDS)]
+    svg = dicebear.Avatar(_style(style), chosen).to_string()
+    look = {"width": SIDE, "height": SIDE, "background": ground, "skip_system_fonts": True}
+    png = bytes(resvg.svg_to_bytes(svg_string=svg, **look))
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def drawn(number: int) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yield so many avatars with the numbers of their style and of their glasses (0 bare, 1 with)."""
+    check_at_least("number", number, 1)
+    coins = torch.Generator().manual_seed(0)
+    names = list(STYLES)
+    for seed in range(number):
+        label = int(torch.randint(len(names), (), generator=coins))
+        glasses = STYLES[names[label]] is not None and bool(torch.rand((), generator=coins) < 0.5)
+        yield draw(names[label], seed, glasses), label, int(glasses)
+
+
+def _pictures() -> tuple[Tensor, Tensor, Tensor]:
+    """Return pixels ``(N, 3, 32, 32)`` uint8, styles and glasses ``(N,)`` int64: from the cache, or drawn into it."""
+    _packages()
+    folder = cache_folder() / "avatars"
+    path = folder / f"{_fingerprint()}.npz"
+    with awaited(folder / "drawing"):
+        if not _whole(path):
+            from tqdm import tqdm
+
+            told = tqdm(drawn(DRAWN), total=DRAWN, desc="drawing avatars (once)", disable=None)
+            pixels, styles, glasses = (np.stack(column) for column in zip(*told, strict=True))
+            columns = {"images": pixels.transpose(0, 3, 1, 2), "styles": styles, "glasses": glasses}
+            save_arrays(path, **columns)
+        with np.load(path) as kept:
+            images, styles, glasses = (torch.from_numpy(kept[name]) for name in ("images", "styles", "glasses"))
+    return images, styles.long(), glasses.long()
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file of the cache is there and can be read; one that is damaged is drawn again."""
+    try:
+        with np.load(path) as kept:
+            return bool(kept["images"].shape == (DRAWN, 3, SIDE, SIDE) and len(kept["glasses"]) == DRAWN)
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, BadZipFile):
+        return False
+
+
+def _fingerprint() -> str:
+    """What the pictures depend on: the packages that draw them, the styles and the number."""
+    packages = [version(name) for name in ("dicebear-core", "dicebear-styles", "resvg-py")]
+    told = json.dumps([packages, list(STYLES.items()), GROUNDS, SIDE, DRAWN])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+@cache
+def _style(name: str) -> Any:
+    dicebear, _ = _packages()
+    text = files("dicebear_styles").joinpath(f"{name}.json").read_text("utf-8")
+    return dicebear.Style(json.loads(text))
+
+
+def _packages() -> tuple[Any, Any]:
+    """Return dicebear and resvg; refuse where they are missing."""
+    try:
+        import dicebear
+        import dicebear_styles  # noqa: F401
+        import resvg_py
+    except ImportError as error:
+        raise Refusal(
+            f"avatars need a package that is missing ({error}). Run: pip install 'dagdiff[pictures]'"
+        ) from None
+    return dicebear, resvg_py

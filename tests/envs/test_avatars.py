@@ -1,0 +1,86 @@
+"""Avatars: what is drawn, how the worlds are labelled, and what the cache survives."""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dagdiff.checks import Refusal
+from dagdiff.envs import avatars
+from dagdiff.envs.images import biased
+
+pytestmark = pytest.mark.skipif(find_spec("resvg_py") is None, reason="needs the extra pictures")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Worlds of 60 pictures and two styles, whose validation takes its time, in a cache of their own."""
+    monkeypatch.setattr(avatars, "DRAWN", 60)
+    monkeypatch.setattr(avatars, "HELD_OUT", 12)
+    monkeypatch.setattr(avatars, "STYLES", {name: avatars.STYLES[name] for name in ("fun-emoji", "pixel-art")})
+    monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path))
+    return tmp_path / "avatars"
+
+
+def test_an_avatar_is_the_same_for_the_same_seed() -> None:
+    first = avatars.draw("pixel-art", 3)
+    assert first.shape == (32, 32, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, avatars.draw("pixel-art", 3))
+    assert not np.array_equal(first, avatars.draw("pixel-art", 4))
+
+
+def test_glasses_change_the_face_and_nothing_else() -> None:
+    bare, worn = (avatars.draw("pixel-art", 3, glasses).astype(int) for glasses in (False, True))
+    changed = np.abs(bare - worn).sum(2) > 30
+    assert 4 <= changed.sum() <= 32 * 32 / 3, "glasses are some pixels"
+    rows = np.flatnonzero(changed.any(1))
+    assert rows.min() >= 6 and rows.max() <= 26, "and they sit in the face"
+
+
+def test_one_set_of_pictures_has_two_labellings(few: Path) -> None:
+    by_style, by_glasses = avatars.avatars(), avatars.avatars_by_glasses()
+    assert torch.equal(by_style.train.points, by_glasses.train.points)
+    assert by_style.shape == (3, 32, 32) and len(by_style.test.points) == 12
+    assert by_style.classes == ("fun-emoji", "pixel-art") and by_glasses.classes == ("bare", "glasses")
+    styles, glasses = by_style.train.labels, by_glasses.train.labels
+    assert styles is not None and glasses is not None
+    assert glasses[styles == 0].sum() == 0, "fun-emoji wears none"
+    assert 0 < int(glasses[styles == 1].sum()) < int((styles == 1).sum())
+    shown = biased(by_glasses)
+    assert shown.labels is not None and shown.labels.sum() == 0 and len(shown.points) == int((glasses == 0).sum())
+
+
+def test_pictures_are_all_different(few: Path) -> None:
+    points = torch.cat([avatars.avatars().train.points, avatars.avatars().test.points])
+    assert len({hashlib.sha256(each.numpy().tobytes()).digest() for each in points}) >= 0.95 * len(points)
+
+
+def test_a_damaged_cache_is_drawn_again(few: Path) -> None:
+    first = avatars.avatars().train.points
+    (kept,) = few.glob("*.npz")
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"not an npz file"):
+        kept.write_bytes(damaged)
+        assert torch.equal(avatars.avatars().train.points, first)
+        assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("pixelart", 0), "unknown style 'pixelart'"),
+        (("fun-emoji", 0, True), "the style 'fun-emoji' wears no glasses. Pass glasses=False."),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(words: tuple[str, int], told: str) -> None:
+    with pytest.raises(Refusal, match=told):
+        avatars.draw(*words)
+
+
+def test_without_the_packages_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
+    with pytest.raises(Refusal, match=r"avatars need a package that is missing .* pip install 'dagdiff\[pictures\]'"):
+        avatars.avatars()
