@@ -137,7 +137,7 @@ def _steps(suite: Suite) -> Iterator[Cell]:
 
 def _equal_nfe(suite: Suite) -> Iterator[Cell]:
     for cell in _block(suite, [f"{name}-biased" for name in WORLDS], CONTRAST, suite.seeds):
-        forward = {**cell.config, "shares": shares_of("forward", cell.objective)}
+        forward = _config(suite, cell.objective, "forward", cell.config["task"], None)
         updates = updates_for(cell.config, predict_nfe(forward).total)
         config = {**cell.config, "updates": updates}
         yield dataclasses.replace(cell, config=config, about="equal NFE", free=("updates", *LABELS))

@@ -13,6 +13,7 @@ from helpers import ROOT
 from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
+from dagdiff.benchmarks.running.variants import labelled
 from dagdiff.benchmarks.suites import study, toy2d
 from dagdiff.checks import Refusal
 from dagdiff.report.results import IDENTITY
@@ -62,8 +63,8 @@ WHERE = ("moons-biased", "distribution")
 
 def test_every_cell_comes_once_and_the_headline_first() -> None:
     found = list(study.cells(study.Suite()))
-    assert len({cell.entry for cell in found}) == len(found) == 1284
-    assert len({cell.key for cell in found}) == 952
+    assert len({cell.entry for cell in found}) == len(found) == 1296
+    assert len({cell.key for cell in found}) == 1076
     assert {cell.variant for cell in found[:600]} == {"forward", "published", "mixture"}
     assert [cell.config["seed"] for cell in found[:600:120]] == [0, 1, 2, 3, 4]
 
@@ -169,7 +170,18 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("updates", [8, 11])
 def test_predicted_nfe_are_the_ledgers(objective: str, change: dict[str, Any], updates: int) -> None:
     config = configure({**SMALL, "objective": objective, "updates": updates, "heldout": 0, "device": "cpu", **change})
+    config = labelled(config, "published")
     assert numbers(config) == predict_nfe(config)[:2]
+
+
+@pytest.mark.parametrize("objective", ["consistency", "distribution"])
+@pytest.mark.parametrize("change", [{}, {"shares": [1, 0, 0]}, {"beta": 1.0, "substeps": 5}], ids=str)
+def test_labels_whose_length_is_drawn_are_predicted_on_average(objective: str, change: dict[str, Any]) -> None:
+    many = {**SMALL, "batch_size": 256, "chains": 64, "updates": 8, "heldout": 0, "device": "cpu"}
+    config = configure({**many, "objective": objective, **change})
+    student, expert = numbers(config)
+    predicted = predict_nfe(config)
+    assert student == predicted.student and expert == pytest.approx(predicted.expert, rel=0.05)
 
 
 def test_equal_nfe_are_equal_where_it_counts() -> None:
