@@ -1,4 +1,4 @@
-"""Draw docs/chain.svg, the chain as a decision process, and docs/horizon.svg, how errors grow with its steps.
+"""Draw docs/chain.svg, the chain as a decision process, docs/horizon.svg, how errors grow with its steps, and faces.
 
 Run: python docs/make_pictures.py
 """
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
+from dagdiff.envs import avatars
 from dagdiff.metrics.statistics import bootstrap_mean
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.report.figures import ROLES, VARIANTS
@@ -40,6 +42,19 @@ def main() -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     draw_horizon(figure, Results.load(HERE.parent / "benchmarks/results/horizon").records)
     save(figure, "horizon.svg")
+    draw_faces().save(HERE / "avatars.png", optimize=True)
+
+
+def draw_faces(across: int = 12, edge: int = 48) -> Image.Image:
+    """A row a kind: a style bare, and the same faces with glasses where it wears them."""
+    sheet = Image.new("RGB", (across * edge, 4 * edge), "white")
+    names = [name for name, glasses in avatars.STYLES.items() if glasses]
+    for place in range(2 * across):
+        for worn in (False, True):
+            face = Image.fromarray(avatars.draw(names[place % len(names)], place, worn))
+            row = 2 * (place // across) + worn
+            sheet.paste(face.resize((edge, edge), Image.Resampling.NEAREST), (place % across * edge, row * edge))
+    return sheet
 
 
 def save(figure: Figure, name: str) -> None:
