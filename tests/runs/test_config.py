@@ -29,7 +29,7 @@ def test_the_defaults_hold_every_setting_and_every_part() -> None:
         "expert": "exact",
         "data": None,
         "policy": "teacher",
-        "solver": "ddim",
+        "solver": "dpm",
         "threshold": "none",
         "schedule": "cosine",
         "beta": "constant",
@@ -53,7 +53,7 @@ def test_configurations_are_plain_and_come_back_from_yaml() -> None:
         "ema": 0.9,
         "huber_width": 1e-3,
         "renoise": True,
-        "label_end": "step",
+        "label_end": "data",
     }
 
 
@@ -152,10 +152,12 @@ def test_shares_and_stages_in_yaml_may_be_spelled_as_on_the_command_line(tmp_pat
 
 @pytest.mark.parametrize(("part", "name"), [("objective", "consistency"), ("policy", "fresh"), ("lr_ramp", "constant")])
 def test_another_part_replaces_the_file_s_with_its_arguments(part: str, name: str, tmp_path: Path) -> None:
-    """A kept config.yaml spells out the arguments of its parts; naming another part drops them."""
+    """A kept config.yaml spells out the arguments of its parts; naming another part drops them. Settings stay."""
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(configure({})))
-    assert config("--config", str(file), f"--{part}", name) == config(f"--{part}", name)
+    kept = configure({})
+    file.write_text(yaml.safe_dump(kept))
+    alone = config(f"--{part}", name, "--substeps", str(kept["substeps"]))
+    assert config("--config", str(file), f"--{part}", name) == alone
 
 
 @pytest.mark.parametrize(

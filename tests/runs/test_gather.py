@@ -59,7 +59,8 @@ def test_a_run_takes_records_and_does_not_pay_for_them(objective: str, tmp_path:
 
     Where guesses must be right at data, its 8 sub-steps are for the whole chain: from the four times 8, 6, 4 and 2.
     """
-    chosen = {"objective": objective, "shares": [0.25, 0.5, 0.25]}
+    published = {"consistency": {"label_end": "step"}, "distribution": {"label_weight": 0.0}}.get(objective, {})
+    chosen = {"objective": {"class": objective, **published}, "substeps": 8, "shares": [0.25, 0.5, 0.25]}
     fill(tmp_path, **chosen, runs=2)
     (loop, done), (_, plain) = train(**chosen, gathered=str(tmp_path)), train(**chosen)
     assert loop.gathering.ready.saved > 0 or objective == "distribution"
