@@ -29,6 +29,7 @@ _PUBLIC = {
     "VPSchedule": "dagdiff.schedule",
     "configure": "dagdiff.runs.config",
     "sample": "dagdiff.transition",
+    "states": "dagdiff.labelled",
 }
 """Public name -> the module that holds it. A name added here is added to the imports and to ``__all__`` below."""
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dagdiff.checks import Refusal
     from dagdiff.dagger import DAgger
     from dagdiff.expert import Expert
+    from dagdiff.labelled import states
     from dagdiff.mixture import Shares
     from dagdiff.objectives.consistency import Consistency
     from dagdiff.objectives.distribution import DistributionMatching
@@ -78,4 +80,5 @@ __all__ = [
     "__version__",
     "configure",
     "sample",
+    "states",
 ]

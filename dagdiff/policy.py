@@ -5,10 +5,14 @@ Inside a loss the student's network is called bare. In its role as policy it run
 reflected. The expert as policy, on the student's own chain, is what a perfect imitator becomes.
 """
 
-import torch
-from torch import nn
+import inspect
+from collections.abc import Callable
+from typing import Any
 
-from dagdiff.checks import check_same_shape
+import torch
+from torch import Tensor, nn
+
+from dagdiff.checks import Refusal, check_same_shape
 from dagdiff.expert import Expert
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.threshold import NoThreshold, Threshold
@@ -38,6 +42,48 @@ class StudentPolicy:
             for module in training:
                 module.training = True
         return self.threshold(check_same_shape("the student", guess, x_t))
+
+
+class Foreign(nn.Module):
+    """Somebody's student as a module: any callable ``(x_t, t, condition) -> x0``, whose answers are looked at.
+
+    Args:
+        student: the callable; a module is registered, so that eval mode reaches it.
+        name: of the student in refusals.
+    """
+
+    def __init__(self, student: Callable[..., Any], name: str = "the student") -> None:
+        super().__init__()
+        self.student, self.name = check_student(student, name), name
+
+    def forward(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
+        """Return the guess of x0, ``(B, *D)``, in the precision of the states.
+
+        Raises:
+            Refusal: for an answer of another shape, or one that holds NaN or infinity.
+        """
+        guess = check_same_shape(self.name, self.student(x_t, t, condition), x_t)
+        bad = int((~guess.isfinite()).sum())
+        if bad:
+            raise Refusal(
+                f"{self.name} answers with NaN or infinity at t = {float(t.max()):.3g}: {bad} of {guess.numel()} values. "
+                "Answer every state with a finite guess of x0, those of pure noise too."
+            )
+        return guess.to(x_t.dtype)
+
+
+def check_student(student: Any, name: str) -> Callable[..., Any]:
+    """Refuse what can't be called as ``(x_t, t, condition)``, as far as it says; return it."""
+    asked = "It is asked as student(x_t, t, condition) and answers with x0, one guess a row."
+    if not callable(student):
+        raise Refusal(f"{name} is a {type(student).__name__}, which can't be called. {asked}")
+    try:
+        inspect.signature(student).bind(None, None, None)
+    except TypeError as error:
+        raise Refusal(f"{name} can't be called with three arguments ({error}). {asked}") from None
+    except ValueError:  # some that are written in C do not say
+        pass
+    return student  # type: ignore[no-any-return]
 
 
 class ExpertPolicy:

@@ -54,6 +54,7 @@ ROOMS = (
     "dagger",
     "strategies",
     "envs",
+    "labelled",
     "policies",
     "pipelines",
     "tasks",
