@@ -28,6 +28,7 @@ _PUBLIC = {
     "Shares": "dagdiff.mixture",
     "VPSchedule": "dagdiff.schedule",
     "configure": "dagdiff.runs.config",
+    "judge": "dagdiff.judging.judge",
     "sample": "dagdiff.transition",
     "states": "dagdiff.labelled",
 }
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dagdiff.checks import Refusal
     from dagdiff.dagger import DAgger
     from dagdiff.expert import Expert
+    from dagdiff.judging.judge import judge
     from dagdiff.labelled import states
     from dagdiff.mixture import Shares
     from dagdiff.objectives.consistency import Consistency
@@ -79,6 +81,7 @@ __all__ = [
     "VPSchedule",
     "__version__",
     "configure",
+    "judge",
     "sample",
     "states",
 ]

@@ -20,6 +20,7 @@ commands:
   shift     measure a student's covariate shift, step by step
   export    write a run's student as a diffusers pipeline, or its adapters
   bench     compare what students are trained on: a suite of runs, a table and a report
+  judge     judge somebody's student on a task of the bench, and make its row
   gather    let the expert answer ahead of many runs: labelled records in shards
   teacher   train the learned teacher of a task (once; it is cached)
   list      name the tasks, objectives, experts, policies, drivers, curricula, thresholds or schedules there are
@@ -103,6 +104,7 @@ COMMANDS = {
     "shift": "dagdiff.commands.shift.shift",
     "export": "dagdiff.commands.export.export",
     "bench": "dagdiff.benchmarks.command.bench",
+    "judge": "dagdiff.commands.judge.judge",
     "gather": "dagdiff.commands.gather.gather",
     "teacher": "dagdiff.commands.teacher.teacher",
     "list": "dagdiff.commands.names.list_names",

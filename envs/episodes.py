@@ -138,6 +138,7 @@ def _episodes(steps: list[Step], times: Times, condition: Condition) -> Iterator
             "rewards": [0.0] * count,
             "terminations": [False] * (count - 1) + [True],
             "truncations": [False] * count,
+            "infos": {},
         }
 
 

@@ -28,7 +28,7 @@ from dagdiff.metrics.samples import energy_distance, sliced_wasserstein
 from dagdiff.metrics.statistics import Interval, bootstrap_mean
 from dagdiff.metrics.twosample import classifier_accuracy, scaled_mmd
 from dagdiff.policy import ExpertPolicy
-from dagdiff.schedule import perturb
+from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.transition import Step, Transition, chain
 
@@ -237,15 +237,35 @@ def measure_shift(
                 ends = [run(led_by, start, number)[-1].x_s for start in (mine.x_t, theirs.x_t)]
                 found["growth"] = _rms(ends[0] - ends[1]) / found["displacement"]
             if density is not None and truth is not None:
-                real = perturb(
-                    truth, torch.randn(truth.shape, generator=generator, device=x0.device), mine.t[:1], expert.schedule
-                )
-                known = float(density(real, mine.t[:1].expand(len(real))).mean())
-                found["surprise"] = known - float(density(mine.x_t, mine.t).mean())
+                found["surprise"] = surprise(density, mine.x_t, mine.t, truth, expert.schedule, generator)
             rows.append(StepShift(step=number, t=float(mine.t[0]), **found))
             if tell is not None:
                 tell()
-    return Shift(rows, _bracket(own[-1].x_s, led[-1].x_s, generator))
+    return Shift(rows, bracket(own[-1].x_s, led[-1].x_s, generator))
+
+
+def surprise(
+    density: Density,
+    x_t: States,
+    t: Times,
+    truth: States,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+) -> float:
+    """Return how much less likely states ``x_t`` at one time are, in nats, than states of the true law are on average.
+
+    Args:
+        density: of the true states.
+        x_t: a student's own states, ``(B, *D)``.
+        t: their time, ``(B,)``, the same in all rows.
+        truth: clean points of the true law, ``(m, *D)``.
+        schedule: of the noise.
+        generator: of the noise on ``truth``.
+    """
+    noise = torch.randn(truth.shape, generator=generator, device=x_t.device)
+    real = perturb(truth, noise, t[:1], schedule)
+    known = float(density(real, t[:1].expand(len(real))).mean())
+    return known - float(density(x_t, t).mean())
 
 
 def _errors(
@@ -268,8 +288,8 @@ def _losses(asked: dict[str, tuple[States, States]], steps: int) -> dict[str, An
     return found
 
 
-def _bracket(own: States, led: States, generator: torch.Generator | None) -> Bracket:
-    """The bounds for two clouds, row by row from the same noise."""
+def bracket(own: States, led: States, generator: torch.Generator | None = None) -> Bracket:
+    """Return the bounds for two clouds ``(B, *D)``, row by row from the same noise."""
     dimension = own[0].numel()
     low = math.sqrt(dimension) * sliced_wasserstein(own, led, generator=generator)
     high = math.sqrt(dimension) * _rms(own - led)

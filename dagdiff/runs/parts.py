@@ -162,6 +162,11 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
     path = path_of(part, name)
     if path == name:
         reach_working_folder()
+    return imported(part, path)
+
+
+def imported(part: str, path: str) -> Callable[..., Any]:
+    """Return the callable at an import path; refuse with the near miss, by what it is to be (``part``)."""
     found, rest = _longest_module(part, path)
     for attribute in rest:
         if not hasattr(found, attribute):

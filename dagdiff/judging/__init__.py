@@ -1,0 +1,1 @@
+"""DistillBench: somebody's student, judged on frozen terms, and its row for the table of entries."""
