@@ -36,7 +36,8 @@ SUITES = {
 """Suite -> the module that holds it; see :mod:`dagdiff.benchmarks.running.executor` for what such a module offers."""
 
 MEASUREMENTS = {
-    name: f"dagdiff.benchmarks.measure.{name}" for name in ("overhead", "cost", "compute", "scale", "gpu", "steps")
+    name: f"dagdiff.benchmarks.measure.{name}"
+    for name in ("overhead", "cost", "compute", "scale", "gpu", "steps", "distillbench")
 }
 """Measurement, of this machine or of one thing about students -> its module, which offers ``Options`` and
 ``measure(options, out)``, the table."""
