@@ -66,8 +66,8 @@ class Foreign(nn.Module):
         bad = int((~guess.isfinite()).sum())
         if bad:
             raise Refusal(
-                f"{self.name} answers with NaN or infinity at t = {float(t.max()):.3g}: {bad} of {guess.numel()} values. "
-                "Answer every state with a finite guess of x0, those of pure noise too."
+                f"{self.name} answers with NaN or infinity at t = {float(t.max()):.3g}, in {bad} of {guess.numel()} "
+                "values. Answer every state with a finite guess of x0, those of pure noise too."
             )
         return guess.to(x_t.dtype)
 

@@ -44,7 +44,9 @@ def check_episodes(folder: Path, name: str) -> None:
     """
     _minari()
     if not re.fullmatch(r"([-\w]+/)*[-\w]+-v\d+", name, re.ASCII):
-        raise Refusal(f"--minari {name!r} is no name of a Minari data set. Write GROUP/NAME-vVERSION, e.g. mine/grid-v0.")
+        raise Refusal(
+            f"--minari {name!r} is no name of a Minari data set. Write GROUP/NAME-vVERSION, e.g. mine/grid-v0."
+        )
     check_writable("--out", folder / name)
     if (folder / name).exists():
         raise Refusal(f"{folder / name} is there already. Raise the version in --minari, or name another --out.")
@@ -152,5 +154,7 @@ def _minari() -> Any:
         import h5py  # noqa: F401
         import minari
     except ImportError as error:
-        raise Refusal(f"a Minari data set needs the package minari ({error}). Run pip install 'dagdiff[minari]'.") from None
+        raise Refusal(
+            f"a Minari data set needs the package minari ({error}). Run pip install 'dagdiff[minari]'."
+        ) from None
     return minari

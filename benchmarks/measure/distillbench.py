@@ -15,9 +15,10 @@ from dagdiff.benchmarks.measure.overhead import one_thread
 from dagdiff.benchmarks.pages import with_table
 from dagdiff.checkpoint import check_writable, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
+from dagdiff.judging import terms
 from dagdiff.judging.judge import Judgement, read_judgement, save_judgement
 from dagdiff.judging.table import table
-from dagdiff.judging.terms import HEADLINE, POINTS, SEEDS, VERSION, card, check_seeds, check_task
+from dagdiff.judging.terms import HEADLINE, SEEDS, VERSION, card, check_seeds, check_task
 
 KEPT, PAGE = Path("benchmarks/results/distillbench"), Path("docs/distillbench.md")
 
@@ -71,7 +72,7 @@ def kept(folder: Path) -> dict[str, list[Judgement]]:
     found: dict[str, list[Judgement]] = {}
     for file in sorted(folder.glob("*/*.json")):
         each = read_judgement(file)
-        if (each.bench, each.points, each.task) != (VERSION, POINTS, file.parent.name):
+        if (each.bench, each.points, each.task) != (VERSION, terms.POINTS, file.parent.name):
             raise Refusal(
                 f"{file} is of version {each.bench} with {each.points} points on {each.task}. Judge the student again, "
                 f"and keep it under {each.task}."
@@ -96,7 +97,9 @@ def cards(tasks: Iterable[str]) -> str:
     lines.append("|---" * 6 + "|")
     lines += [f"| `{each.task}` | {' | '.join(each[1:])} |" for each in map(card, tasks)]
     frozen = f"{SEEDS[0]} to {SEEDS[-1]}, taken in that order"
-    return "\n".join([*lines, "", f"Frozen in version {VERSION}: the seeds {frozen}, and {POINTS:,} points a seed."])
+    return "\n".join(
+        [*lines, "", f"Frozen in version {VERSION}: the seeds {frozen}, and {terms.POINTS:,} points a seed."]
+    )
 
 
 def filled(text: str, folder: Path) -> str:

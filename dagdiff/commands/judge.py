@@ -29,12 +29,16 @@ def judge(words: Sequence[str]) -> None:
         "--steps", type=int | None, default=None, help="of its chain, 4 by default; a run and a file of chains tell it"
     )
     parser.add_argument("--seeds", type=int, default=3, help=f"how many of the frozen seeds, at most {len(SEEDS)}")
-    parser.add_argument("--law", type=str | None, default=None, help=f"by which it moves: {', '.join(LAWS)}; by default ddim")
+    parser.add_argument(
+        "--law", type=str | None, default=None, help=f"by which it moves: {', '.join(LAWS)}; by default ddim"
+    )
     parser.add_argument(
         "--schedule", type=str | None, default=None, help="the noise schedule of its states; by default the task's"
     )
     parser.add_argument("--entry", type=str | None, default=None, help="its name in the row; by default STUDENT")
-    parser.add_argument("--out", type=Path | None, default=None, help="a new folder for judge.json, row.md and shift.csv")
+    parser.add_argument(
+        "--out", type=Path | None, default=None, help="a new folder for judge.json, row.md and shift.csv"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     add_trust(parser)
     given = config.read(parser, words)

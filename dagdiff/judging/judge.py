@@ -6,6 +6,7 @@ in the student's place, which makes as many steps by the same law from the same 
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -96,7 +97,16 @@ def read_judgement(file: Path) -> Judgement:
     Raises:
         Refusal: if it can't be read, was changed, or is none.
     """
-    return Judgement(**read_sealed(file, KIND))
+    content = read_sealed(file, KIND)
+    for part in ("scores", "floor", "expert"):
+        content[part] = {name: [_number(each) for each in values] for name, values in content[part].items()}
+    content["shift"] = [{name: _number(value) for name, value in step.items()} for step in content["shift"]]
+    return Judgement(**content)
+
+
+def _number(value: float | None) -> float:
+    """A number of a file; JSON has no NaN and holds null."""
+    return math.nan if value is None else value
 
 
 _SCORES = {str: [(float, None)]}

@@ -185,7 +185,9 @@ def fitted(student: Student, task: Task, steps: int, seeds: int, count: int) -> 
     if student.kind == "pipeline":
         shape = tuple(getattr(getattr(policy, "denoiser", None), "shape", task.shape))
         if shape != task.shape:
-            raise Refusal(f"the states of {student.name} are {shape}, those of {task.name} {task.shape}. Take its task.")
+            raise Refusal(
+                f"the states of {student.name} are {shape}, those of {task.name} {task.shape}. Take its task."
+            )
     if student.points is None:
         return student
     found, chains = student.points, student.kind == "chains"
@@ -194,7 +196,9 @@ def fitted(student: Student, task: Task, steps: int, seeds: int, count: int) -> 
     if found.ndim != len(wanted) or tuple(found.shape[1 + chains :]) != task.shape:
         raise Refusal(f"{student.name} holds an array {tuple(found.shape)}; points of {task.name} are {told}.")
     if chains and found.shape[1] != steps + 1:
-        raise Refusal(f"{student.name} holds chains of {found.shape[1] - 1} steps; got --steps {steps}. Make them equal.")
+        raise Refusal(
+            f"{student.name} holds chains of {found.shape[1] - 1} steps; got --steps {steps}. Make them equal."
+        )
     if len(found) < seeds * count:
         enough = len(found) // count
         cure = f"Save {seeds * count}" + (f", or pass --seeds {enough}." if enough else ".")

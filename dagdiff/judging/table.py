@@ -1,5 +1,6 @@
 """Rows and tables of the bench, in Markdown."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,15 @@ TITLES = {
 
 def header(scores: Mapping[str, Any]) -> list[str]:
     """The two lines above the rows of one task."""
-    names = ["entry", "steps", "law", *map(_title, _columns(scores)), "its expert", "W2 to its expert", "surprise by step"]
+    names = [
+        "entry",
+        "steps",
+        "law",
+        *map(_title, _columns(scores)),
+        "its expert",
+        "W2 to its expert",
+        "surprise by step",
+    ]
     return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
@@ -29,8 +38,8 @@ def row(found: "Judgement") -> str:
     law = "–" if found.kind == "samples" else found.law
     cells = [found.entry, str(found.steps), law, *_cells(found.scores), _cell(found.expert, _judged(found.scores))]
     ends = "–" if found.ends is None else f"{found.ends['low']:.2g} to {found.ends['high']:.2g}"
-    surprises = [step.get("surprise") for step in found.shift]
-    known = [f"{value:.2g}" for value in surprises if value is not None and value == value]
+    surprises = [step.get("surprise", math.nan) for step in found.shift]
+    known = [f"{value:.2g}" for value in surprises if math.isfinite(value)]
     return f"| {' | '.join([*cells, ends, ' / '.join(known) or '–'])} |"
 
 
@@ -72,7 +81,9 @@ def _cells(scores: Mapping[str, Sequence[float]]) -> Iterable[str]:
 
 def _cell(scores: Mapping[str, Sequence[float]], name: str) -> str:
     """A mean over seeds, with the least and the most; as numbers of one size."""
-    values = [value * (scale_of(name) or 1.0) for value in scores[name]]
+    values = [value * (scale_of(name) or 1.0) for value in scores[name] if math.isfinite(value)]
+    if not values:
+        return "–"
     spell = "{:.1f}" if scale_of(name) else "{:.3f}"
     mean, *ends = (spell.format(each) for each in (fmean(values), min(values), max(values)))
     return mean if len(values) == 1 else f"{mean} [{ends[0]}, {ends[1]}]"

@@ -23,8 +23,13 @@ PAGE = (ROOT / "docs/states.md").read_text(encoding="utf-8")
 @pytest.fixture(params=["step", "data"])
 def it(request: pytest.FixtureRequest) -> Experiment:
     """A task with a fresh student; labels end where a step lands (DDIM), or at data (re-noising)."""
-    chosen = {"objective": {"class": "progressive", "label_end": request.param}, "policy": {"class": "fresh", "width": 16}}
-    return Experiment.build(configure({"task": "imbalanced-biased", "steps": 3, "substeps": 2, "device": "cpu", **chosen}))
+    chosen = {
+        "objective": {"class": "progressive", "label_end": request.param},
+        "policy": {"class": "fresh", "width": 16},
+    }
+    return Experiment.build(
+        configure({"task": "imbalanced-biased", "steps": 3, "substeps": 2, "device": "cpu", **chosen})
+    )
 
 
 def stream(it: Experiment, student: Any = None, **options: Any) -> Iterator[Labelled]:

@@ -1,5 +1,6 @@
 """The expert's chains as a Minari data set: read back with Minari, they are the expert's chains."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.envs.gymnasium import DenoisingGymEnv
 from dagdiff.expert import Expert
-from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.config import configure
+from dagdiff.runs.experiment import Experiment
 from dagdiff.transition import Ddim
 
-WORDS = "gather --task gaussians8-matched --policy fresh --steps 3 --device cpu --seed 5 --episodes 7".split()
+WORDS = shlex.split("gather --task gaussians8-matched --policy fresh --steps 3 --device cpu --seed 5 --episodes 7")
 NAME = "mine/ring-v0"
 
 
@@ -64,7 +65,8 @@ def test_what_is_there_stays(minari, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("ring", "is no name of a Minari data set"), ("../a-v0", "is no name"), ("a//b-v0", "is no name")]
+    ("name", "told"),
+    [("ring", "is no name of a Minari data set"), ("../a-v0", "is no name"), ("a//b-v0", "is no name")],
 )
 def test_a_name_that_minari_does_not_take_is_refused(minari, name: str, told: str) -> None:  # type: ignore[no-untyped-def]
     assert main([*WORDS, "--minari", name, "--out", "chains"]) == 2
