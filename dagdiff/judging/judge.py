@@ -212,7 +212,7 @@ class _Bench:
     def scores(self, student: Student, number: int, seed: int) -> tuple[dict[str, float], ...]:
         """Every metric of the student, of the floor, and of the expert in its place, on one seed."""
         it, n = self.it, terms.POINTS
-        with torch.no_grad(), it.expert.ledger.free(), _seeded(seed):
+        with it.expert.ledger.free(), _seeded(seed):
             ends, asked = self._ends(student, number, seed)
             paired = it.pair(n, seed) if student.policy is not None else None
             mine = score(it.task.metrics, ends, self._truth(seed, asked, paired))
@@ -245,7 +245,7 @@ class _Bench:
 
     def shift(self, student: Student, seed: int) -> tuple[list[dict[str, float]], dict[str, float] | None]:
         """The shift by step, and the bounds of the distance to the expert's ends, as far as they are known."""
-        with torch.no_grad(), self.it.expert.ledger.free(), _seeded(seed):
+        with self.it.expert.ledger.free(), _seeded(seed):
             if student.kind == "chains":
                 return self._of_chains(student, seed)
             if student.policy is None or self.own is not self.it.transition:
