@@ -16,8 +16,7 @@ from dagdiff.benchmarks.pages import with_table
 from dagdiff.checkpoint import check_writable, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
 from dagdiff.judging import terms
-from dagdiff.judging.judge import Judgement, read_judgement, save_judgement
-from dagdiff.judging.table import table
+from dagdiff.judging.judgement import Judgement, read_judgement, save_judgement, table
 from dagdiff.judging.terms import HEADLINE, SEEDS, VERSION, card, check_seeds, check_task
 
 KEPT, PAGE = Path("benchmarks/results/distillbench"), Path("docs/distillbench.md")

@@ -28,7 +28,8 @@ from dagdiff.benchmarks.suites import modelopt_dmd2, peers
 from dagdiff.checkpoint import save_arrays
 from dagdiff.checks import Refusal
 from dagdiff.judging import terms
-from dagdiff.judging.judge import Judgement, judge
+from dagdiff.judging.judge import judge
+from dagdiff.judging.judgement import Judgement
 from dagdiff.pipelines.noise_law import read_noise_law
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.prediction import V

@@ -13,7 +13,7 @@ from dagdiff.judging.terms import LAWS, SEEDS, check_seeds, check_task
 from dagdiff.runs import config
 
 if TYPE_CHECKING:
-    from dagdiff.judging.judge import Judgement
+    from dagdiff.judging.judgement import Judgement
 
 
 def judge(words: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ def _judged(given: Any) -> "Judgement":
 
 def told(found: "Judgement") -> str:
     """Return what the bench says of a student: the table with its references, the shift, and the row alone."""
-    from dagdiff.judging.table import expert, floor, header, row
+    from dagdiff.judging.judgement import expert, floor, header, row
     from dagdiff.metrics.shift import Bracket, Shift, StepShift
     from dagdiff.report.anatomy import advice, format_shift
 
@@ -87,8 +87,7 @@ def told(found: "Judgement") -> str:
 def keep(found: "Judgement", out: Path) -> None:
     """Fill a new folder with all that was found, at once or not at all."""
     from dagdiff.checkpoint import follow_umask, refused_writes, save_csv, save_text
-    from dagdiff.judging.judge import save_judgement
-    from dagdiff.judging.table import header, row
+    from dagdiff.judging.judgement import header, row, save_judgement
 
     with refused_writes(out):
         out.parent.mkdir(parents=True, exist_ok=True)

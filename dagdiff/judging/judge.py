@@ -6,20 +6,17 @@ in the student's place, which makes as many steps by the same law from the same 
 
 import contextlib
 import copy
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dagdiff import __version__
 from dagdiff.batches import InParts, rows_at_once, sample_in_batches
 from dagdiff.checks import Refusal
 from dagdiff.judging import terms
+from dagdiff.judging.judgement import Judgement, Scores
 from dagdiff.judging.students import Given, Student, fitted, moved, read_student
 from dagdiff.metrics.base import score
 from dagdiff.metrics.shift import Density, bracket, measure_shift, surprise
@@ -29,95 +26,10 @@ from dagdiff.rollout import draw
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.identity import digest
-from dagdiff.sealed import read_sealed, save_sealed
 from dagdiff.shapes import Condition, Denoiser
 from dagdiff.tasks.plane import exact_expert
 from dagdiff.transition import EpsilonScaling, Renoise, Transition
 from dagdiff.versions import versions
-
-Scores = dict[str, list[float]]
-"""Metric -> its value on each seed."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the bench says of a student.
-
-    Args:
-        entry: its name.
-        task: that it was judged on.
-        kind: what was handed in: callable, run, pipeline, samples or chains.
-        steps: of its chain; of samples, as many as were told.
-        law: by which it moves: ddim or renoise.
-        scores: its metrics.
-        floor: those of real points.
-        expert: those of the expert in the student's place.
-        shift: its shift by step, on the first seed; empty where only samples are known.
-        ends: bounds of the 2-Wasserstein distance between its ends and the expert's from the same noise, of the points
-            of the first seed; None where only samples are known.
-        seeds: the frozen ones that were taken.
-        points: scored for each.
-        bench: version of the terms.
-        dagdiff: version of the package.
-        versions: of what made it.
-    """
-
-    entry: str
-    task: str
-    kind: str
-    steps: int
-    law: str
-    scores: Scores
-    floor: Scores
-    expert: Scores
-    shift: list[dict[str, float]]
-    ends: dict[str, float] | None
-    seeds: list[int]
-    points: int = 0
-    bench: int = terms.VERSION
-    dagdiff: str = __version__
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def row(self) -> str:
-        """The student's row for the table of entries, in Markdown."""
-        from dagdiff.judging.table import row
-
-        return row(self)
-
-
-def save_judgement(found: Judgement, file: Path) -> None:
-    """Write a judgement to a JSON file with its own digest."""
-    save_sealed(file, asdict(found))
-
-
-def read_judgement(file: Path) -> Judgement:
-    """Return the judgement that a file holds.
-
-    Raises:
-        Refusal: if it can't be read, was changed, or is none.
-    """
-    content = read_sealed(file, KIND)
-    for part in ("scores", "floor", "expert"):
-        content[part] = {name: [_number(each) for each in values] for name, values in content[part].items()}
-    content["shift"] = [{name: _number(value) for name, value in step.items()} for step in content["shift"]]
-    return Judgement(**content)
-
-
-def _number(value: float | None) -> float:
-    """A number of a file; JSON has no NaN and holds null."""
-    return math.nan if value is None else value
-
-
-_SCORES = {str: [(float, None)]}
-KIND = {
-    **dict.fromkeys(("entry", "task", "kind", "law", "dagdiff"), str),
-    **dict.fromkeys(("scores", "floor", "expert"), _SCORES),
-    **dict.fromkeys(("steps", "points", "bench"), int),
-    "shift": [{str: (float, None)}], "ends": ({"low": float, "high": float}, None), "seeds": [int],
-    "versions": {str: str},
-}  # fmt: skip
-"""What a file of a judgement holds (:mod:`dagdiff.reading`)."""
 
 
 def judge(
@@ -168,18 +80,21 @@ def judge(
     found = [moved(fitted(each, it.task, steps, len(frozen), terms.POINTS), it.device) for each in found]
     bench = _Bench(it, own)
     per_seed = [bench.scores(found[i % len(found)], i, seed) for i, seed in enumerate(frozen)]
+    scores, floor, expert = (_by_metric([each[part] for each in per_seed]) for part in range(3))
     shift, ends = bench.shift(first, frozen[0])
     return Judgement(
-        entry or first.name,
-        task,
-        first.kind,
-        steps,
-        name,
-        *(_by_metric([each[part] for each in per_seed]) for part in range(3)),
-        shift,
-        ends,
-        list(frozen),
-        terms.POINTS,
+        entry=entry or first.name,
+        task=task,
+        kind=first.kind,
+        steps=steps,
+        law=name,
+        scores=scores,
+        floor=floor,
+        expert=expert,
+        shift=shift,
+        ends=ends,
+        seeds=list(frozen),
+        points=terms.POINTS,
         versions=versions(torch.get_num_threads()),
     )
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_student(given: Given, task: str, steps: int | None, device: str, trust_
     if not isinstance(given, str | Path):
         return _callable(given, getattr(given, "__name__", type(given).__name__))
     path = Path(given)
-    if path.is_dir():
+    if os.path.isdir(given):  # unlike Path, at home with names that are too long
         if (path / "config.yaml").exists():
             return _run(path, task, device, trust_code)
         if (path / "model_index.json").exists():

@@ -13,7 +13,8 @@ from dagdiff.benchmarks.measure import distillbench, entries
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.judging import terms
-from dagdiff.judging.judge import judge, read_judgement, save_judgement
+from dagdiff.judging.judge import judge
+from dagdiff.judging.judgement import read_judgement, save_judgement
 from dagdiff.schedule import VPSchedule
 from dagdiff.transition import Ddim, sample
 

@@ -13,8 +13,8 @@ import dagdiff
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.judging import terms
-from dagdiff.judging.judge import judge, read_judgement, reference, save_judgement
-from dagdiff.judging.table import header, row, table
+from dagdiff.judging.judge import judge, reference
+from dagdiff.judging.judgement import header, read_judgement, row, save_judgement, table
 from dagdiff.policy import ExpertPolicy
 from dagdiff.runs.folder import open_run
 from dagdiff.schedule import FlowSchedule
@@ -267,6 +267,8 @@ WRONG = {
     "pkg.student": "student 'pkg.student' is a module. Name a function or a class in it: pkg.student:NAME",
     "mine": "is no folder, no .npz file and no import path. Write e.g. mypkg.mine:student",
     "no/such/folder": "is no folder, no .npz file and no import path",
+    "x" * 5000: "is no folder, no .npz file and no import path",
+    "os.system": "student 'os.system' can't be called with three arguments",
     "empty": "holds neither a run (config.yaml) nor a diffusers pipeline (model_index.json)",
     "none.npz": "none.npz can't be read",
     "broken.npz": "broken.npz can't be read",
