@@ -161,7 +161,7 @@ class _Bench:
     def shift(self, student: Student, seed: int) -> tuple[list[dict[str, float]], dict[str, float] | None]:
         """The shift by step, and the bounds of the distance to the expert's ends, as far as they are known."""
         with self.it.expert.ledger.free(), _seeded(seed):
-            if student.kind == "chains":
+            if student.kind == "chains" and not self.it.task.conditional:
                 return self._of_chains(student, seed)
             if student.policy is None or self.own is not self.it.transition:
                 return [], None
