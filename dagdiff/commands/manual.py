@@ -25,7 +25,7 @@ GROUPS = {
         "updates", "rounds", "batch_size", "chains", "substeps", "solver", "lr", "lr_ramp", "betas", "clip", "ema",
     ),
     "Hardware": ("device", "bf16", "compile", "accumulate", "memmap"),
-    "Measure and log": ("samples", "metric", "heldout", "seed", "logger"),
+    "Measure and log": ("samples", "metric", "heldout", "seed", "look_every", "logger"),
     "Stop and resume": ("resume", "fresh", "save_every", "on_nonfinite", "trust_code"),
     "Settings file": ("config", "print_config"),
 }  # fmt: skip
@@ -45,6 +45,9 @@ that are named."""
 _OWN = [
     Option("out", None, "Path", "folder to fill; new, empty, or that of the same run, which is then resumed."),
     Option("logger", "csv", "str", "csv, tensorboard, wandb (offline) or mlflow."),
+    Option(
+        "look_every", 0, "int", "rounds after which samples are drawn and scored, in looks/ and the logger; 0: never."
+    ),
     Option("resume", None, "Path", "folder of a run that was stopped: resume it, with its own settings."),
     Option("fresh", False, "", "delete the run that the folder holds, and start over."),
     Option("save_every", 5.0, "float", "minutes between two checkpoints at most; rounds that take a while save too."),

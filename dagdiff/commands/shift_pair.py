@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dagdiff.batches import InParts
 from dagdiff.checkpoint import save_csv
@@ -22,6 +21,7 @@ from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
+from dagdiff.progress import Progress
 from dagdiff.report import figures
 from dagdiff.report.anatomy import advice, format_shift
 from dagdiff.report.shift import shift_figure
@@ -126,8 +126,8 @@ def measure(pair: Pair, given: Any, x0: States, condition: Condition) -> Shift:
     policy = Expert(InParts(student, given.batch_size), student.schedule, 1, given.student_guidance, student.threshold)
     generator = torch.Generator(x0.device).manual_seed(given.seed)
     times = pair.sampler.times.to(x0.device)
-    with tqdm(total=len(times) - 1, desc="shift", disable=None) as bar:
-        return measure_shift(policy, expert, pair.sampler.transition, times, x0, condition, generator, tell=bar.update)
+    with Progress("shift", len(times) - 1) as bar:
+        return measure_shift(policy, expert, pair.sampler.transition, times, x0, condition, generator, tell=bar.advance)
 
 
 def _data(teacher: DiffusersExpert, given: Any) -> tuple[Tensor, Condition, str]:

@@ -31,8 +31,6 @@ def teacher(words: Sequence[str]) -> None:
 
 def _train(kind: Any, options: dict[str, Any]) -> None:
     """Train a teacher, unless the cache holds it."""
-    from tqdm import tqdm
-
     from dagdiff.engine import find_device
     from dagdiff.schedule import CosineSchedule
 
@@ -42,9 +40,6 @@ def _train(kind: Any, options: dict[str, Any]) -> None:
     if learner.path.exists():
         print(f"already trained: {learner.path}")
         return
-    updates, loss = learner.training["updates"], None
-    with tqdm(learner.train(device), total=-(-updates // 100), unit="00 updates", disable=None) as bar:
-        for loss in bar:
-            bar.set_postfix(loss=f"{loss:.3f}")
-    told = "" if loss is None else f", last loss {loss:.3f}"  # another process, or one that was stopped, has trained it
+    updates, losses = learner.training["updates"], list(learner.train(device))
+    told = f", last loss {losses[-1]:.3f}" if losses else ""  # another process, or one that was stopped, has trained it
     print(f"trained for {updates} updates{told}: {learner.path}")

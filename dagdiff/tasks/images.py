@@ -62,6 +62,7 @@ class ImageTask(Task):
         Energy(by_parts=True), Frechet(by_parts=True), Kernel(by_parts=True), Neighbours(by_parts=True),
         ClassCounts(), Diversity(), PairedGaps(), Agreement(),
     )  # fmt: skip
+    looked: ClassVar[tuple[Metric, ...]] = (Energy(by_parts=True), Frechet(by_parts=True), Diversity())
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
     saved: ClassVar[int | None] = 64
 

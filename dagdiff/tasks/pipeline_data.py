@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors, read_state, save_state
 from dagdiff.checks import Refusal, check_at_least
@@ -34,6 +33,7 @@ from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.pipelines.prompt_files import USUAL
 from dagdiff.pipelines.schedulers import usual_times
+from dagdiff.progress import Progress
 from dagdiff.schedule import FlowSchedule, step_grid
 from dagdiff.shapes import Times
 from dagdiff.transition import Ddim
@@ -257,10 +257,11 @@ def _drawn(
     times = _own_grid(teacher, steps).to(device)
     points = list(read_state(part)["points"]) if part.exists() else []
     saving, left = Pace(1.0), torch.arange(count).split(at_once)[len(points) :]
-    with deferred() as wish:
-        for rows in tqdm(left, desc="the teacher's own samples", disable=None):
+    with deferred() as wish, Progress("the teacher's own samples", count, "sample", sum(map(len, points))) as bar:
+        for rows in left:
             asked = None if condition is None else condition[rows].to(device)
             points.append(expert.walk(noise[rows].to(device), times, asked)[-1].cpu())
+            bar.advance(len(rows))
             if wish.signal or saving.due:
                 saving(lambda: save_state(part, {"points": points}))
             if wish.signal:
