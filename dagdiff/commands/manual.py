@@ -15,7 +15,7 @@ from dagdiff.runs.settings import Settings
 from dagdiff.tasks.names import read_name
 
 GROUPS = {
-    "What to distil": ("task", "expert", "guidance", "schedule", "data", "size", "skip_broken", "out"),
+    "What to distil": ("task", "expert", "guidance", "schedule", "data", "size", "skip_broken", "value_range", "out"),
     "What student": ("objective", "steps", "policy", "start", "stages", "stepwise", "threshold", "epsilon_scale"),
     "Which states": (
         "shares", "shares_ramp", "beta", "driver", "per_chain", "curriculum", "reuse", "rounds_kept", "max_age",

@@ -68,6 +68,8 @@ class Experiment:
     denoiser: Denoiser | None
     rows: int | None = None
     """How many rows networks are shown at once where samples are drawn and scored; None takes what suits them."""
+    label: int | None = None
+    """The class that all samples are asked to show; None draws one for each."""
     hooks: list[Hook] = field(default_factory=list)
     """See what happens inside the rounds of a training; append to it before it begins."""
 
@@ -322,6 +324,8 @@ class Experiment:
         generator = self.generator(3, seed)
         noise = torch.randn((n, *self.task.shape), generator=generator, device=self.device)
         condition = self.task.conditions(n, generator) if self.task.conditions else None
+        if condition is not None and self.label is not None:
+            condition = torch.full_like(condition, self.label)
         return noise, condition, generator
 
     def sample(self, n: int, seed: int, progress: bool = False) -> Tensor:

@@ -103,7 +103,11 @@ class PipelineWorld:
 
 
 def encoded_images(
-    teacher: DiffusersExpert, path: Path, column: str | None = None, skip_broken: bool = False
+    teacher: DiffusersExpert,
+    path: Path,
+    column: str | None = None,
+    skip_broken: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> Splits:
     """Return the states of images, shown and held out; encoded once and cached.
 
@@ -116,6 +120,7 @@ def encoded_images(
             of arrays.
         column: of captions in a ``metadata`` file or a data set; None takes the one called prompt, caption or text.
         skip_broken: leave out pictures that can't be read.
+        value_range: black and white of a file of arrays, where its numbers leave it open.
 
     Raises:
         Refusal: if there are none, a file's are of another size than the pipeline's, a caption is not among the
@@ -129,7 +134,7 @@ def encoded_images(
     if path.is_file() or is_dataset(path):
         text = text_column(str(path), USUAL, column) if prompts and path.is_dir() else None
         world = (
-            image_arrays(path, HELD_OUT)
+            image_arrays(path, HELD_OUT, value_range=value_range)
             if path.is_file()
             else hugging_face(str(path), None, text, (height, width), HELD_OUT, skip_broken=skip_broken)
         )
