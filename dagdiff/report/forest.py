@@ -1,10 +1,11 @@
 """The forest plot: what the mixture changes in each comparison, with its interval."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from dagdiff.report.excess import NOTHING
 from dagdiff.report.figures import OTHER, VARIANTS, dress
@@ -39,7 +40,7 @@ def forest_figure(lines: Sequence[Line]) -> Figure | None:
     metric = lines[0].mixture.judged_by
     figure = Figure(figsize=(6.4, 1.1 + 0.3 * len(drawn)), layout="constrained")
     axes = figure.add_subplot()
-    labels, reach = [], [1e-9]
+    labels, ends = list[str](), list[float]()
     for place, (line, baseline, found) in enumerate(drawn):
         interval = scaled(found.interval, metric)
         way = outcome(line.mixture, baseline)
@@ -48,16 +49,20 @@ def forest_figure(lines: Sequence[Line]) -> Figure | None:
             [interval.mean], [place], xerr=beyond, fmt=MARKS[baseline], color=WAYS[way], ms=6, capsize=3,
             markerfacecolor=WAYS[way] if baseline == "forward" else "white",
         )  # fmt: skip
-        to = "" if baseline == "forward" else " (to published)"
+        to = "" if baseline == "forward" else " (against published)"
         labels.append(f"{line.case}, {line.title}{to}")
-        reach += [abs(bound) for bound in interval]
+        ends += interval
     axes.axvline(0.0, color="#333333", lw=1)
-    small = float(np.quantile([each for each in reach[1:] if each > 0.0] or [1.0], 0.25))
+    reach = [1e-9, *map(abs, ends)]
+    small = 10.0 ** math.ceil(math.log10(float(np.median([each for each in reach if each > 0.0]))))
     if max(reach) > 20 * small:
         axes.set_xscale("symlog", linthresh=small)
+        powers = [small * 10.0**k for k in range(1 + math.floor(math.log10(max(reach) / small)))]
+        low, high = -min(0.0, *ends), max(0.0, *ends)
+        ticks = [-each for each in powers if each <= low] + [0.0] + [each for each in powers if each <= high]
+        axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.tick_params(axis="x", labelrotation=45)
+        axes.set_xlim(-2.0 * max(low, small / 2), 2.0 * max(high, small / 2))
     axes.set_ylim(len(drawn) - 0.5, -0.5)
     dress(axes, "What the mixture changes", f"mixture minus baseline, {quantity(metric)}\n← better      worse →")
     axes.set_yticks(range(len(drawn)), labels)
