@@ -63,6 +63,8 @@ def forest_figure(lines: Sequence[Line]) -> Figure | None:
         axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(-2.0 * max(low, small / 2), 2.0 * max(high, small / 2))
+    else:
+        axes.set_xlim(min(0.0, *ends) - 0.1 * max(reach), max(0.0, *ends) + 0.1 * max(reach))
     axes.set_ylim(len(drawn) - 0.5, -0.5)
     dress(axes, "What the mixture changes", f"mixture minus baseline, {quantity(metric)}\n← better      worse →")
     axes.set_yticks(range(len(drawn)), labels)

@@ -68,7 +68,7 @@ def test_a_declared_range_takes_the_place_of_the_type(tmp_path: Path) -> None:
     ("words", "told"),
     [
         ("--value_range 1,0", "black and white, the lesser first; got 1.0, 0.0"),
-        ("--value_range 0,nan", "black and white, the lesser first; got 0.0, nan"),
+        ("--value_range 0,.inf", "black and white, the lesser first; got 0.0, inf"),
         ("--value_range 0,0.5", "images are declared to lie in [0, 0.5]"),
         ("--value_range 0", "value_range"),
         ("--value_range black", "value_range"),
