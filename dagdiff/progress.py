@@ -72,6 +72,14 @@ class Progress:
         if self._plain and passed >= wait:
             self._say()
 
+    def skip(self, pieces: int) -> None:
+        """So many pieces more turn out to have been done before; they say nothing of the time that is left."""
+        self.done += pieces
+        self._begun += pieces
+        if not self.bar.disable:
+            self.bar.initial += pieces
+        self.bar.update(pieces)
+
     def told(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items, a piece each."""
         for item in items:

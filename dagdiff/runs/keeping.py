@@ -5,10 +5,9 @@ the last, so a run is slowed by a twentieth at most. Every ``save_every`` minute
 within a round too.
 """
 
-import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -126,8 +125,7 @@ class Keeper:
             return
         self._tell(done)
         if self._bar is not None:
-            told = {"loss": done.losses["loss"], "on own states": _mean(done.loss_own)}
-            self._bar.advance(done.updates - self._bar.done, round=len(self.rounds), **told)
+            self._show(self._bar, done, replayed=done.number <= loop.replayed)
         if self._table.due:
             self._table(self.save_rounds)
         self._look(loop, done)
@@ -149,6 +147,14 @@ class Keeper:
     def draw(self) -> None:
         """Draw the student's samples beside the data and the truth."""
         figures.save(sample_panels(self.experiment.clouds()), self.out / "samples.png")
+
+    def _show(self, bar: Progress, done: Round, replayed: bool) -> None:
+        """Show a round: how far training is, and the losses that matter."""
+        more = done.updates - bar.done
+        if replayed:
+            bar.skip(more)
+        own = {"on own states": sum(done.loss_own) / len(done.loss_own)} if done.loss_own else {}
+        bar.advance(0 if replayed else more, round=len(self.rounds), loss=done.losses["loss"], **own)
 
     def _look(self, loop: DAgger, done: Round) -> None:
         """Look at the student after a round, if that is due; a round that is replayed was looked at."""
@@ -194,10 +200,6 @@ class Keeper:
     def _updates(self) -> int:
         loop, before = self.training.loop, self.training.finished
         return (before[-1].updates if before else 0) + (loop.learner.updates + len(loop.logs) if loop else 0)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def row(done: Round) -> Mapping[str, Any]:

@@ -86,6 +86,7 @@ class PipelineTask(Task):
     teacher: DiffusersExpert = field(kw_only=True)
     timesteps: tuple[float, ...] | None = field(default=None, kw_only=True)
     metrics: ClassVar[tuple[Metric, ...]] = (TeacherSamples(),)
+    looked: ClassVar[tuple[Metric, ...]] = (Energy(),)
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
     saved: ClassVar[int | None] = 64
     pair = ImageTask.pair

@@ -49,6 +49,16 @@ def test_the_time_that_is_left_counts_what_this_process_did(capsys: pytest.Captu
     assert first.startswith("dagdiff: training: 90 of 100 updates (90 %), 10 s passed, about 10 s left")
 
 
+def test_what_was_done_before_says_nothing_of_the_time_that_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounds that a resumed run replays."""
+    clock = Clock()
+    with Progress("training", 100, clock=clock) as bar:
+        bar.skip(80)
+        clock.now += 20.0
+        bar.advance(10)
+    assert capsys.readouterr().err.startswith("dagdiff: training: 90 of 100 (90 %), 20 s passed, about 20 s left")
+
+
 def test_lines_of_a_long_work_are_rare(capsys: pytest.CaptureFixture[str]) -> None:
     """100 hours in 100 pieces; then an hour in seconds."""
     worked(100, 3600.0)

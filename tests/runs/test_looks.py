@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pipelines
 import pytest
 import torch
 from helpers import same, state
@@ -70,6 +71,16 @@ def test_images_are_looked_at_by_distance_and_diversity(monkeypatch: pytest.Monk
     clouds, numbers = glance(made)
     assert set(numbers) == {"energy", "fd", "diversity"}
     assert clouds["student"].shape[1:] == made.task.shape and made.expert.nfe == 0
+
+
+def test_latents_are_looked_at_as_pictures(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    path = pipelines.save(pipelines.seeded(pipelines.stable_diffusion), tmp_path / "teacher")
+    told = {"path": str(path), "prompts": str(tmp_path / "prompts.txt"), "own_samples": 20, "own_steps": 1}
+    settings = {"updates": 2, "rounds": 1, "chains": 2, "batch_size": 2, "heldout": 0, "samples": 10, "device": "cpu"}
+    made = Experiment.build(configure({"task": "pipeline", "pipeline": told, "steps": 2, **settings}))
+    clouds, numbers = glance(made)
+    assert set(numbers) == {"energy"} and clouds["student"].shape[1] == 3
 
 
 def test_a_stopped_run_looks_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
