@@ -5,7 +5,7 @@ expert's at the same step. Points are rounded to a thousandth, images to 256 gre
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ _FAR = 1e6  # where a state stands that is not finite, far outside of every fram
 _SIDE = 64  # pixels of an image at most, that a page holds
 
 
-def explored(name: str, times: Points, chains: Mapping[str, Points], truth: Points) -> dict[str, Any] | None:
+def explored(name: str, times: Sequence[float], chains: Mapping[str, Points], truth: Points) -> dict[str, Any] | None:
     """Return what the explorer shows of one objective; None where nothing starts from the same noise.
 
     Args:

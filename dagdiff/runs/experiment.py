@@ -386,7 +386,7 @@ class Experiment:
         _, asked, _ = self.start(len(samples), seed)
         paired = self.pair(len(samples), seed) if paired is None else paired
         truth = self.task.truth(len(samples), self.generator(4, seed), self.generator(5, seed), asked, paired)
-        scorers = (*self.task.metrics, *self.metrics)
+        scorers: tuple[Scorer, ...] = (*self.task.metrics, *self.metrics)
         with Progress("scoring", len(scorers) + 2, shown=progress) as bar:
             metrics = score(bar.told(scorers), samples, truth)
             heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)

@@ -16,7 +16,8 @@ from dagdiff.report.explorer import CHAINS, PICTURES, explored
 from dagdiff.report.page import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-TIMES = np.array([1.0, 0.75, 0.5, 0.25, 0.0])
+GRID = [1.0, 0.75, 0.5, 0.25, 0.0]
+TIMES = np.array(GRID)
 
 
 def points(kind: int, chains: int = 40) -> np.ndarray[Any, Any]:
@@ -27,7 +28,7 @@ def points(kind: int, chains: int = 40) -> np.ndarray[Any, Any]:
 
 def given(**chains: Any) -> dict[str, Any]:
     truth = np.random.default_rng(1).normal(size=(500, 2))
-    found = explored("ring, LCM", TIMES, {"expert": points(0), **chains}, truth)
+    found = explored("ring, LCM", GRID, {"expert": points(0), **chains}, truth)
     assert found is not None
     return found
 
@@ -44,7 +45,7 @@ def test_chains_from_one_noise_are_kept_side_by_side() -> None:
 def test_chains_of_another_noise_or_grid_are_left_out() -> None:
     other, longer = points(1)[::-1], np.repeat(points(1), 2, axis=1)
     assert [kind["name"] for kind in given(forward=other, mixture=points(1))["kinds"]] == ["expert", "mixture"]
-    assert explored("ring", TIMES, {"expert": points(0), "forward": other, "mixture": longer}, points(0)[:, -1]) is None
+    assert explored("ring", GRID, {"expert": points(0), "forward": other, "mixture": longer}, points(0)[:, -1]) is None
 
 
 def test_a_student_that_diverged_is_shown_far_away_and_the_page_can_be_read() -> None:
@@ -58,14 +59,14 @@ def test_images_are_kept_as_bytes_with_their_errors() -> None:
     noise = np.random.default_rng(0).normal(size=(9, 1, 1, 8, 8)).clip(-1, 1)
     expert = np.repeat(noise, 5, axis=1)
     found = explored(
-        "digits, PD", TIMES, {"expert": expert, "mixture": expert * TIMES[:, None, None, None]}, expert[:, 0]
+        "digits, PD", GRID, {"expert": expert, "mixture": expert * TIMES[:, None, None, None]}, expert[:, 0]
     )
     assert found is not None and found["shape"] == [PICTURES, 5, 1, 8, 8]
     assert np.allclose(found["errors"][0], 0.0)
     rms = np.sqrt((noise[:PICTURES] ** 2).mean(axis=(2, 3, 4)))
     assert np.allclose(found["errors"][1], rms * (1.0 - TIMES), atol=1e-4)
     large = np.zeros((2, 5, 4, 128, 128))
-    shape = explored("latents", TIMES, {"expert": large, "mixture": large}, large[:, 0])["shape"]  # type: ignore[index]
+    shape = explored("latents", GRID, {"expert": large, "mixture": large}, large[:, 0])["shape"]  # type: ignore[index]
     assert shape == [2, 5, 3, 64, 64]
 
 
