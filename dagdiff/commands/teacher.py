@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from dagdiff.checks import check_range
-from dagdiff.commands import make_parser
+from dagdiff.commands import make_parser, read_range
 from dagdiff.runs import config
-from dagdiff.runs.words import listed, spell
+from dagdiff.runs.words import spell
 from dagdiff.tasks.names import PLANE, make_task, read_name
 
 
@@ -16,16 +15,14 @@ def teacher(words: Sequence[str]) -> None:
 
     A training that was stopped is resumed.
     """
-    given: dict[str, Any] = dict(spell(words))
-    if isinstance(given.get("value_range"), str):
-        given["value_range"] = listed(given["value_range"])
+    given = spell(words)
     parser = make_parser("teacher", teacher)
     parser.add_argument("--task", required=True, help="a task; its distillation set does not matter")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     kind = (read_name(given["task"]).kind if given.get("task") else PLANE).teacher()
     parser.add_argument("--size", type=int | None, default=None, help="of your own pictures, as in distill")
     parser.add_argument("--skip_broken", type=bool, default=False, help="train without pictures that can't be read")
-    parser.add_argument("--value_range", type=tuple[float, float] | None, default=None, help="of arrays, as in distill")
+    parser.add_argument("--value_range", type=str | None, default=None, help="black and white of arrays, as in distill")
     parser.add_class_arguments(kind, None, skip={"task"})
     if "help" in given:
         print(parser.format_help(), end="")
@@ -39,8 +36,7 @@ def _train(kind: Any, options: dict[str, Any]) -> None:
     from dagdiff.schedule import CosineSchedule
 
     reading = SimpleNamespace(**{name: options.pop(name) for name in ("size", "skip_broken", "value_range")})
-    if reading.value_range is not None:
-        check_range(*reading.value_range)
+    reading.value_range = read_range(reading.value_range)
     task, device = make_task(options.pop("task"), CosineSchedule(), reading), find_device(options.pop("device"))
     learner = kind(task, **options)
     if learner.path.exists():

@@ -87,6 +87,15 @@ def test_a_range_is_for_files_of_arrays(tmp_path: Path, capsys: pytest.CaptureFi
     assert "value_range is for a .npy or .npz file" in capsys.readouterr().err
 
 
+def test_a_teacher_is_told_the_range_too(bicubic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["teacher", "--task", f"{bicubic}-matched", "--channels", "[8]", "--updates", "2", "--device", "cpu"]
+    assert main([*words, "--value_range", "-1,1"]) == 0
+    assert "read with black -1 and white 1" in capsys.readouterr().err
+    for told in ("1", "black,white", "0,1,2"):
+        assert main([*words, "--value_range", told]) == 2
+        assert "must be two numbers, black and white; got" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on three named classes, whose student is asked for one."""
