@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from reports import GAIN, TASK, content, folder
 
 from dagdiff.report.explorer import CHAINS, PICTURES, explored
 from dagdiff.report.page import write_report
+from dagdiff.runs.config import configure
+from dagdiff.runs.experiment import Experiment
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 GRID = [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -68,6 +71,16 @@ def test_images_are_kept_as_bytes_with_their_errors() -> None:
     large = np.zeros((2, 5, 4, 128, 128))
     shape = explored("latents", GRID, {"expert": large, "mixture": large}, large[:, 0])["shape"]  # type: ignore[index]
     assert shape == [2, 5, 3, 64, 64]
+
+
+@pytest.mark.parametrize("objective", ["progressive", "consistency"])
+def test_the_expert_takes_the_student_s_place_in_its_chains(objective: str) -> None:
+    """From the same noise, and where chains draw fresh noise from the same of that; nobody is charged."""
+    settings = {"policy": {"class": "fresh", "width": 8}, "objective": objective, "samples": 20, "device": "cpu"}
+    made = Experiment.build(configure(settings))
+    student, expert = made.chains(6, seed=3), made.expert_chains(6, seed=3)
+    assert student.shape == expert.shape and torch.equal(student[:, 0], expert[:, 0])
+    assert torch.allclose(expert[:, -1], made.sample_expert(6, seed=3), atol=1e-5) and made.expert.nfe == 0
 
 
 def page(path: Path) -> Path:
