@@ -64,7 +64,7 @@ class Progress:
         """So many pieces more are done; ``numbers`` are shown beside, until others are."""
         self.done += pieces
         if numbers:
-            self._words = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
+            self._words = ", ".join(f"{name} {_short(value)}" for name, value in numbers.items())
             self.bar.set_postfix_str(self._words, refresh=False)
         self.bar.update(pieces)
         passed = self.clock() - self._start
@@ -102,6 +102,10 @@ class Progress:
         words = f", {self._words}" if self._words else ""
         line = f"dagdiff: {self.title}: {self.done} of {self.total}{unit}{share}, {spelled(passed)} passed{left}{words}"
         print(line, file=sys.stderr, flush=True)
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
 def spelled(seconds: float) -> str:

@@ -21,7 +21,7 @@ from dagdiff.report.curves import StepLosses, loss_by_step, quality_by_nfe
 from dagdiff.report.explorer import explored
 from dagdiff.report.figures import OTHER, ROLES, VARIANTS, Points, to_data_uri
 from dagdiff.report.forest import MOST, forest_figure
-from dagdiff.report.glossary import OPERATORS, objective_name, quantity, scale_of
+from dagdiff.report.glossary import OPERATORS, objective_name, quantity, scale_of, variant_name
 from dagdiff.report.images import image_chains, image_panels
 from dagdiff.report.overview import HEAD, SHOWN, Line, caption, lead, overview
 from dagdiff.report.plane import chain_panels, half_width, scatter_panels
@@ -42,6 +42,8 @@ from dagdiff.report.verdict import (
     title,
 )
 
+_FIRST = 6  # kinds of training in the first figure
+_LARGEST = " Of all comparisons this one has the largest gap between forward training and the expert."
 _VIEWS = 12  # of the explorer: a page is to stay light
 
 _CONTRAST = ("forward", "mixture")  # the contrast that losses and chains are drawn for
@@ -94,25 +96,30 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _lead(results: Results, line: Line | None) -> dict[str, str] | None:
+def _lead(results: Results, line: Line | None) -> dict[str, str]:
     """The first figures: what is made in a comparison under each kind of training, and its losses by step."""
+    rows, metric = results.rows, results.judged_by
     if line is None:
-        return None
-    reference, metric = results.references[line.case], line.mixture.judged_by
-    world = results.arrays(reference["samples"])
-    made = {kind: row for kind in SHOWN if (row := line.rows.get(kind)) and not line.is_forward(kind)}
+        first, why = rows[0], ""
+        made = {row.variant: row for row in rows if row.group == first.group}
+        made = dict(list(made.items())[:_FIRST])
+    else:
+        first, why = line.mixture, _LARGEST
+        made = {kind: row for kind in SHOWN if (row := line.rows.get(kind)) and not line.is_forward(kind)}
+    world = results.arrays(results.references[first.case]["samples"])
     clouds = {"training data": world["data"], "target": world["truth"]}
-    clouds[f"expert: {level(line.mixture.expert, metric)}"] = world["x"]
+    clouds[f"expert: {level(first.expert, metric)}"] = world["x"]
     means = {kind: level(row.distance.mean, metric) if row.distance else "–" for kind, row in made.items()}
-    clouds |= {f"{kind}: {means[kind]}": _arrays(results, row)["x"] for kind, row in made.items()}
+    clouds |= {f"{variant_name(kind)}: {means[kind]}": _arrays(results, row)["x"] for kind, row in made.items()}
     if _is_images(world):
         drawn = image_panels(clouds, columns=2)
     else:
-        roles = [ROLES["data"], ROLES["data"], ROLES["expert"], *(VARIANTS[kind] for kind in made)]
+        roles = [ROLES["data"], ROLES["data"], ROLES["expert"], *(VARIANTS.get(kind, OTHER) for kind in made)]
         drawn = scatter_panels(clouds, columns=3, colours=dict(zip(clouds, roles, strict=True)))
     pair = [row for kind, row in made.items() if kind in _CONTRAST]
     losses = to_data_uri(_losses(pair)) if pair else ""
-    return {"name": f"{line.case}, {line.title}", "samples": to_data_uri(drawn), "losses": losses}
+    name = f"{first.case}, {title(first, [row for row in rows if row.case == first.case])}"
+    return {"name": name, "why": why, "samples": to_data_uri(drawn), "losses": losses}
 
 
 def _views(results: Results) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def worked(pieces: int, seconds: float, begun: int = 0) -> None:
     with Progress("training", 100, "update", begun, clock=clock) as bar:
         for piece in range(pieces):
             clock.now += seconds
-            bar.advance(loss=1.0 / (piece + 1))
+            bar.advance(loss=1.0 / (piece + 1))  # whole numbers are told whole, others to three digits
 
 
 def test_off_a_terminal_a_line_now_and_then_tells_what_is_done_and_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,8 +55,9 @@ def test_what_was_done_before_says_nothing_of_the_time_that_is_left(capsys: pyte
     with Progress("training", 100, clock=clock) as bar:
         bar.skip(80)
         clock.now += 20.0
-        bar.advance(10)
-    assert capsys.readouterr().err.startswith("dagdiff: training: 90 of 100 (90 %), 20 s passed, about 20 s left")
+        bar.advance(10, round=12345)
+    told = capsys.readouterr().err
+    assert told.startswith("dagdiff: training: 90 of 100 (90 %), 20 s passed, about 20 s left, round 12345\n")
 
 
 def test_lines_of_a_long_work_are_rare(capsys: pytest.CaptureFixture[str]) -> None:

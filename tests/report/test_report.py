@@ -296,6 +296,12 @@ def test_the_page_shows_before_it_tells(tmp_path: Path) -> None:
     assert tables == frames, "every table scrolls inside its frame"
 
 
+def test_results_without_a_mixture_show_their_students_first(tmp_path: Path) -> None:
+    page = write_report(folder(tmp_path, content({"bc": [0.1, 0.2], "dagger": [0.1, 0.1]}))).read_text()
+    assert page.index(f"<b>Samples: {TASK}, LCM.") < page.index('class="answer"')
+    assert "<b>Effects." not in page and "largest gap" not in page
+
+
 def test_effects_are_drawn_with_their_intervals(tmp_path: Path) -> None:
     large = content({"forward": [0.70, 0.75], "mixture": [0.002, 0.003]}, objective="progressive")
     results = Results.load(folder(tmp_path, merged(content(GAIN), large)))
