@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from dagdiff.progress import EVERY, FIRST, Progress, spelled
+from dagdiff.progress import EVERY, Progress, spelled
+
+
+FIRST = 10.0
+
+
+@pytest.fixture(autouse=True)
+def plain_lines(no_plain_lines: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here they come as they do for users."""
+    monkeypatch.setattr("dagdiff.progress.FIRST", FIRST)
 
 
 class Clock:
