@@ -8,7 +8,6 @@ import pytest
 
 from dagdiff.progress import EVERY, Progress, spelled
 
-
 FIRST = 10.0
 
 
