@@ -433,7 +433,7 @@ def test_nothing_measured_still_makes_a_page(tmp_path: Path) -> None:
         record["metrics"] = dict.fromkeys(PLANE)
         record["by_step"] = {"t": [1.0, 0.5], "loss_forward": [None, None], "loss_own": [None, None]}
     page = write_report(folder(tmp_path, found)).read_text()
-    assert "nothing can be compared" in page and page.count("<img") == 5
+    assert "nothing can be compared" in page and page.count("<img") == 7
     assert [line["mean"] for line in summary(Results.load(tmp_path), tmp_path, "energy").values()] == ["", ""]
 
 
