@@ -13,10 +13,10 @@ from dagdiff.benchmarks.running.verify import conclude, verify
 from dagdiff.checks import Refusal, check_at_least, check_at_most, check_in, check_seed
 from dagdiff.commands import USUAL, add_executor, add_trust, check_given, help_of, make_executor, make_parser
 from dagdiff.jobs.stops import stoppable
-from dagdiff.report import verdict
 from dagdiff.report.page import write_report
 from dagdiff.report.results import Results
 from dagdiff.report.summary import write_summary
+from dagdiff.report.terminal import table
 from dagdiff.round import NonFiniteLoss
 from dagdiff.runs import config
 from dagdiff.runs.parts import resolve
@@ -102,7 +102,7 @@ def bench(words: Sequence[str]) -> None:
     if found["records"]:
         results = Results.load(out)
         write_summary(results, out / "summary.csv")
-        print(verdict.table(results))
+        print(table(results))
         print(f"report: {write_report(out)}")
     _tell_failures(list(found["failures"].values()), len(found["records"]))
 

@@ -44,6 +44,12 @@ def check_at_least(name: str, value: float, least: float) -> None:
         raise Refusal(f"{name} must be at least {least}; got {value}. Pass e.g. {name}={least}.")
 
 
+def check_range(black: float, white: float) -> None:
+    """Refuse a range of values whose ends are not finite and in order."""
+    if not -math.inf < black < white < math.inf:
+        raise Refusal(f"value_range must be black and white, the lesser first; got {black}, {white}. Pass 0,1.")
+
+
 def check_at_most(name: str, value: float, most: float) -> None:
     """Refuse a number above ``most`` (or one that is not a number)."""
     if not value <= most:

@@ -254,7 +254,8 @@ def _states(images: np.ndarray, value_range: tuple[float, float] | None) -> tupl
         if high == 1 and low >= 0:
             raise Refusal(
                 f"images are whole numbers from {low} to 1, {images.dtype}: nearly black if they are bytes. Save them "
-                "as bool, or times 255; or declare range=[0, 1] (or [0, 255]) beside the images of an .npz file."
+                "as bool, or times 255; or declare black and white: --value_range 0,1 (or 0,255), or range=[0, 1] "
+                "beside the images of an .npz file."
             )
         if 0 <= low <= high <= 255:
             images = images.astype(np.uint8)
@@ -263,7 +264,8 @@ def _states(images: np.ndarray, value_range: tuple[float, float] | None) -> tupl
         else:
             raise Refusal(
                 f"images must be uint8, or floats in [0, 1] or [-1, 1]; got {images.dtype} from {low} to {high}. Whole "
-                "numbers reach from 0 to 255; else declare the range: range=[black, white] beside the images."
+                "numbers reach from 0 to 255; else declare black and white: --value_range "
+                "BLACK,WHITE, or range=[black, white] beside the images of an .npz file."
             )
     else:
         images = images.astype(np.float32)

@@ -228,12 +228,12 @@ def range_of(images: Tensor, value_range: tuple[float, float] | None = None) -> 
         if not images.is_floating_point() or not -1.1 <= low <= high <= 1.1:
             raise Refusal(
                 f"images must be uint8, or floats in [0, 1] or [-1, 1]; got {found}. Store bytes as uint8, divide, or "
-                "declare the range: range=[black, white] beside the images of an .npz file."
+                "declare black and white: --value_range BLACK,WHITE, or range=[black, white] in an .npz file."
             )
         if -0.5 < low < -0.1:
             raise Refusal(
-                f"images could be floats in [0, 1] or in [-1, 1]; got {found}. Declare it: save range=[-1, 1] (or "
-                "[0, 1]) beside the images of an .npz file."
+                f"images could be floats in [0, 1] or in [-1, 1]; got {found}. Declare it: --value_range "
+                "-1,1 (or 0,1), or range=[-1, 1] beside the images of an .npz file."
             )
         value_range = (0.0, 1.0) if low >= -0.1 else (-1.0, 1.0)
     black, white = value_range

@@ -1,5 +1,6 @@
 """What all tests share: one thread, one seed, and no GPU test without a GPU."""
 
+import math
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ torch.set_num_threads(1)
 # A busy machine is no reason to fail.
 settings.register_profile("dagdiff", deadline=None)
 settings.load_profile("dagdiff")
+
+
+@pytest.fixture(autouse=True)
+def no_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a test takes changes nothing that is told: plain lines of progress come never."""
+    monkeypatch.setattr("dagdiff.progress.FIRST", math.inf)
 
 
 @pytest.fixture

@@ -38,7 +38,8 @@ def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:
     seed, file = experiment.settings.seed, f"samples/{key}.npz"
     points = experiment.sample(experiment.settings.samples, seed)
     metrics, by_step = experiment.measure(points, seed)
-    save_arrays(out / file, x=points[: experiment.task.saved], chains=experiment.chains(64, seed))
+    chains = {"chains": experiment.chains(64, seed), "expert_chains": experiment.expert_chains(64, seed)}
+    save_arrays(out / file, x=points[: experiment.task.saved], **chains)
     expert = expert_scores(experiment, out)
     return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step, "expert": expert}
 

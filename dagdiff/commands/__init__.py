@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from dagdiff.checks import Refusal, check_at_least, check_path
+from dagdiff.checks import Refusal, check_at_least, check_path, check_range
 from dagdiff.runs.parts import GIVEN, known, resolve
 
 USUAL = "processes"
@@ -53,6 +53,20 @@ def check_batches(batch_size: int | None) -> None:
     """Refuse a batch of no rows."""
     if batch_size is not None:
         check_at_least("batch_size", batch_size, 1)
+
+
+def read_range(text: str | None) -> tuple[float, float] | None:
+    """Read black and white, ``0,1``; None stays None."""
+    if text is None:
+        return None
+    try:
+        black, white = (float(part) for part in text.strip("[]() ").split(","))
+    except ValueError:
+        raise Refusal(
+            f"--value_range must be two numbers, black and white; got {text!r:.80}. Pass e.g. --value_range 0,1."
+        ) from None
+    check_range(black, white)
+    return black, white
 
 
 def make_executor(kind: Callable[..., Any], told: Mapping[str, Any]) -> Executor:

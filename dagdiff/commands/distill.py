@@ -21,7 +21,10 @@ def distill(words: Sequence[str]) -> None:
     from dagdiff.reading import to_yaml
     from dagdiff.runs.config import complete
 
-    own = {name: given.pop(name, None) for name in ("out", "logger", "save_every", "fresh", "resume", "trust_code")}
+    own = {
+        name: given.pop(name, None)
+        for name in ("out", "logger", "save_every", "look_every", "fresh", "resume", "trust_code")
+    }
     shown, resumed = given.pop("print_config", False), own["resume"]
     if resumed is not None:
         given = _kept(Path(resumed), given, bool(own["trust_code"]))
@@ -33,7 +36,8 @@ def distill(words: Sequence[str]) -> None:
     folder = check_given(out, "--out") if resumed is None else Path(resumed)
     if out not in (None, folder):
         raise Refusal(f"--resume {resumed} fills that folder, not --out {out}. Leave --out away.")
-    _run(chosen, folder, own["logger"] or "csv", _minutes(own["save_every"]), bool(own["fresh"]))
+    told = own["logger"] or "csv", _minutes(own["save_every"]), bool(own["fresh"]), _rounds(own["look_every"])
+    _run(chosen, folder, *told)
 
 
 def _started(given: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +74,14 @@ def _minutes(text: Any) -> float:
         raise Refusal(f"--save_every must be a number of minutes; got {text!r}. Pass e.g. --save_every 5.") from None
 
 
-def _run(chosen: dict[str, Any], out: Path, logger: str, save_every: float, fresh: bool) -> None:
+def _rounds(text: Any) -> int:
+    told = "0" if text is None else str(text)
+    if not told.isdecimal():
+        raise Refusal(f"--look_every must be a number of rounds; got {text!r}. Pass e.g. --look_every 5.")
+    return int(told)
+
+
+def _run(chosen: dict[str, Any], out: Path, logger: str, save_every: float, fresh: bool, look_every: int) -> None:
     """Train and keep the run, and print what it came to."""
     from dagdiff import engine
     from dagdiff.jobs.stops import Stopped, stoppable
@@ -83,7 +94,7 @@ def _run(chosen: dict[str, Any], out: Path, logger: str, save_every: float, fres
     check_logger(logger)
     try:
         with stoppable(), engine.joined(chosen, lambda: check_run(Experiment.build(chosen), logger)):
-            report = distil(Experiment.build(chosen), out, logger=logger, save_every=save_every, fresh=fresh)
+            report = distil(Experiment.build(chosen), out, True, logger, save_every, fresh, look_every)
     except Stopped as stop:
         told = "stopped; the same command resumes the run" if str(stop) == "stopped" else str(stop)
         raise Stopped(told, stop.status) from None

@@ -15,7 +15,7 @@ from dagdiff.runs.settings import Settings
 from dagdiff.tasks.names import read_name
 
 GROUPS = {
-    "What to distil": ("task", "expert", "guidance", "schedule", "data", "size", "skip_broken", "out"),
+    "What to distil": ("task", "expert", "guidance", "schedule", "data", "size", "skip_broken", "value_range", "out"),
     "What student": ("objective", "steps", "policy", "start", "stages", "stepwise", "threshold", "epsilon_scale"),
     "Which states": (
         "shares", "shares_ramp", "beta", "driver", "per_chain", "curriculum", "reuse", "rounds_kept", "max_age",
@@ -25,7 +25,7 @@ GROUPS = {
         "updates", "rounds", "batch_size", "chains", "substeps", "solver", "lr", "lr_ramp", "betas", "clip", "ema",
     ),
     "Hardware": ("device", "bf16", "compile", "accumulate", "memmap"),
-    "Measure and log": ("samples", "metric", "heldout", "seed", "logger"),
+    "Measure and log": ("samples", "metric", "heldout", "seed", "look_every", "logger"),
     "Stop and resume": ("resume", "fresh", "save_every", "on_nonfinite", "trust_code"),
     "Settings file": ("config", "print_config"),
 }  # fmt: skip
@@ -45,6 +45,9 @@ that are named."""
 _OWN = [
     Option("out", None, "Path", "folder to fill; new, empty, or that of the same run, which is then resumed."),
     Option("logger", "csv", "str", "csv, tensorboard, wandb (offline) or mlflow."),
+    Option(
+        "look_every", 0, "int", "rounds after which samples are drawn and scored, in looks/ and the logger; 0: never."
+    ),
     Option("resume", None, "Path", "folder of a run that was stopped: resume it, with its own settings."),
     Option("fresh", False, "", "delete the run that the folder holds, and start over."),
     Option("save_every", 5.0, "float", "minutes between two checkpoints at most; rounds that take a while save too."),

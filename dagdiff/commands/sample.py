@@ -12,6 +12,7 @@ from torch import Tensor
 from dagdiff.checkpoint import save_arrays, save_text
 from dagdiff.checks import Refusal, check_at_least, check_at_most, check_seed
 from dagdiff.commands import MOST, add_batches, add_trust, check_batches, make_parser
+from dagdiff.pipelines.conditions import Labels
 from dagdiff.report import figures
 from dagdiff.report.images import sample_panels, save_grid
 from dagdiff.runs import config
@@ -40,6 +41,7 @@ def sample(words: Sequence[str]) -> None:
         "--prompts", type=Path | None, default=None, help="a file of prompts to show in turn, or a bank of embeddings"
     )
     parser.add_argument("--prompt_column", type=str | None, default=None, help="of a table of prompts")
+    parser.add_argument("--label", type=str | None, default=None, help="the class to show: its name or its number")
     parser.add_argument("--grid", action="store_true", help="draw all samples in one grid, pixel by pixel")
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -55,6 +57,7 @@ def sample(words: Sequence[str]) -> None:
     if given.steps is not None:
         experiment = experiment.in_steps(given.steps)
     experiment.rows = given.batch_size
+    experiment.label = None if given.label is None else _label(experiment, given.label)
     if given.grid and len(experiment.task.shape) != 3:
         raise Refusal(f"--grid is for images, and {given.folder} is a run of {experiment.task.name!r}. Leave it away.")
     points = experiment.sample(given.num, given.seed, progress=True)
@@ -86,6 +89,30 @@ def _open(given: Any) -> Experiment:
         else:
             file = given.prompts
         return open_run(given.folder, given.device, given.weights, given.trust_code, file, given.prompt_column)
+
+
+def _label(experiment: Experiment, told: str) -> int:
+    """The number of the class that was named; refuse it where nothing, or something else, is asked for."""
+    task, teacher = experiment.task, getattr(experiment.task, "teacher", None)
+    if not task.conditional:
+        raise Refusal(f"--label: the student of {task.name!r} is asked for no class. Train on a task NAME-labelled.")
+    if teacher is not None:
+        classes = teacher.network.conditions
+        if not isinstance(classes, Labels):
+            raise Refusal("--label is for classes, and this pipeline is asked with prompts. Pass --prompt TEXT.")
+        try:
+            return classes.numbers([told])[0]
+        except Refusal:
+            raise Refusal(
+                f"--label {told!r:.80} is no class of this pipeline. Pass a number from 0 to {classes.classes - 1}."
+            ) from None
+    names = getattr(task.world, "classes", ()) or tuple(map(str, range(task.labels)))
+    if told in names:
+        return names.index(told)
+    if told.isdecimal() and int(told) < len(names):
+        return int(told)
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    raise Refusal(f"--label {told!r:.80} is no class of {task.name!r}. Pass one of: {shown}.")
 
 
 def _arrays(experiment: Experiment, points: Tensor, condition: Condition) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dagdiff.commands import MOST, add_batches, add_trust, check_batches, make_p
 from dagdiff.metrics.amplification import StepAmplification, format_amplification, measure_amplification
 from dagdiff.metrics.intervention import SHARES, Intervention, format_interventions, measure_interventions
 from dagdiff.metrics.shift import Shift, measure_shift
+from dagdiff.progress import Progress
 from dagdiff.report import figures
 from dagdiff.report.anatomy import advice, format_shift
 from dagdiff.report.shift import amplification_figure, intervention_figure, shift_figure
@@ -61,20 +62,18 @@ class Found(NamedTuple):
 
 def measure(it: Experiment, num: int, seed: int, progress: bool = False) -> Found:
     """Measure the experiment's student on ``num`` chains, at nobody's NFE cost; ``seed`` fixes data and noise."""
-    from tqdm import tqdm
-
     parts, steps = (*it.measured, it.sampler, it.times), len(it.times) - 1
     generator = it.generator(7, seed)
     x0, condition = draw(it.task.data, num, generator, it.task.conditional)
     truth, mixture = it.task.reference(num, it.generator(4, seed)), getattr(it.task.world, "mixture", None)
     density = None if mixture is None or condition is not None else exact_expert(it.task).log_density
     total = 3 * steps + len(SHARES)  # each step in each of the three measurements, and each share of the expert's
-    with tqdm(total=total, desc="shift", disable=None if progress else True) as bar, it.expert.ledger.free():
-        shifts = measure_shift(*parts, x0, condition, generator, density, truth, bar.update)
+    with Progress("shift", total, shown=progress) as bar, it.expert.ledger.free():
+        shifts = measure_shift(*parts, x0, condition, generator, density, truth, bar.advance)
         noise, condition, generator = it.start(num, seed)
-        acted = measure_interventions(*parts, noise, truth, generator, condition, tell=bar.update)
+        acted = measure_interventions(*parts, noise, truth, generator, condition, tell=bar.advance)
         noise, condition, generator = it.start(num, seed)
-        costs = measure_amplification(*parts, noise, condition, generator, bar.update)
+        costs = measure_amplification(*parts, noise, condition, generator, bar.advance)
     return Found(shifts, acted, costs)
 
 

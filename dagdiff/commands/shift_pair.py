@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dagdiff.batches import InParts
 from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal, check_at_least, check_seed
-from dagdiff.commands import make_parser
+from dagdiff.commands import make_parser, read_range
 from dagdiff.engine import find_device
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
+from dagdiff.progress import Progress
 from dagdiff.report import figures
 from dagdiff.report.anatomy import advice, format_shift
 from dagdiff.report.shift import shift_figure
@@ -126,8 +126,8 @@ def measure(pair: Pair, given: Any, x0: States, condition: Condition) -> Shift:
     policy = Expert(InParts(student, given.batch_size), student.schedule, 1, given.student_guidance, student.threshold)
     generator = torch.Generator(x0.device).manual_seed(given.seed)
     times = pair.sampler.times.to(x0.device)
-    with tqdm(total=len(times) - 1, desc="shift", disable=None) as bar:
-        return measure_shift(policy, expert, pair.sampler.transition, times, x0, condition, generator, tell=bar.update)
+    with Progress("shift", len(times) - 1) as bar:
+        return measure_shift(policy, expert, pair.sampler.transition, times, x0, condition, generator, tell=bar.advance)
 
 
 def _data(teacher: DiffusersExpert, given: Any) -> tuple[Tensor, Condition, str]:
@@ -139,7 +139,8 @@ def _data(teacher: DiffusersExpert, given: Any) -> tuple[Tensor, Condition, str]
         told = f"{given.num} samples of the teacher itself, of {given.own_steps} steps each (no --images are given)"
         rows = torch.arange(given.num)
     else:
-        splits = encoded_images(teacher, given.images, given.prompt_column, given.skip_broken)
+        reach = read_range(given.value_range)
+        splits = encoded_images(teacher, given.images, given.prompt_column, given.skip_broken, reach)
         rows = torch.randperm(sum(len(part.points) for part in splits), generator=generator)[: given.num]
         paired = "their captions" if splits[0].labels is not None else "prompts or classes drawn at random"
         told = f"{len(rows)} of the images in {given.images}, with {paired}"
@@ -174,6 +175,7 @@ def _parser() -> Any:
     parser.add_argument("--prompt_column", type=str | None, default=None, help="of a table of prompts or captions")
     parser.add_argument("--images", type=Path | None, default=None, help="a folder or .npz file for forward states")
     parser.add_argument("--skip_broken", type=bool, default=False, help="leave out pictures that can't be read")
+    parser.add_argument("--value_range", type=str | None, default=None, help="black and white of a file of arrays")
     parser.add_argument("--num", type=int, default=64, help="chains and forward states a step")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free weight of the teacher")
     parser.add_argument("--student_guidance", type=float, default=1.0, help="classifier-free weight of the student")

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dagdiff.checkpoint import save_json
 from dagdiff.checks import Refusal, first_line
 from dagdiff.jobs.locks import Lock
+from dagdiff.progress import Progress
 from dagdiff.reading import read_json
 from dagdiff.round import NonFiniteLoss
 from dagdiff.sealed import read_sealed, save_sealed
@@ -81,12 +80,12 @@ class Shared:
             Refusal: what a job raises, by its name; or a pool that is broken.
         """
         run = _Run(self, title, jobs, failures)
-        with tqdm(total=len(jobs), desc=title, disable=None) as bar:
+        with Progress(title, len(jobs)) as bar:
             try:
                 while run.waiting or run.running:
                     for step in (run.begin, run.finish):
                         for key, answer in step():
-                            bar.update()
+                            bar.advance()
                             if answer is not _FAILED:
                                 yield key, answer
             finally:

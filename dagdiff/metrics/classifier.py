@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from dagdiff.checkpoint import content_hash, load_state, load_weights, save_state, save_weights
 from dagdiff.checks import Refusal, check_at_least, check_seed
+from dagdiff.progress import Progress
 
 
 class Classifier(nn.Module):
@@ -105,7 +106,8 @@ def train_classifier(
         state = load_state(keep, parts)
         rows, done = state["rows"], state["done"]
         generator.set_state(state["generator"])
-    for update in range(done, updates):
+    bar = Progress("the classifier of the scores", updates, "update", done)
+    for update in bar.over(range(done, updates)):
         if keep is not None and update > done and update % 100 == 0:
             states = {name: part.state_dict() for name, part in parts.items()}
             save_state(keep, {**states, "generator": generator.get_state(), "rows": rows, "done": update})

@@ -1,4 +1,4 @@
-"""The report: one page that says what a folder of results says, in words first, then in tables, then in figures.
+"""The report: one page that says what a folder of results says: a figure first, then a sentence, then tables.
 
 It is one file that asks the network for nothing.
 """
@@ -18,9 +18,12 @@ from dagdiff import __version__
 from dagdiff.checkpoint import save_text
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report.curves import StepLosses, loss_by_step, quality_by_nfe
+from dagdiff.report.explorer import explored
 from dagdiff.report.figures import OTHER, ROLES, VARIANTS, Points, to_data_uri
-from dagdiff.report.glossary import OPERATORS, objective_name, quantity, scale_of
+from dagdiff.report.forest import MOST, forest_figure
+from dagdiff.report.glossary import OPERATORS, objective_name, quantity, scale_of, variant_name
 from dagdiff.report.images import image_chains, image_panels
+from dagdiff.report.overview import HEAD, SHOWN, Line, caption, lead, overview
 from dagdiff.report.plane import chain_panels, half_width, scatter_panels
 from dagdiff.report.results import Results
 from dagdiff.report.rows import Row, distinct
@@ -38,6 +41,10 @@ from dagdiff.report.verdict import (
     spell,
     title,
 )
+
+_FIRST = 6  # kinds of training in the first figure
+_LARGEST = " Of all comparisons this one has the largest gap between forward training and the expert."
+_VIEWS = 12  # of the explorer: a page is to stay light
 
 _CONTRAST = ("forward", "mixture")  # the contrast that losses and chains are drawn for
 
@@ -57,9 +64,18 @@ def write_report(folder: Path) -> Path:
         if (mine := [row for row in rows if row.case == case])
     ]
     versions = {"dagdiff": __version__, "Python": platform.python_version()}
+    lines = overview(rows)
+    effects = forest_figure(lines)
     page = _template().render(
         results=results,
-        overview=_overview(rows),
+        overview=lines,
+        head=HEAD,
+        caption=caption(results.judged_by),
+        lead=_lead(results, lead(lines)),
+        forest=to_data_uri(effects) if effects else "",
+        comparisons=len(lines),
+        most=MOST,
+        views=_views(results),
         tasks=tasks,
         findings=findings(rows),
         counts=counts(rows),
@@ -80,17 +96,51 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _overview(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A line for each comparison: its rows of forward, published and mixture, where there are any."""
-    lines = []
-    for group in dict.fromkeys(row.group for row in rows):
-        mine = [row for row in rows if row.group == group]
-        peers = {row.variant: row for row in mine}
-        if "mixture" in peers:
-            shown = {variant: peers.get(variant) for variant in ("forward", "published", "mixture")}
-            name = title(mine[0], [row for row in rows if row.case == mine[0].case])
-            lines.append({"case": mine[0].case, "title": name, **shown})
-    return lines
+def _lead(results: Results, line: Line | None) -> dict[str, str]:
+    """The first figures: what is made in a comparison under each kind of training, and its losses by step."""
+    rows, metric = results.rows, results.judged_by
+    if line is None:
+        first, why = rows[0], ""
+        made = {row.variant: row for row in rows if row.group == first.group}
+        made = dict(list(made.items())[:_FIRST])
+    else:
+        first, why = line.mixture, _LARGEST
+        made = {kind: row for kind in SHOWN if (row := line.rows.get(kind)) and not line.is_forward(kind)}
+    world = results.arrays(results.references[first.case]["samples"])
+    clouds = {"training data": world["data"], "target": world["truth"]}
+    clouds[f"expert: {level(first.expert, metric)}"] = world["x"]
+    means = {kind: level(row.distance.mean, metric) if row.distance else "–" for kind, row in made.items()}
+    clouds |= {f"{variant_name(kind)}: {means[kind]}": _arrays(results, row)["x"] for kind, row in made.items()}
+    if _is_images(world):
+        drawn = image_panels(clouds, columns=2)
+    else:
+        roles = [ROLES["data"], ROLES["data"], ROLES["expert"], *(VARIANTS.get(kind, OTHER) for kind in made)]
+        drawn = scatter_panels(clouds, columns=3, colours=dict(zip(clouds, roles, strict=True)))
+    pair = [row for kind, row in made.items() if kind in _CONTRAST]
+    losses = to_data_uri(_losses(pair)) if pair else ""
+    name = f"{first.case}, {title(first, [row for row in rows if row.case == first.case])}"
+    return {"name": name, "why": why, "samples": to_data_uri(drawn), "losses": losses}
+
+
+def _views(results: Results) -> list[dict[str, Any]]:
+    """What the chain explorer shows, a view for each objective of each case: :data:`_VIEWS` at most."""
+    found = []
+    for group in dict.fromkeys(row.group for row in results.rows if row.variant in SHOWN):
+        rows = {row.variant: row for row in results.rows if row.group == group and row.variant in SHOWN}
+        first = next(iter(rows.values()))
+        world = results.arrays(results.references[first.case]["samples"])
+        arrays = {kind: _arrays(results, row) for kind, row in rows.items()}
+        if len(rows) > 2 and rows["published"].runs == rows["forward"].runs:
+            del arrays["published"]
+        expert = next((each["expert_chains"] for each in arrays.values() if "expert_chains" in each), world["chains"])
+        chains = {"expert": expert, **{kind: each["chains"] for kind, each in arrays.items()}}
+        times = [*first.records[0].by_step["t"], 0.0]
+        name = f"{first.case}, {title(first, [row for row in results.rows if row.case == first.case])}"
+        view = explored(name, times, chains, world["truth"])
+        found += [view] if view else []
+        if len(found) == _VIEWS:
+            break
+    return found
 
 
 def _figures(results: Results, case: str, rows: Sequence[Row], dpi: int) -> dict[str, Any]:

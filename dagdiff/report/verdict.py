@@ -1,4 +1,4 @@
-"""What results say, in words and in a text table.
+"""What results say, in words.
 
 The words follow from the intervals alone. A comparison is *better* or *worse* where its interval excludes 0, and
 *inconclusive* where it includes 0 or where one seed gives none. Where the baseline matches its expert already there is
@@ -6,15 +6,13 @@ The words follow from the intervals alone. A comparison is *better* or *worse* w
 """
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report.excess import NOTHING, REPAIRED
 from dagdiff.report.glossary import BASELINES, objective_name, quantity, scale_of, variant_name
-from dagdiff.report.results import Results
-from dagdiff.report.rows import Difference, Row, distinct
+from dagdiff.report.rows import Difference, Row
 
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 OUTCOMES = (BETTER, WORSE, NOTHING, INCONCLUSIVE)
@@ -103,26 +101,6 @@ def caveat(rows: Sequence[Row]) -> str:
         f"With {min(seeds)} seeds an interval excludes 0 as soon as all differences have one sign, or nearly so. "
         f"Chance alone does this once in {chance} comparisons. Read such results as hints; run more seeds."
     )
-
-
-def table(results: Results) -> str:
-    """A text table of all students with the floor and the expert of each task, then the sentences and the counts."""
-    rows = results.rows
-    metric = results.judged_by
-    head = "objective", "trained on", quantity(metric), "minus forward", "result", "remaining gap", "coverage"
-    lines = [[*head, "student/forward loss", "seconds"]]
-    for case, reference in results.references.items():
-        lines.append([case, *[""] * 8])
-        for name in ("floor", "expert"):
-            distance, coverage = level(reference[name][metric], metric), number(reference[name]["coverage"])
-            lines.append([f"  ({name})", "", distance, "", "", "", coverage, "", ""])
-        mine = [row for row in rows if row.case == case]
-        lines += [_cells(label, row, title(row, mine)) for label, row in distinct(mine)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    words = [finding.text for finding in findings(rows)] + [caveat(rows), *counts(rows)]
-    wrapped = [textwrap.fill(each, 100, subsequent_indent="  ") for each in words if each]
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *wrapped]) + "\n"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -232,19 +210,3 @@ def title(row: Row, rows: Sequence[Row]) -> str:
     if len({other.records[0].setup for other in alike if other.steps == row.steps}) > 1:
         parts.append(f"{row.records[0].updates} updates, setup {row.records[0].setup[:4]}")
     return ", ".join(parts)
-
-
-def _cells(label: str, row: Row, name: str) -> list[str]:
-    """A row of the text table."""
-    forward, coverage = row.minus("forward"), row.metrics["coverage"]
-    return [
-        f"  {name}",
-        label,
-        level(row.distance, row.judged_by),
-        change(forward.interval, row.judged_by) if forward else "",
-        outcome(row, "forward"),
-        remaining_gap(row),
-        number(coverage.mean) if coverage else "–",
-        number(row.ratio),
-        number(row.seconds),
-    ]

@@ -34,6 +34,7 @@ from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.compiled import check_compiler, compiled
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import ExpertPolicy, StudentPolicy
+from dagdiff.progress import Progress
 from dagdiff.round import Round, updates_by_round
 from dagdiff.runs.config import Config, typed
 from dagdiff.runs.identity import check_labels
@@ -67,6 +68,8 @@ class Experiment:
     denoiser: Denoiser | None
     rows: int | None = None
     """How many rows networks are shown at once where samples are drawn and scored; None takes what suits them."""
+    label: int | None = None
+    """The class that all samples are asked to show; None draws one for each."""
     hooks: list[Hook] = field(default_factory=list)
     """See what happens inside the rounds of a training; append to it before it begins."""
 
@@ -321,6 +324,8 @@ class Experiment:
         generator = self.generator(3, seed)
         noise = torch.randn((n, *self.task.shape), generator=generator, device=self.device)
         condition = self.task.conditions(n, generator) if self.task.conditions else None
+        if condition is not None and self.label is not None:
+            condition = torch.full_like(condition, self.label)
         return noise, condition, generator
 
     def sample(self, n: int, seed: int, progress: bool = False) -> Tensor:
@@ -329,34 +334,39 @@ class Experiment:
 
     def _walked(self, policy: Denoiser, title: str, n: int, seed: int, progress: bool) -> Tensor:
         """Return where a policy leads the noise of ``seed``, batch by batch."""
-        from tqdm import tqdm
-
         noise, condition, generator = self.start(n, seed)
         parts = policy, self.sampler, self.times, noise, condition, generator, self._rows
-        with tqdm(total=n, desc=title, unit="", disable=None if progress else True) as bar:
-            return sample_in_batches(*parts, bar.update)
+        with Progress(title, n, shown=progress) as bar:
+            return sample_in_batches(*parts, bar.advance)
 
     def pictures(self, points: Tensor, progress: bool = False) -> Tensor:
         """Return what points look like, on the CPU, made batch by batch."""
-        from tqdm import tqdm
+        parts = points.split(self._rows)
+        shown = Progress("decoding", len(parts), shown=progress)
+        return torch.cat([self.task.pictures(part).cpu() for part in shown.over(parts)])
 
-        parts = tqdm(points.split(self._rows), desc="decoding", disable=None if progress else True)
-        return torch.cat([self.task.pictures(part).cpu() for part in parts])
-
-    def clouds(self) -> dict[str, Any]:
+    def clouds(self, samples: Tensor | None = None) -> dict[str, Any]:
         """Return what is drawn side by side: points shown to the student, of the truth, and of the student."""
         n, generator = self.settings.samples, self.generator(6)
         panels = {
             "shown to the student": self.task.data.sample(n, generator),
             "truth": self.task.world.sample(n, generator),
-            "student": self.sample(n, seed=0),
+            "student": self.sample(n, seed=0) if samples is None else samples,
         }
         return {name: self.task.pictures(each[: self.task.saved]).numpy(force=True) for name, each in panels.items()}
 
     def chains(self, n: int, seed: int) -> Tensor:
         """Return ``n`` student chains from noise to data, ``(n, K + 1, *D)``."""
+        return self._chains(self.policy, n, seed)
+
+    def expert_chains(self, n: int, seed: int) -> Tensor:
+        """Return the chains of the expert in the student's place, from the same noise; it is not charged."""
+        with self.expert.ledger.free():
+            return self._chains(ExpertPolicy(self.expert, self.sampler, self.times), n, seed)
+
+    def _chains(self, policy: Denoiser, n: int, seed: int) -> Tensor:
         noise, condition, generator = self.start(n, seed)
-        steps = chain(self.policy, self.sampler, self.times, noise, condition, generator)
+        steps = chain(policy, self.sampler, self.times, noise, condition, generator)
         return torch.stack([noise, *(step.x_s for step in steps)], dim=1)
 
     def pair(self, n: int, seed: int = 0) -> Tensor | None:
@@ -366,7 +376,7 @@ class Experiment:
         return self.task.pair(self.measured[1], noise[:chains], self.times, None if asked is None else asked[:chains])
 
     def measure(
-        self, samples: Tensor, seed: int = 0, paired: Tensor | None = None
+        self, samples: Tensor, seed: int = 0, paired: Tensor | None = None, progress: bool = False
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Score the student: every metric of its ``samples`` and the mean held-out imitation losses; losses by step.
 
@@ -376,12 +386,16 @@ class Experiment:
         _, asked, _ = self.start(len(samples), seed)
         paired = self.pair(len(samples), seed) if paired is None else paired
         truth = self.task.truth(len(samples), self.generator(4, seed), self.generator(5, seed), asked, paired)
-        metrics = score((*self.task.metrics, *self.metrics), samples, truth)
-        heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
-        parts = self.measured
-        found = heldout.imitation(*parts)
-        losses = {name: sum(by_step) / len(by_step) for name, by_step in found.items()}
-        displacement = heldout.displacement(*parts)
+        scorers: tuple[Scorer, ...] = (*self.task.metrics, *self.metrics)
+        with Progress("scoring", len(scorers) + 2, shown=progress) as bar:
+            metrics = score(bar.told(scorers), samples, truth)
+            heldout = HeldOut(self.task.data, self.sampler, self.times, chains, self.task.conditional, seed)
+            parts = self.measured
+            found = heldout.imitation(*parts)
+            bar.advance()
+            losses = {name: sum(by_step) / len(by_step) for name, by_step in found.items()}
+            displacement = heldout.displacement(*parts)
+            bar.advance()
         metrics |= losses | gaps(losses) | {"end_error": displacement[-1]}
         return metrics, {"t": self.times[:-1].tolist(), **found, "displacement": displacement}
 

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,17 +28,17 @@ from dagdiff.jobs.locks import Lock
 from dagdiff.reading import MEGABYTE, read_json, to_yaml
 from dagdiff.report import figures
 from dagdiff.report.curves import rounds_figure
-from dagdiff.round import NonFiniteLoss, Round
+from dagdiff.round import NonFiniteLoss
 from dagdiff.runs.checkpoints import Checkpoints
 from dagdiff.runs.config import Config
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.keeping import Keeper
+from dagdiff.runs.looks import Looks
 from dagdiff.runs.outside import KEPT, ask_in_turn, check_base, keep_outside, with_kept_prompts, with_prompts
 from dagdiff.runs.rehearsal import check_logger, check_run
 from dagdiff.runs.standing import FINISHED, NEW, check_same, check_whole, clear, seal, standing, with_absolute_paths
 from dagdiff.runs.trust import check_registered
 from dagdiff.runs.words import read_yaml
-from dagdiff.strategies.halving import Halving
 from dagdiff.transition import law_named
 
 Kept = TypeVar("Kept")
@@ -61,6 +61,7 @@ def distil(
     logger: str = "csv",
     save_every: float = 5.0,
     fresh: bool = False,
+    look_every: int = 0,
 ) -> dict[str, Any]:
     """Run the experiment and fill the folder ``out``; return what ``metrics.json`` holds.
 
@@ -74,6 +75,7 @@ def distil(
         logger: of the rounds.
         save_every: minutes between two checkpoints at most; 0 writes one after every update.
         fresh: delete the run that the folder holds, and start over.
+        look_every: rounds from one look at the student to the next (:mod:`dagdiff.runs.looks`); 0 for none.
 
     Raises:
         Refusal: for what could not be finished (:func:`dagdiff.runs.rehearsal.check_run`), before anything is trained;
@@ -89,7 +91,8 @@ def distil(
         (held,) = engine.totals([held], torch.device("cpu"))
         if held == FINISHED:
             return _finished(experiment, out) if engine.rank() == 0 else {}
-        return _trained(experiment, out, progress, logger, save_every)
+        looks = Looks(experiment, out, look_every)
+        return _trained(experiment, out, progress, logger, save_every, looks)
     finally:
         lock.release()
         if engine.rank() == 0 and not there and os.path.isdir(out) and not any(out.iterdir()):
@@ -111,7 +114,9 @@ def _claimed(config: Config, out: Path, logger: str, fresh: bool, lock: Lock) ->
     return held
 
 
-def _trained(experiment: Experiment, out: Path, progress: bool, logger: str, save_every: float) -> dict[str, Any]:
+def _trained(
+    experiment: Experiment, out: Path, progress: bool, logger: str, save_every: float, looks: Looks
+) -> dict[str, Any]:
     """Train and measure, from where a run in the folder was stopped."""
     if engine.rank() == 0:
         for line in check_run(experiment, logger):
@@ -125,11 +130,11 @@ def _trained(experiment: Experiment, out: Path, progress: bool, logger: str, sav
         keep_outside(experiment.task, experiment.config, out)
     training = experiment.training()
     with deferred() as wish:
-        keeper = Keeper(experiment, training, out, save_every, wish, partial(_logger, logger, out))
+        keeper = Keeper(experiment, training, out, save_every, wish, partial(_logger, logger, out), looks)
         training.watch = keeper.watch
         keeper.resume()
         try:
-            for loop, done in _with_progress(experiment, training, progress):
+            for loop, done in keeper.shown(progress):
                 keeper.close(loop, done)
         except Exception as error:
             if isinstance(error, NonFiniteLoss):  # all processes find it at once
@@ -169,7 +174,7 @@ def _closed(experiment: Experiment, loop: DAgger, keeper: Keeper, out: Path, pro
     rounds = keeper.rounds
     samples = experiment.sample(experiment.settings.samples, seed=0, progress=progress)
     paired = experiment.pair(len(samples))
-    metrics, by_step = experiment.measure(samples, paired=paired)
+    metrics, by_step = experiment.measure(samples, paired=paired, progress=progress)
     level = experiment.stand(samples, paired=paired, progress=progress)
     best = {"round": loop.best[0], "heldout": loop.best[1]} if loop.best else None
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
@@ -278,18 +283,6 @@ def save_student(experiment: Experiment, out: Path) -> None:
     save_json(out / "student.json", beside)
     if not (out / "config.yaml").exists():
         save_text(out / "config.yaml", to_yaml(experiment.config))
-
-
-def _with_progress(experiment: Experiment, training: Halving, progress: bool) -> Iterator[tuple[DAgger, Round]]:
-    from tqdm import tqdm
-
-    settings = experiment.settings
-    total, before = settings.rounds * len(settings.stages or [0]), len(training.finished)
-    hidden = None if progress and engine.rank() == 0 else True
-    with tqdm(experiment.rounds(training), total=total, initial=before, unit="round", disable=hidden) as bar:
-        for loop, done in bar:
-            bar.set_postfix({name: f"{value:.3g}" for name, value in done.losses.items()})
-            yield loop, done
 
 
 def _with_state(student: nn.Module, state: dict[str, Tensor]) -> nn.Module:

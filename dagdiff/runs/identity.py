@@ -21,12 +21,12 @@ _PLACES = ("memmap", "gathered")
 """Settings that say where things are kept. The records in ``gathered`` change the result and count themselves."""
 
 _LABELS = (
-    "task", "data", "size", "skip_broken", "pipeline", "schedule", "expert", "guidance", "substeps", "threshold",
-    "bf16", "steps", "input_perturbation", "driver",
+    "task", "data", "size", "skip_broken", "value_range", "pipeline", "schedule", "expert", "guidance", "substeps",
+    "threshold", "bf16", "steps", "input_perturbation", "driver",
 )  # fmt: skip
 """Settings on which labelled forward states and expert chains depend, beside the objective's kind of label."""
 
-_LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None, "compile": False}
+_LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None, "compile": False, "value_range": None}
 """Settings with the value that leaves a run what it was before they were there."""
 
 

@@ -16,6 +16,7 @@ from dagdiff.checks import (
     check_in,
     check_number,
     check_path,
+    check_range,
     check_seed,
     check_share,
     check_shares,
@@ -70,6 +71,8 @@ class Settings:
         samples: number of points drawn from the student for its final score.
         size: side to which your own pictures are cropped, square and in their middle; null leaves them as they are.
         skip_broken: train without those of your own pictures that can't be read, instead of refusing them all.
+        value_range: black and white of your own .npy or .npz file, e.g. 0,1, where its numbers leave it open; null lets
+            their type, or an array `range` in the file, say it.
         seed: seed of everything random, from 0 to 2^32 - 1.
         on_nonfinite: what a loss that is NaN or infinite does: stop ends the run at the last good round; rollback goes
             back to it and makes the round again from new states, three times in a row at most.
@@ -108,6 +111,7 @@ class Settings:
     samples: int = PLANE.settings["samples"]
     size: int | None = None
     skip_broken: bool = False
+    value_range: tuple[float, float] | None = None
     seed: int = 0
     on_nonfinite: str = "stop"
     device: str = "auto"
@@ -165,6 +169,8 @@ def check_settings(settings: Any) -> None:
         check_share("betas", beta)
     for name in ("rounds_kept", "max_age"):
         check_at_least(name, 1 if getattr(settings, name) is None else getattr(settings, name), 1)
+    if settings.value_range is not None:
+        check_range(*settings.value_range)
     if settings.memmap is not None:
         check_path("memmap", Path(settings.memmap))
         if not settings.memmap.isprintable():  # tensordict writes the names of files as UTF-8

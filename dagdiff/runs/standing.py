@@ -23,7 +23,7 @@ ANY = "device", "logger"
 """What may differ where a run is resumed."""
 
 WRITTEN = (
-    "manifest.json", "metrics.json", "rounds.csv", "rounds.png", "samples.png", "best.safetensors",
+    "manifest.json", "metrics.json", "rounds.csv", "looks.csv", "rounds.png", "samples.png", "best.safetensors",
     "student.safetensors", "student.json", "prompts.json", "prompts.safetensors", "base.json",
     "config.yaml",
 )  # fmt: skip
@@ -72,7 +72,7 @@ def check_same(out: Path, config: Config) -> None:
 
 def clear(out: Path) -> None:
     """Delete a run from a folder, and nothing else; the file that makes it one goes last."""
-    for name in ("checkpoints", "log"):
+    for name in ("checkpoints", "log", "looks"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in WRITTEN:
         (out / name).unlink(missing_ok=True)

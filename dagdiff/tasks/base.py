@@ -37,6 +37,8 @@ class Task:
         Energy(), Wasserstein(), SlicedWasserstein(), Mmd(), Neighbours(), ModeCounts()
     )  # fmt: skip
     """What samples are always scored by; :func:`dagdiff.metrics.base.score` does it."""
+    looked: ClassVar[tuple[Metric, ...]] = (Energy(), ModeCounts())
+    """What they are scored by while a run trains: a few of these, and quick."""
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64)
     """The numbers of steps at which a suite scores the expert's own chain."""
     saved: ClassVar[int | None] = None

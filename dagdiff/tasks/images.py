@@ -62,6 +62,7 @@ class ImageTask(Task):
         Energy(by_parts=True), Frechet(by_parts=True), Kernel(by_parts=True), Neighbours(by_parts=True),
         ClassCounts(), Diversity(), PairedGaps(), Agreement(),
     )  # fmt: skip
+    looked: ClassVar[tuple[Metric, ...]] = (Energy(by_parts=True), Frechet(by_parts=True), Diversity())
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
     saved: ClassVar[int | None] = 64
 
@@ -122,12 +123,12 @@ class ImageTask(Task):
 
 
 def make(name: Name, schedule: Schedule | None = None, settings: Any = None) -> ImageTask:
-    """Return the task of a name that was read; of a run's settings it takes ``size`` and ``skip_broken``.
+    """Return the task of a name that was read; of a run's settings it takes how own images are read.
 
     Raises:
         Refusal: if labels are asked for and there are none, or too few images are held out to score samples.
     """
-    options = () if settings is None else (settings.size, settings.skip_broken)
+    options = () if settings is None else (settings.size, settings.skip_broken, _pair(settings.value_range))
     world = image_world(name.world, *options)
     if name.labelled and not world.labels:
         raise Refusal(f"{name.world} has no labels, so there is no task {name.text!r}. Leave -labelled away.")
@@ -141,19 +142,31 @@ def make(name: Name, schedule: Schedule | None = None, settings: Any = None) -> 
     return ImageTask(name.text, world, shown, schedule or CosineSchedule(), name.labelled, world.shape)
 
 
+def _pair(value_range: Any) -> tuple[float, float] | None:
+    """A range as a tuple, whatever sequence settings hold; None where there is none."""
+    return None if value_range is None else (float(value_range[0]), float(value_range[1]))
+
+
 _FEWEST = 10
 """Held-out images below which neighbours and classes say nothing."""
 
 
 @cache
-def image_world(of: str, size: int | None = None, skip_broken: bool = False) -> ImageWorld:
-    """Return the data set of that name, or the pictures at that path, cropped and scaled to the square of ``size``."""
+def image_world(
+    of: str, size: int | None = None, skip_broken: bool = False, value_range: tuple[float, float] | None = None
+) -> ImageWorld:
+    """Return the data set of that name, or the pictures at that path, cropped and scaled to the square of ``size``.
+
+    ``value_range`` is black and white of a file of arrays.
+    """
     path = Path(of)
     arrays = of in WORLDS or path.is_file()
     if size is not None and arrays:
         raise Refusal(f"size={size} is for pictures in a folder or data set; {of} has its own. Leave --size away.")
+    if value_range is not None and (of in WORLDS or not arrays):
+        raise Refusal(f"value_range is for a .npy or .npz file; pictures in {of} have a range. Leave it away.")
     if arrays:
-        return WORLDS[of]() if of in WORLDS else image_arrays(path)
+        return WORLDS[of]() if of in WORLDS else image_arrays(path, value_range=value_range)
     if is_dataset(path):
         return hugging_face(of, size=size, skip_broken=skip_broken)
     return image_folder(path, size, skip_broken=skip_broken)

@@ -86,6 +86,7 @@ class PipelineTask(Task):
     teacher: DiffusersExpert = field(kw_only=True)
     timesteps: tuple[float, ...] | None = field(default=None, kw_only=True)
     metrics: ClassVar[tuple[Metric, ...]] = (TeacherSamples(),)
+    looked: ClassVar[tuple[Metric, ...]] = (Energy(),)
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
     saved: ClassVar[int | None] = 64
     pair = ImageTask.pair
@@ -158,10 +159,14 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
         )
     if probe is None and settings.guidance != 1.0:
         raise Refusal(f"{chosen.path!r} takes no condition, so guidance has nothing to weigh. Leave --guidance away.")
+    reach = settings.value_range
+    if reach is not None and (chosen.images is None or not Path(chosen.images).is_file()):
+        raise Refusal("value_range is for --pipeline.images with a .npy or .npz file. Leave it away.")
     if chosen.images is None:
         read = partial(own_samples, teacher, chosen.own_samples, chosen.own_steps, settings.guidance)
     else:
-        read = partial(encoded_images, teacher, Path(chosen.images), chosen.prompt_column, settings.skip_broken)
+        told = Path(chosen.images), chosen.prompt_column, settings.skip_broken, reach and (reach[0], reach[1])
+        read = partial(encoded_images, teacher, *told)
     world = PipelineWorld(
         Path(chosen.path).name, conditions.draw, read, latent=not isinstance(teacher.autoencoder, Pixels)
     )

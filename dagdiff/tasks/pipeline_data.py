@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors, read_state, save_state
 from dagdiff.checks import Refusal, check_at_least
@@ -34,6 +33,7 @@ from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.pipelines.prompt_files import USUAL
 from dagdiff.pipelines.schedulers import usual_times
+from dagdiff.progress import Progress
 from dagdiff.schedule import FlowSchedule, step_grid
 from dagdiff.shapes import Times
 from dagdiff.transition import Ddim
@@ -103,7 +103,11 @@ class PipelineWorld:
 
 
 def encoded_images(
-    teacher: DiffusersExpert, path: Path, column: str | None = None, skip_broken: bool = False
+    teacher: DiffusersExpert,
+    path: Path,
+    column: str | None = None,
+    skip_broken: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> Splits:
     """Return the states of images, shown and held out; encoded once and cached.
 
@@ -116,6 +120,7 @@ def encoded_images(
             of arrays.
         column: of captions in a ``metadata`` file or a data set; None takes the one called prompt, caption or text.
         skip_broken: leave out pictures that can't be read.
+        value_range: black and white of a file of arrays, where its numbers leave it open.
 
     Raises:
         Refusal: if there are none, a file's are of another size than the pipeline's, a caption is not among the
@@ -129,7 +134,7 @@ def encoded_images(
     if path.is_file() or is_dataset(path):
         text = text_column(str(path), USUAL, column) if prompts and path.is_dir() else None
         world = (
-            image_arrays(path, HELD_OUT)
+            image_arrays(path, HELD_OUT, value_range=value_range)
             if path.is_file()
             else hugging_face(str(path), None, text, (height, width), HELD_OUT, skip_broken=skip_broken)
         )
@@ -257,10 +262,11 @@ def _drawn(
     times = _own_grid(teacher, steps).to(device)
     points = list(read_state(part)["points"]) if part.exists() else []
     saving, left = Pace(1.0), torch.arange(count).split(at_once)[len(points) :]
-    with deferred() as wish:
-        for rows in tqdm(left, desc="the teacher's own samples", disable=None):
+    with deferred() as wish, Progress("the teacher's own samples", count, "sample", sum(map(len, points))) as bar:
+        for rows in left:
             asked = None if condition is None else condition[rows].to(device)
             points.append(expert.walk(noise[rows].to(device), times, asked)[-1].cpu())
+            bar.advance(len(rows))
             if wish.signal or saving.due:
                 saving(lambda: save_state(part, {"points": points}))
             if wish.signal:

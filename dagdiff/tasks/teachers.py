@@ -23,6 +23,7 @@ from dagdiff.mixture import CosineRamp
 from dagdiff.objectives.base import denoising_loss
 from dagdiff.policies.prediction import PREDICTIONS
 from dagdiff.policies.student import Student
+from dagdiff.progress import Progress
 from dagdiff.rollout import Data, draw
 from dagdiff.round import NonFiniteLoss
 from dagdiff.schedule import Schedule
@@ -130,6 +131,8 @@ def train_teacher(
 ) -> Iterator[float]:
     """Train a denoising network in place and yield the loss every 100 updates; in the end it holds the EMA weights.
 
+    How far it is is shown (:class:`dagdiff.progress.Progress`).
+
     The learning rate falls to 0 along half a cosine. Conditional teachers see no label in a part ``unlabelled`` of the
     rows, so that guidance can ask them without one (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
 
@@ -154,7 +157,7 @@ def train_teacher(
         states = {name: part.state_dict() for name, part in parts.items()}
         save_state(keep, {**states, "generator": generator.get_state(), "update": update})  # type: ignore[arg-type]
 
-    with deferred() as wish:
+    with deferred() as wish, Progress("the teacher's training", updates, "update", done) as bar:
         for update in range(done + 1, updates + 1):
             x0, condition = draw(data, batch_size, generator, conditional)
             noise = torch.randn(x0.shape, generator=generator, device=device)
@@ -173,10 +176,11 @@ def train_teacher(
             if keep and (wish.signal or (closes and saving.due)):
                 saving(save)
             if wish.signal:
-                told = f"the teacher's training stopped at update {update} of {updates}; the same command resumes it"
-                raise Stopped(told if keep else "stopped", 128 + wish.signal)
+                place = f"the teacher's training stopped at update {update} of {updates}; the same command resumes it"
+                raise Stopped(place if keep else "stopped", 128 + wish.signal)
             if closes:
-                yield float(loss.detach())
+                bar.advance(update - bar.done, loss=(told := float(loss.detach())))
+                yield told
     if learner.averaged is not None:
         network.load_state_dict(copy.deepcopy(learner.averaged.module.state_dict()))
 

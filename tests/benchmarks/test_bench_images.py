@@ -11,7 +11,7 @@ from dagdiff.benchmarks.suites import images
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.report.results import Results
-from dagdiff.report.verdict import table
+from dagdiff.report.terminal import table
 from dagdiff.runs.config import configure
 from dagdiff.tasks.images import image_world
 

@@ -18,7 +18,7 @@ CHOICES: list[dict[str, Any]] = [
     {"expert.class": "learned", "driver.class": "gate", "curriculum.class": "coaching", "threshold.class": "quantile"},
     {"task": "pipeline", "policy.class": "lora", "objective.class": "consistency"},
 ]
-COMMAND = {"out", "logger", "resume", "fresh", "save_every", "trust_code", "config", "print_config"}
+COMMAND = {"out", "logger", "resume", "fresh", "save_every", "look_every", "trust_code", "config", "print_config"}
 
 
 def plain(value: Any) -> Any:

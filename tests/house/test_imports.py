@@ -22,6 +22,7 @@ ROOMS = (
     "sealed",
     "versions",
     "launch",
+    "progress",
     "engine",
     "average",
     "schedule",

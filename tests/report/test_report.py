@@ -1,85 +1,26 @@
 """The report: words that follow from the numbers, numbers that are numpy's, and a page that needs nothing beside it."""
 
 import csv
-import json
 import re
-from collections.abc import Mapping, Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from reports import GAIN, PLANE, TASK, Energies, content, folder
 
 from dagdiff.checks import Refusal
 from dagdiff.metrics.statistics import Interval
+from dagdiff.report.forest import forest_figure
 from dagdiff.report.glossary import variant_name
+from dagdiff.report.overview import overview
 from dagdiff.report.page import write_report
 from dagdiff.report.results import IDENTITY, Results
 from dagdiff.report.rows import distinct
 from dagdiff.report.summary import write_summary
-from dagdiff.report.verdict import caveat, change, counts, findings, level, number, spell, table
-from dagdiff.tasks.base import Task
-
-TASK = "gaussians8-biased"
-LOSSES = ("loss_forward", "loss_expert", "loss_own", "data_mismatch", "own_errors", "loss_gap", "end_error")
-PLANE = [*(name for metric in Task.metrics for name in metric.numbers), *LOSSES]
-Energies = Mapping[str, Sequence[float | None]]
-
-
-def entry(variant: str, seed: int, energy: float | None, **changes: Any) -> dict[str, Any]:
-    metrics = dict.fromkeys(PLANE, 0.5) | {"energy": energy, "w2": 0.1 + seed / 100, "coverage": 0.9 - seed / 100}
-    metrics |= {"loss_forward": 0.2, "loss_own": 0.8 if variant == "forward" else 0.22}
-    config = f"{changes.get('objective', 'consistency')}-{variant}-{seed}-{changes.get('steps', 4)}"
-    return {
-        "task": TASK,
-        "world": "gaussians8",
-        "data": "biased",
-        "objective": "consistency",
-        "variant": variant,
-        "shares": [0.25, 0.5, 0.25],
-        "seed": seed,
-        "steps": 4,
-        "updates": 600,
-        "nfe_student": 1000 + seed,
-        "nfe_expert": 4000,
-        "seconds": 2.0 + seed,
-        "config": config,
-        "samples": "samples/run.npz",
-        "metrics": metrics,
-        "by_step": {
-            "t": [1.0, 0.75, 0.5, 0.25],
-            "loss_forward": [0.1, 0.2, 0.2, None],
-            "loss_own": [0.1, 0.4, 0.8, 2.0],
-        },
-        **changes,
-    }
-
-
-def content(energies: Energies, **changes: Any) -> dict[str, Any]:
-    """Records of one task and objective: variant -> energy distances of seeds 0, 1, ..."""
-    runs = [entry(name, seed, value, **changes) for name, of in energies.items() for seed, value in enumerate(of)]
-    yardstick = dict.fromkeys(PLANE, 0.9) | {"energy": 0.0005, "mode_kl": None}
-    reference = {
-        "floor": yardstick | {"energy": 0.0001},
-        "expert": yardstick,
-        "expert_by_nfe": {str(steps): yardstick | {"energy": 0.5 / steps} for steps in (1, 2, 4, 8)},
-        "samples": f"samples/{TASK}.npz",
-    }
-    settings = {"seeds": 3, "out": "/home/somebody/secret/runs", "tasks": [TASK]}
-    versioned = {"suite": "toy2d", "dagdiff": "0.0.9", "identity": IDENTITY, "settings": settings}
-    return {**versioned, "records": runs, "references": {TASK: reference}}
-
-
-def folder(path: Path, found: dict[str, Any]) -> Path:
-    """Write a folder of results with samples of known clouds."""
-    rng = np.random.default_rng(0)
-    (path / "samples").mkdir(parents=True, exist_ok=True)
-    clouds = {name: rng.normal(size=(200, 2)) for name in ("data", "truth", "x")}
-    np.savez(path / "samples" / f"{TASK}.npz", **clouds, chains=rng.normal(size=(64, 5, 2)))
-    np.savez(path / "samples" / "run.npz", x=rng.normal(size=(200, 2)), chains=rng.normal(size=(64, 5, 2)))
-    (path / "results.json").write_text(json.dumps(found))
-    return path
+from dagdiff.report.terminal import students, table
+from dagdiff.report.verdict import caveat, change, counts, findings, level, number, spell
 
 
 def loaded(path: Path, energies: Energies, **changes: Any) -> Results:
@@ -99,9 +40,6 @@ def summary(results: Results, path: Path, metric: str) -> dict[str, dict[str, st
 
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:
     return {**parts[0], "records": [record for part in parts for record in part["records"]]}
-
-
-GAIN = {"forward": [0.0071, 0.0069, 0.0070], "mixture": [0.0021, 0.0026, 0.0022]}
 
 
 def test_a_clear_gain_is_claimed_with_its_size_and_levels(tmp_path: Path) -> None:
@@ -311,13 +249,72 @@ def test_intervals_have_equal_decimals_and_show_which_side_of_zero() -> None:
 
 def test_table_names_every_run_once_with_its_yardsticks(tmp_path: Path) -> None:
     results = loaded(tmp_path, GAIN)
-    text = table(results)
+    text = students(results)
     head, rule, task, floor, expert, forward, mixture, *_ = text.splitlines()
     assert set(rule) == {"-"} and head.split()[:3] == ["objective", "trained", "on"] and task == TASK
     assert "(floor)" in floor and " 0.1 " in floor and "(expert)" in expert and " 0.5 " in expert
     assert "2.3 [2.1, 2.6]" in mixture and "-4.7 [-5.0, -4.3]" in mixture and " better " in mixture
     assert forward.index("7.0 [") == mixture.index("2.3 [") == head.index("energy distance x 1000")
-    assert all(words in " ".join(text.split()) for words in sentences(results))
+    assert all(words in " ".join(table(results).split()) for words in sentences(results))
+
+
+def cells(page: str) -> list[list[str]]:
+    """The cells of the page's first table, its head with them."""
+    first = page[page.index("<table") : page.index("</table>")]
+    lines = re.findall(r"<tr>.*?</tr>", first, re.DOTALL)
+    return [[unescape(re.sub("<.*?>", "", each)) for each in re.findall(r"<t[hd].*?</t[hd]>", line)] for line in lines]
+
+
+def test_the_terminal_shows_the_first_table_of_the_page(tmp_path: Path) -> None:
+    plain = content({**GAIN, "published": [0.004, 0.004, 0.0041]}, objective="distribution")
+    same = content({**GAIN, "published": GAIN["forward"]})
+    for record in same["records"]:
+        record["config"] = record["config"].replace("published", "forward")
+    found = folder(tmp_path, merged(plain, same))
+    text, shown = table(Results.load(found)), cells(write_report(found).read_text())
+    assert [len(line) for line in shown] == [8, 8, 8]
+    head, rule, *lines = text[text.index("\ntask ") + 1 :].splitlines()
+    assert set(rule) == {"-"}
+    printed = [[each for each in re.split(r"\s{2,}", line) if each] for line in (head, *lines[:2])]
+    assert printed == shown and "= forward" in shown[2] and shown[1][-1] == "better"
+    assert "(floor)" not in text and "(floor)" in table(
+        Results.load(folder(tmp_path, content({**GAIN, "student": [1.0]})))
+    )
+
+
+def test_the_page_shows_before_it_tells(tmp_path: Path) -> None:
+    """First the samples of the comparison with the largest gap and the effects, then a sentence, then the table."""
+    small = content({"forward": [0.0008, 0.0009], "mixture": [0.0007, 0.0008]})
+    large = content({"forward": [0.70, 0.75], "mixture": [0.002, 0.003]}, objective="progressive")
+    page = write_report(folder(tmp_path, merged(small, large))).read_text()
+    order = ["<h1>", f"<b>Samples: {TASK}, PD.", "<b>Effects.", "Mixture against forward:", "<table", "<details"]
+    places = [page.index(each) for each in order]
+    assert places == sorted(places) and "<details open" not in page and " open " not in page
+    assert page.index("<b>Loss by step:") < page.index("<details")
+    assert page.index("write_report(Path('FOLDER'))") > page.rindex("</details>")
+    tables, frames = page.count("<table"), len(re.findall(r'<div class="scroll" tabindex="0">\s*<table', page))
+    assert tables == frames, "every table scrolls inside its frame"
+
+
+def test_results_without_a_mixture_show_their_students_first(tmp_path: Path) -> None:
+    page = write_report(folder(tmp_path, content({"bc": [0.1, 0.2], "dagger": [0.1, 0.1]}))).read_text()
+    assert page.index(f"<b>Samples: {TASK}, LCM.") < page.index('class="answer"')
+    assert "<b>Effects." not in page and "largest gap" not in page
+
+
+def test_effects_are_drawn_with_their_intervals(tmp_path: Path) -> None:
+    large = content({"forward": [0.70, 0.75], "mixture": [0.002, 0.003]}, objective="progressive")
+    results = Results.load(folder(tmp_path, merged(content(GAIN), large)))
+    figure = forest_figure(overview(results.rows))
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [each.get_text() for each in axes.get_yticklabels()] == [f"{TASK}, LCM", f"{TASK}, PD"]
+    bars = [segment for each in axes.containers for segment in each[2][0].get_segments()]
+    found = [row.against["forward"]["energy"].interval for row in results.rows if row.variant == "mixture"]
+    for bar, interval in zip(bars, found, strict=True):
+        assert sorted(bar[:, 0]) == pytest.approx([1000 * interval.low, 1000 * interval.high])
+    assert axes.get_xscale() == "symlog"
+    assert forest_figure(overview(loaded(tmp_path, {"mixture": [0.1]}).rows)) is None
 
 
 def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
@@ -331,7 +328,9 @@ def test_the_page_is_complete_and_asks_for_nothing(tmp_path: Path) -> None:
     assert not re.search(r"/home/|/tmp/", page) and str(tmp_path) not in page
     assert all(words in unescape(re.sub(r"</?b>", "", page)) for words in sentences(results))
     assert "Mixture against forward (LCM only): better in 1 of 1." in page  # PD was run, and never measured
-    assert page.count("<table") == 4 and page.count("<img") == 6  # yardsticks, 2 objectives, chains, losses, quality
+    assert (
+        page.count("<table") == 4 and page.count("<img") == 9
+    )  # 3 first; yardsticks, 2 objectives, chains, losses, quality
     assert all(f"<b>{metric}</b>" in page for metric in PLANE)
     for row in results.rows:
         assert level(row.metrics["energy"], "energy") in page
@@ -358,7 +357,7 @@ def test_the_remaining_gap_is_shown_everywhere(tmp_path: Path) -> None:
     assert mixture.left.ratio.mean == pytest.approx((0.0023 - 0.0005) / (0.0070 - 0.0005))
     assert published.left is not None and published.left.words == "matches the expert"
     assert "Of forward's gap to the expert 0.28 [0.24, 0.33] remains." in sentences(results)[0]
-    assert "0.28 [0.24, 0.33]" in table(results) and "matches the expert" in table(results)
+    assert "0.28 [0.24, 0.33]" in " ".join(table(results).split()) and "matches the expert" in students(results)
     page = write_report(tmp_path).read_text()
     assert "0.28 [0.24, 0.33]" in page and "matches the expert" in page
     lines = summary(results, tmp_path, "energy")
@@ -399,7 +398,7 @@ def test_cases_stand_apart_with_yardsticks_of_their_own(tmp_path: Path) -> None:
     first, second = sentences(results)
     assert first.startswith(f"{TASK}, LCM:") and second.startswith(f"{TASK}, learned expert, LCM:")
     page = write_report(tmp_path).read_text()
-    assert f'id="{TASK}, learned expert"' in page and page.count(f'<a href="#{TASK}">') == 2  # overview and navigation
+    assert f'id="{TASK}, learned expert"' in page and page.count(f'<a href="#{TASK}">') == 1
 
 
 def test_a_study_s_figures_are_drawn_where_something_varies(tmp_path: Path) -> None:
@@ -434,7 +433,7 @@ def test_nothing_measured_still_makes_a_page(tmp_path: Path) -> None:
         record["metrics"] = dict.fromkeys(PLANE)
         record["by_step"] = {"t": [1.0, 0.5], "loss_forward": [None, None], "loss_own": [None, None]}
     page = write_report(folder(tmp_path, found)).read_text()
-    assert "nothing can be compared" in page and page.count("<img") == 5
+    assert "nothing can be compared" in page and page.count("<img") == 7
     assert [line["mean"] for line in summary(Results.load(tmp_path), tmp_path, "energy").values()] == ["", ""]
 
 
