@@ -43,6 +43,7 @@ from dagdiff.checkpoint import cache_folder, save_arrays
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.envs.images import ImageWorld, split_at, to_states
 from dagdiff.jobs.awaited import awaited
+from dagdiff.progress import Progress
 
 SIDE = 32
 DRAWN, HELD_OUT = 12_000, 2_000
@@ -134,15 +135,13 @@ def _pictures() -> tuple[Tensor, Tensor, Tensor]:
     path = folder / f"{_fingerprint()}.npz"
     with awaited(folder / "drawing"):
         if not _whole(path):
-            from tqdm import tqdm
-
-            told = tqdm(drawn(DRAWN), total=DRAWN, desc="drawing avatars (once)", disable=None)
-            pixels, styles, glasses = (np.stack(column) for column in zip(*told, strict=True))
+            with Progress("drawing avatars, once", DRAWN) as bar:
+                pixels, styles, glasses = (np.stack(column) for column in zip(*bar.over(drawn(DRAWN)), strict=True))
             columns = {"images": pixels.transpose(0, 3, 1, 2), "styles": styles, "glasses": glasses}
             save_arrays(path, **columns)
         with np.load(path) as kept:
-            images, styles, glasses = (torch.from_numpy(kept[name]) for name in ("images", "styles", "glasses"))
-    return images, styles.long(), glasses.long()
+            images, labels, worn = (torch.from_numpy(kept[name]) for name in ("images", "styles", "glasses"))
+    return images, labels.long(), worn.long()
 
 
 def _whole(path: Path) -> bool:

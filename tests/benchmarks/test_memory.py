@@ -29,7 +29,8 @@ def moments(optimiser: torch.optim.Optimizer) -> int:
 def test_a_run_under_published_labels_holds_what_is_counted(objective: str, label: dict[str, Any]) -> None:
     it = Experiment.build(
         configure({
-            "objective": {"class": objective, **label}, "policy": {"class": "fresh", "width": 16}, "updates": 6, "rounds": 3, "chains": 4,
+            "objective": {"class": objective, **label}, "policy": {"class": "fresh", "width": 16},
+            "updates": 6, "rounds": 3, "chains": 4,
             "batch_size": 8, "heldout": 4, "ema": 0.5, "steps": 2, "shares": [0.0, 0.5, 0.5], "device": "cpu",
             "task": "gaussians8-matched-labelled",
         })
