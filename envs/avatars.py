@@ -135,8 +135,8 @@ def _pictures() -> tuple[Tensor, Tensor, Tensor]:
     path = folder / f"{_fingerprint()}.npz"
     with awaited(folder / "drawing"):
         if not _whole(path):
-            with Progress("drawing avatars, once", DRAWN) as bar:
-                pixels, styles, glasses = (np.stack(column) for column in zip(*bar.over(drawn(DRAWN)), strict=True))
+            faces = Progress("drawing avatars, once", DRAWN).over(drawn(DRAWN))
+            pixels, styles, glasses = (np.stack(column) for column in zip(*faces, strict=True))
             columns = {"images": pixels.transpose(0, 3, 1, 2), "styles": styles, "glasses": glasses}
             save_arrays(path, **columns)
         with np.load(path) as kept:
