@@ -5,7 +5,7 @@ to the number of steps that it was trained in but the states that it was trained
 each number of steps, and every student is asked in each; the expert in the student's place stands below.
 
 Runs that ``steps.csv`` in ``--out`` holds already are not made again. In the checkout ``python -m
-dagdiff.benchmarks.measure.steps`` writes the tables of ``docs/labels.md`` from what is kept in
+dagdiff.benchmarks.measure.steps`` writes the tables of ``docs/any-steps.md`` from what is kept in
 ``benchmarks/results/steps``.
 
 Expected before the runs:
@@ -37,7 +37,7 @@ from dagdiff.runs.experiment import Experiment
 from dagdiff.tasks.names import read_name
 from dagdiff.versions import versions
 
-KEPT, PAGE = Path("benchmarks/results/steps"), Path("docs/labels.md")
+KEPT, PAGE = Path("benchmarks/results/steps"), Path("docs/any-steps.md")
 OBJECTIVES = ("consistency", "distribution", "progressive")
 
 
