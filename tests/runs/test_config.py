@@ -22,7 +22,7 @@ def test_the_defaults_hold_every_setting_and_every_part() -> None:
     found = configure({})
     assert set(found) == {*NAMES, *PARTS}
     assert {name for name, value in found.items() if value is None} == {
-        "stages", "start", "gathered", "rounds_kept", "max_age", "memmap", "size",
+        "stages", "start", "gathered", "rounds_kept", "max_age", "memmap", "size", "value_range",
     }  # fmt: skip
     assert {part: found[part]["class"] for part in PARTS} == {
         "objective": "progressive",
