@@ -54,6 +54,9 @@ class MyObjective(Objective):
     def loss(self, student, batch):
         loss = (student(batch["x_t"], batch["t"]) - batch["target"]).square().mean()
         return Loss(loss, {})
+
+def student(x_t, t, condition=None):
+    return x_t * (1.0 - t)[:, None]
 """
 
 
@@ -338,13 +341,18 @@ def test_the_commands_work_as_written(
 ) -> None:
     (own_folder / "mine.py").write_text(MINE)
     found = commands()
-    names = ["distill", "sample", "shift", "bench", "list", "distill", "export", "distill"]
+    names = ["distill", "sample", "shift", "bench", "list", "distill", "export", "distill", "judge"]
     assert [words[0] for words in found] == names
     monkeypatch.setattr("dagdiff.tasks.images.kept_classifier", partial(kept_classifier, updates=20))
     for words in found:
-        small = IMAGES if "digits-biased" in words else {"distill": SMALL, "bench": BENCH}.get(words[0], "")
+        small = (
+            IMAGES
+            if "digits-biased" in words
+            else {"distill": SMALL, "bench": BENCH, "judge": "--seeds 1"}.get(words[0], "")
+        )
         assert main([*words, *shlex.split(small)]) == 0, capsys.readouterr().err
     assert DiffusionPipeline.from_pretrained("students/digits").unet.config.sample_size == [8, 8]
     assert (own_folder / "samples.npz").exists() and (own_folder / "samples.png").exists()
     assert (own_folder / "runs/grid/shift.csv").exists() and (own_folder / "runs/moons/report.html").exists()
     assert (own_folder / "runs/mine/student.safetensors").exists()
+    assert (own_folder / "runs/judged/judge.json").exists()
