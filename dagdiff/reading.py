@@ -10,6 +10,7 @@ name with ``?`` may be missing. Names that a kind does not know are left alone: 
 """
 
 import contextlib
+import csv
 import json
 import math
 import stat
@@ -25,6 +26,11 @@ Kind = Any
 MEGABYTE = 2**20
 DEPTH = 32
 """How deep containers may lie within each other."""
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table that :func:`dagdiff.checkpoint.save_csv` wrote, each by its columns' names."""
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def read_text(path: Path, most: int = 64 * MEGABYTE) -> str:

@@ -6,7 +6,6 @@ the plain value. ``compute.csv`` and ``machine.json`` are written to ``--out``; 
 dagdiff.benchmarks.measure.compute`` writes the table of ``docs/cost.md`` from ``benchmarks/results/compute``.
 """
 
-import csv
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.compiled import check_compiler, compiled
 from dagdiff.policies.student import Student
 from dagdiff.policies.unet import image_unet
+from dagdiff.reading import read_csv
 from dagdiff.schedule import CosineSchedule
 from dagdiff.versions import versions
 
@@ -166,7 +166,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def read(folder: Path) -> list[dict[str, str]]:
     """Read the lines that are kept in a folder."""
-    return list(csv.DictReader((folder / "compute.csv").read_text(encoding="utf-8").splitlines()))
+    return read_csv(folder / "compute.csv")
 
 
 def main() -> None:

@@ -24,7 +24,6 @@ Expected before the runs:
   takes longer; quality is alike.
 """
 
-import csv
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from dagdiff.benchmarks.running.variants import shares_of
 from dagdiff.benchmarks.suites import modelopt_dmd2, peers
 from dagdiff.checkpoint import save_csv, save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
+from dagdiff.reading import read_csv
 from dagdiff.report.glossary import OBJECTIVES
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
@@ -222,7 +222,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 def read(folder: Path) -> list[dict[str, str]]:
     """Read the rows that are kept in a folder; none if there is no file."""
     file = folder / "cost.csv"
-    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+    return read_csv(file) if file.exists() else []
 
 
 def _place(objective: str, axis: str, value: str) -> tuple[int, int, int]:

@@ -11,7 +11,6 @@ on the machine meets both. A ratio is the median over pairs of rounds, its sprea
 """
 
 import copy
-import csv
 import gc
 import os
 import statistics
@@ -42,6 +41,7 @@ from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
 from dagdiff.policies.unet import image_unet
+from dagdiff.reading import read_csv
 from dagdiff.report.glossary import OBJECTIVES
 from dagdiff.runs.recipes import recipe
 from dagdiff.schedule import CosineSchedule, step_grid
@@ -270,7 +270,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def read(folder: Path) -> list[dict[str, str]]:
     """Read the lines that are kept in a folder."""
-    return list(csv.DictReader((folder / "overhead.csv").read_text(encoding="utf-8").splitlines()))
+    return read_csv(folder / "overhead.csv")
 
 
 def _sizes(sizes: Sequence[int]) -> list[tuple[str, int]]:

@@ -9,7 +9,6 @@ puts the table of ``benchmarks/results/scale`` on the page docs/scaling.md, and 
 predicted to take.
 """
 
-import csv
 import json
 import math
 import os
@@ -31,6 +30,7 @@ from dagdiff.benchmarks.pages import with_table
 from dagdiff.checkpoint import save_csv, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in, first_line
 from dagdiff.engine import find_device, joined
+from dagdiff.reading import read_csv
 
 KEPT, PAGE = Path("benchmarks/results/scale"), Path("docs/scaling.md")
 
@@ -183,7 +183,7 @@ def measure(options: Options, out: Path) -> str:
 
 def filled(text: str, folder: Path) -> str:
     """Return the page's text with its table and sentences made anew."""
-    rows = list(csv.DictReader((folder / "scale.csv").read_text(encoding="utf-8").splitlines()))
+    rows = read_csv(folder / "scale.csv")
     return with_table(text, "scale", "\n\n".join(filter(None, (table(rows), speedup(rows), sentence()))))
 
 

@@ -18,7 +18,6 @@ Expected before the runs:
   place.
 """
 
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from dagdiff.benchmarks.tables import head, line
 from dagdiff.checkpoint import save_csv, save_json, save_text
 from dagdiff.checks import check_at_least, check_in
 from dagdiff.metrics.statistics import bootstrap_mean
+from dagdiff.reading import read_csv
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.tasks.names import read_name
@@ -152,7 +152,7 @@ def _cells(rows: Sequence[Mapping[str, str]], name: str, asked: Sequence[int]) -
 def read(folder: Path) -> list[dict[str, str]]:
     """Read the rows that are kept in a folder; none if there is no file."""
     file = folder / "steps.csv"
-    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+    return read_csv(file) if file.exists() else []
 
 
 def filled(text: str, folder: Path) -> str:

@@ -4,7 +4,6 @@ All looks of a run start from the same noise, so equal places of two pictures sh
 ``looks/round-0005.png`` is the picture of a round, and ``looks.csv`` holds the numbers of all, a line each.
 """
 
-import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from dagdiff import engine
 from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal, check_at_least
 from dagdiff.metrics.base import score
+from dagdiff.reading import read_csv
 from dagdiff.report import figures
 from dagdiff.report.images import sample_panels
 from dagdiff.runs.experiment import Experiment
@@ -62,7 +62,7 @@ class Looks:
     def resume(self) -> None:
         """Take up the looks that the folder holds."""
         file = self.out / "looks.csv"
-        lines = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+        lines = read_csv(file) if file.exists() else []
         for line in lines:
             number, updates = int(line.pop("round")), int(line.pop("updates"))
             if self.picture(number).exists():
