@@ -108,17 +108,17 @@ def stable_diffusion(scheduler: Any = None, **changes: Any) -> StableDiffusionPi
     )  # fmt: skip
 
 
-def sdxl(zeros: bool = True) -> StableDiffusionXLPipeline:
+def sdxl(zeros: bool = True, scheduler: Any = None, **changes: Any) -> StableDiffusionXLPipeline:
     """The family of SDXL, SSD-1B included."""
     (one, tokenizer), (two, tokenizer_2) = clip(), clip(projected=True)
     network = text_unet(
-        cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=8,
+        **{"cross_attention_dim": 32} | changes, addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=16 + 6 * 8, transformer_layers_per_block=(1, 1),
         use_linear_projection=True,
     )  # fmt: skip
     return StableDiffusionXLPipeline(
         unet=network, vae=vae(scaling_factor=0.13025), text_encoder=one, tokenizer=tokenizer, text_encoder_2=two,
-        tokenizer_2=tokenizer_2, scheduler=EulerDiscreteScheduler(**SD_BETAS, steps_offset=1),
+        tokenizer_2=tokenizer_2, scheduler=scheduler or EulerDiscreteScheduler(**SD_BETAS, steps_offset=1),
         force_zeros_for_empty_prompt=zeros, add_watermarker=False,
     )  # fmt: skip
 

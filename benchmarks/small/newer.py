@@ -14,6 +14,7 @@ from diffusers import (
     AutoencoderKLQwenImage,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -29,11 +30,12 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
+    StableDiffusionXLPipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 
-from dagdiff.benchmarks.small.classic import t5, vae
+from dagdiff.benchmarks.small.classic import sdxl, t5, vae
 
 SHIFTING = {"use_dynamic_shifting": True, "shift": 3.0}
 TEMPLATE = """{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}
@@ -53,6 +55,16 @@ def qwen(layers: int = 2) -> tuple[Any, Any]:
         num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=4096,
     )  # fmt: skip
     return Qwen3Model(config).eval(), tokenizer
+
+
+def kolors() -> StableDiffusionXLPipeline:
+    """SDXL as Kolors changes it: embeddings that the network projects, and a clock of 1100 timesteps.
+
+    Its own pipeline needs the package sentencepiece.
+    """
+    betas = {"beta_start": 0.00085, "beta_end": 0.014, "beta_schedule": "scaled_linear"}
+    scheduler = EulerDiscreteScheduler(num_train_timesteps=1100, **betas, steps_offset=1)
+    return sdxl(scheduler=scheduler, cross_attention_dim=16, encoder_hid_dim=32, encoder_hid_dim_type="text_proj")
 
 
 def deep_vae() -> Any:

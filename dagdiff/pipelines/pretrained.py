@@ -30,7 +30,7 @@ from dagdiff.pipelines.families import Family, Wanted
 from dagdiff.pipelines.families.named import family_of
 from dagdiff.pipelines.latents import Autoencoder, Pixels, kind_of
 from dagdiff.pipelines.noise_law import NoiseLaw, read_noise_law
-from dagdiff.pipelines.suited import check_from_text, few_step_sign
+from dagdiff.pipelines.suited import check_from_text, check_not_quantised, few_step_sign
 from dagdiff.pipelines.whole import AGAIN, check_whole
 from dagdiff.policies.student import Student
 from dagdiff.shapes import Condition, States, Times
@@ -208,6 +208,7 @@ def _load(path: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool
     left_out = dict.fromkeys([part for part in (*unused, *empty) if part in index])
     unchecked = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
     precision = {"default": dtype, "vae": torch.float32, "vqvae": torch.float32}
+    check_not_quantised(path, Path(folder), name)
     check_whole(Path(folder), index, unused, variant)
     pipeline = _tried(
         path,
@@ -225,8 +226,9 @@ def _folder(path: str, reading: Mapping[str, Any], unused: Sequence[str]) -> str
         return path
     if Path(path).is_file():
         raise Refusal(
-            f"{path!r} is a file, not a pipeline's folder. Make one: load it with from_single_file of its diffusers "
-            "pipeline, then save_pretrained(FOLDER)."
+            f"{path!r} is a file, not a pipeline's folder: it holds weights, but neither the scheduler nor the text "
+            "encoders' settings. Make a folder: load it with from_single_file of its diffusers pipeline, which knows "
+            "where to find those, then save_pretrained(FOLDER)."
         )
     if path.count("/") > 1 or path.startswith(("/", ".", "~")):
         raise Refusal(f"no pipeline at {path!r}: there is no such folder. Give one that save_pretrained wrote.")

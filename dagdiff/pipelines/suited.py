@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 
 from dagdiff.checks import Refusal
+from dagdiff.reading import parse_json, read_text
 
 
 def check_from_text(path: str, index: Mapping[str, Any]) -> None:
@@ -29,6 +30,30 @@ def check_from_text(path: str, index: Mapping[str, Any]) -> None:
     if hasattr(diffusers, twin):
         cure = f"Save its text-to-image twin and name that: {twin}.from_pretrained({path!r}).save_pretrained(FOLDER)."
     raise Refusal(f"{path!r} is a {name}, which starts from more than text, and only that is distilled. {cure}")
+
+
+def check_not_quantised(path: str, folder: Path, part: str) -> None:
+    """Refuse a network whose weights are kept as integers: it can't be trained, copied or merged with adapters.
+
+    Args:
+        path: the pipeline's folder, or its hub id.
+        folder: where its files are.
+        part: of the pipeline, its network.
+    """
+    place = folder / part if (folder / part).is_dir() else folder
+    config = place / "config.json"
+    try:
+        told = parse_json(read_text(config), str(config), strict=False) if config.is_file() else {}
+    except (OSError, ValueError):  # the loader says what is wrong with it
+        return
+    kept = told.get("quantization_config") if isinstance(told, dict) else None
+    method = kept.get("quant_method", "quantised") if isinstance(kept, dict) else None
+    method = "quanto" if (place / "quanto_qmap.json").is_file() else method
+    if method is not None:
+        raise Refusal(
+            f"the {part} of {path!r} is quantised ({method}): integers can't be trained, copied or merged with "
+            "adapters. Name the pipeline in float32, float16 or bfloat16; --pipeline.dtype bfloat16 halves its memory."
+        )
 
 
 def few_step_sign(path: str, index: Mapping[str, Any], scheduler: Any, network: Any) -> str | None:

@@ -29,7 +29,7 @@ _LABELS = (
 _LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None, "compile": False, "value_range": None}
 """Settings with the value that leaves a run what it was before they were there."""
 
-_LATER_OF_PIPELINE: dict[str, Any] = {"family": None, "few_step": False}
+_LATER_OF_PIPELINES: dict[str, Any] = {"family": None, "few_step": False}
 """The same for what is told of a pipeline."""
 
 
@@ -49,7 +49,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if isinstance(settings.get("pipeline"), Mapping):
         told = settings["pipeline"].items()
-        settings["pipeline"] = {each: value for each, value in told if (each, value) not in _LATER_OF_PIPELINE.items()}
+        settings["pipeline"] = {each: value for each, value in told if (each, value) not in _LATER_OF_PIPELINES.items()}
     found = {"settings": settings, "code": CODE, "parts": own}
     return found | ({"gathered": gathered(Path(config["gathered"]))} if config.get("gathered") else {})
 

@@ -151,6 +151,25 @@ def test_pipelines_that_start_from_pictures_are_refused_with_their_twin(
 _TWINS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
+@pytest.mark.parametrize("kind", ["quantization_config", "quanto_qmap.json"])
+def test_quantised_networks_are_refused_and_told_why(kind: str, here: Path) -> None:
+    base = pipelines.save(pipelines.seeded(pipelines.flux), here / "int8")
+    file = here / "int8" / "transformer" / "config.json"
+    if kind == "quantization_config":
+        config = json.loads(file.read_text()) | {kind: {"quant_method": "quanto", "weights_dtype": "int8"}}
+        file.write_text(json.dumps(config))
+    else:
+        (file.parent / kind).write_text("{}")
+    with pytest.raises(Refusal, match=r"transformer of '.*int8' is quantised \(quanto\): integers can't be trained"):
+        DiffusersExpert.from_pretrained(base, ["a cat"])
+
+
+def test_a_single_file_is_refused_and_told_why(here: Path) -> None:
+    Path("model.safetensors").write_bytes(b"")
+    with pytest.raises(Refusal, match=r"holds weights, but neither the scheduler .* from_single_file"):
+        DiffusersExpert.from_pretrained("model.safetensors")
+
+
 # -- weights of guidance that a network is told ---------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ class Flux2(Family):
             txt_ids=_places(x_t.device, 1, 1, 1, given.hidden.shape[1]),
             guidance=torch.full_like(timestep, self.guidance) if network.config.guidance_embeds else None,
         ).sample
-        return packed.transpose(1, 2).unflatten(2, (height, width))
+        return packed.transpose(1, 2).reshape(x_t.shape)
 
 
 def encode(pipeline: Any, prompts: list[str], device: torch.device, tokens: int) -> tuple[Text, Text]:
