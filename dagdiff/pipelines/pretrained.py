@@ -25,15 +25,17 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_in, first_line
+from dagdiff.expert import Guide, classifier_free
 from dagdiff.pipelines.conditions import PromptBank, read_prompts
 from dagdiff.pipelines.families import Family, Wanted
 from dagdiff.pipelines.families.named import family_of
 from dagdiff.pipelines.latents import Autoencoder, Pixels, kind_of
 from dagdiff.pipelines.noise_law import NoiseLaw, read_noise_law
+from dagdiff.pipelines.prompts import check_lengths
 from dagdiff.pipelines.suited import check_from_text, check_not_quantised, few_step_sign
 from dagdiff.pipelines.whole import AGAIN, check_whole
 from dagdiff.policies.student import Student
-from dagdiff.shapes import Condition, States, Times
+from dagdiff.shapes import Condition, States, Times, column
 
 
 class PretrainedNetwork(nn.Module):
@@ -126,6 +128,7 @@ class DiffusersExpert:
         if not isinstance(wanted, PromptBank) and hasattr(pipeline, "encode_prompt"):
             asked = set(wanted)
             wanted += [caption for caption in dict.fromkeys(captions) if caption not in asked]
+            check_lengths(pipeline, wanted)
         vae = getattr(pipeline, "vae", getattr(pipeline, "vqvae", None))
         law = read_noise_law(pipeline.scheduler, latent=vae is not None)
         shape = _shape(network, family, vae, sample_size)
@@ -153,6 +156,17 @@ class DiffusersExpert:
         if weight != 1.0:
             self.network.family = family.telling(weight)
         return 1.0
+
+    @property
+    def guide(self) -> Guide:
+        """What guidance makes of two guesses, as the pipeline's own call does it."""
+        return self._in_answers if self.network.family.bends_guidance else classifier_free
+
+    def _in_answers(self, x_t: States, t: Times, told: States, free: States, weight: float) -> States:
+        """Guide what the network answers, which some pipelines scale, and not the guesses."""
+        alpha, sigma = (column(values, x_t) for values in self.schedule(t))
+        one, other = (self.prediction.from_x0(x_t, guess, alpha, sigma) for guess in (told, free))
+        return self.prediction.guess(x_t, self.network.family.guided(one, other, weight), t, self.schedule)
 
     @torch.no_grad()
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:

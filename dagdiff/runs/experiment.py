@@ -143,6 +143,7 @@ class Experiment:
             self.threshold,
             solver=solver,
             span=self.span,
+            guide=self.task.guide,
         )
 
     @property

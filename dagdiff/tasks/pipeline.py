@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_in
 from dagdiff.engine import find_device
+from dagdiff.expert import Guide
 from dagdiff.metrics.base import Metric
 from dagdiff.metrics.samples import Energy
 from dagdiff.metrics.standing import Standing, compare
@@ -124,6 +125,11 @@ class PipelineTask(Task):
             return super().stand(student, teacher, truth)
         p, reference = len(truth.paired), truth.paired.to(student.device)
         return compare(Energy(), student[p:], teacher[p:], replace(truth, reference=reference, paired=None))
+
+    @property
+    def guide(self) -> Guide:
+        """As the pipeline's own call guides."""
+        return self.teacher.guide
 
     def unmet(self, guidance: float) -> float:
         """Return 1 of a network that is told the weight itself."""

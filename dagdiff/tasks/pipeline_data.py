@@ -258,7 +258,7 @@ def _drawn(
     noise = torch.randn((count, *teacher.shape), generator=generator)
     conditions: Any = teacher.network.conditions
     condition = conditions.draw(count, generator)
-    expert = Expert(teacher, teacher.schedule, guidance=guidance, threshold=teacher.threshold)
+    expert = Expert(teacher, teacher.schedule, guidance=guidance, threshold=teacher.threshold, guide=teacher.guide)
     times = _own_grid(teacher, steps).to(device)
     points = list(read_state(part)["points"]) if part.exists() else []
     saving, left = Pace(1.0), torch.arange(count).split(at_once)[len(points) :]

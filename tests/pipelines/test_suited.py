@@ -170,6 +170,19 @@ def test_a_single_file_is_refused_and_told_why(here: Path) -> None:
         DiffusersExpert.from_pretrained("model.safetensors")
 
 
+def test_prompts_that_are_too_long_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where all encoders cut them: CLIP's end alone is no loss where T5 reads on."""
+    pipelines.save(pipelines.seeded(pipelines.stable_diffusion), Path("teacher"))
+    Path("prompts.txt").write_text("a cat\na very long sentence on dogs\n")
+    assert distil("teacher") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "prompt 2 has 25 tokens, and the encoder reads 16" in told and "Shorten it" in told
+    base = pipelines.save(pipelines.seeded(pipelines.flux), here / "flux")
+    DiffusersExpert.from_pretrained(base, ["a very long sentence on dogs"], sample_size=8)
+    with pytest.raises(Refusal, match=r"prompt 1 has .* tokens, and the encoder reads 512"):
+        DiffusersExpert.from_pretrained(base, ["dogs " * 200], sample_size=8)
+
+
 # -- weights of guidance that a network is told ---------------------------------------------------------------------
 
 
