@@ -31,7 +31,7 @@ from dagdiff.pipelines.families import Family, Wanted
 from dagdiff.pipelines.families.named import family_of
 from dagdiff.pipelines.latents import Autoencoder, Pixels, kind_of
 from dagdiff.pipelines.noise_law import NoiseLaw, read_noise_law
-from dagdiff.pipelines.prompts import check_lengths
+from dagdiff.pipelines.prompts import cut_off
 from dagdiff.pipelines.suited import check_from_text, check_not_quantised, few_step_sign
 from dagdiff.pipelines.whole import AGAIN, check_whole
 from dagdiff.policies.student import Student
@@ -73,6 +73,7 @@ class DiffusersExpert:
         shape: of one state, ``(C, H, W)``.
         autoencoder: to and from images.
         few_step: what says that it is a few-step model already, and so no teacher; None if nothing does.
+        cut_off: which of its prompts is too long for its encoders, in words; None if there is none.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class DiffusersExpert:
         shape: tuple[int, int, int],
         autoencoder: Pixels | Autoencoder,
         few_step: str | None = None,
+        cut_off: str | None = None,
     ) -> None:
-        self.few_step = few_step
+        self.few_step, self.cut_off = few_step, cut_off
         self.network, self.shape, self.autoencoder = network.requires_grad_(False).eval(), shape, autoencoder
         law = network.law
         self.schedule, self.prediction, self.threshold = law.schedule, law.prediction, law.threshold
@@ -128,7 +130,6 @@ class DiffusersExpert:
         if not isinstance(wanted, PromptBank) and hasattr(pipeline, "encode_prompt"):
             asked = set(wanted)
             wanted += [caption for caption in dict.fromkeys(captions) if caption not in asked]
-            check_lengths(pipeline, wanted)
         vae = getattr(pipeline, "vae", getattr(pipeline, "vqvae", None))
         law = read_noise_law(pipeline.scheduler, latent=vae is not None)
         shape = _shape(network, family, vae, sample_size)
@@ -141,7 +142,8 @@ class DiffusersExpert:
         pixels = (autoencoder.image_shape[1], autoencoder.image_shape[2])
         conditions = family.conditions(network, pipeline, Wanted(wanted, null_class, pixels)).to(device, precision)
         sign = few_step_sign(path, pipeline.config, pipeline.scheduler, network)
-        return cls(PretrainedNetwork(network, family, conditions, law), shape, autoencoder, sign)
+        cut = None if isinstance(wanted, PromptBank) or not wanted else cut_off(pipeline, wanted)
+        return cls(PretrainedNetwork(network, family, conditions, law), shape, autoencoder, sign, cut)
 
     def guided(self, weight: float) -> float:
         """Tell the network a weight of guidance, if it is one that is told any; return the weight that is left.

@@ -21,8 +21,8 @@ Encode = Callable[[Any, list[str], torch.device], tuple[Text, Text]]
 _LAST = slice(-2, None)
 
 
-def check_lengths(pipeline: Any, prompts: Sequence[str]) -> None:
-    """Refuse prompts of which no encoder of the pipeline reads the end.
+def cut_off(pipeline: Any, prompts: Sequence[str]) -> str | None:
+    """Return which prompt has an end that no encoder of the pipeline reads, in words; None if there is none.
 
     CLIP reads 77 tokens; where T5 or a language model reads more beside it, that one counts.
     """
@@ -30,7 +30,7 @@ def check_lengths(pipeline: Any, prompts: Sequence[str]) -> None:
     most = call.default if call is not None and isinstance(call.default, int) else math.inf
     readers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
     if not readers or not all(hasattr(reader, "model_max_length") for reader in readers):
-        return
+        return None
     limits = [min(reader.model_max_length, most) for reader in readers]
     for number, prompt in enumerate(prompts, 1):
         if len(prompt) < min(limits) / _DENSE:
@@ -38,10 +38,9 @@ def check_lengths(pipeline: Any, prompts: Sequence[str]) -> None:
         lengths = [len(reader(prompt, truncation=False)["input_ids"]) for reader in readers]
         if all(length > limit for length, limit in zip(lengths, limits, strict=True)):
             place = max(range(len(limits)), key=limits.__getitem__)
-            raise Refusal(
-                f"prompt {number} has {lengths[place]} tokens, and the encoder reads {limits[place]}: the end of "
-                f"{prompt[:40]!r}... would be cut off. Shorten it, or leave it out."
-            )
+            told = f"prompt {number} has {lengths[place]} tokens, and the encoder reads {limits[place]}"
+            return f"{told}: the end of {prompt[:40]!r}... would be cut off. Shorten it, or leave it out."
+    return None
 
 
 _DENSE = 4

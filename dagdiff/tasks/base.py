@@ -96,6 +96,9 @@ class Task:
         """What the expert makes of the same noise, if samples are compared one by one; in the plane they are not."""
         return None
 
+    def check_training(self) -> None:
+        """Refuse what no student can be trained on, though samples can be drawn of it."""
+
     @property
     def guide(self) -> Guide:
         """What guidance makes of the expert's guesses with and without a condition."""
