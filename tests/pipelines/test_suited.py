@@ -226,6 +226,13 @@ def test_flux_dev_is_told_the_weight_and_not_guided_once_more(weight: float, her
     assert told["guidance_scale"] == usual
 
 
+def test_samples_of_other_weights_are_others(here: Path) -> None:
+    """The cache knows the weight that the network was told."""
+    pipelines.save(pipelines.seeded(pipelines.flux), Path("teacher"))
+    one, same, two = (experiment(guidance=weight).task.world.splits[0].points for weight in (2.0, 2.0, 6.0))
+    assert torch.equal(one, same) and not torch.equal(one, two)
+
+
 def test_a_network_of_a_latent_consistency_model_hears_its_weight(here: Path) -> None:
     pipeline = pipelines.seeded(pipelines.stable_diffusion, LCMScheduler(**pipelines.SD_BETAS), time_cond_proj_dim=16)
     pipeline.set_progress_bar_config(disable=True)
