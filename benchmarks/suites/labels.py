@@ -23,12 +23,11 @@ Before the runs we expect (the second and third from trials on digits, one to th
 * long: with one-step labels students get worse from some point on, with whole walks they stay.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.benchmarks.running.cells import Cell, at_seed
 from dagdiff.benchmarks.running.options import check_settings
 from dagdiff.benchmarks.running.variants import shares_of
 from dagdiff.benchmarks.suites.toy2d import OWN
@@ -86,7 +85,7 @@ class Suite:
         blocks: comma-separated, of ends, sources, long.
         tasks: comma-separated; `dagdiff list tasks` names them.
         objectives: comma-separated, of consistency, progressive, distribution: those of ends.
-        seeds: how many seeds, 0 to seeds - 1.
+        seeds: how many seeds, 0 to seeds - 1; each has a learned expert of its own.
         updates: of the student in each run, but where they are what varies.
         device: auto, cpu, cuda, ...
         settings: more settings of every run, e.g. {"lr": 1e-3}.
@@ -114,7 +113,7 @@ def cells(suite: Suite) -> Iterator[Cell]:
         check_in("objective", objective, ENDS)
     made = [cell for task in suite.tasks for block in suite.blocks for cell in BLOCKS[block](suite, task)]
     for seed in range(suite.seeds):
-        yield from (dataclasses.replace(cell, config={**cell.config, "seed": seed}) for cell in made)
+        yield from (at_seed(cell, seed, suite.settings) for cell in made)
 
 
 def _ends(suite: Suite, task: str) -> Iterator[Cell]:
