@@ -124,6 +124,7 @@ TABLES = {
     "labels, digits": Made(("labels-digits",), _LABELS, compounding.by_label),
     "label sources, digits": Made(("labels-digits",), _LABELS, compounding.by_source),
     "imitation": Made(("imitation",), Path("docs/which-one.md"), tables.which_one),
+    "imitation, equal evaluations": Made(("imitation",), Path("docs/which-one.md"), tables.at_equal_evaluations),
     "peers": Made(("peers",), _STUDY, tables.by_peer),
     "images": Made(("images",), _IMAGES, tables.by_steps_and_task),
     "fashion": Made(("fashion",), _IMAGES, tables.by_steps_and_task),

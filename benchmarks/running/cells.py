@@ -24,7 +24,8 @@ class Cell:
 
     Variants are compared where task, objective, steps and ``setup`` agree. ``about`` says in words what sets a
     comparison apart from the suite's plain one ("learned expert"), and ``free`` names settings in which the variants of
-    that comparison may differ.
+    that comparison may differ. ``looks`` is how often the student is scored while it trains, at even distances and the
+    last time at the end: they make the curve of quality against cost.
     """
 
     objective: str
@@ -32,6 +33,7 @@ class Cell:
     config: Config
     about: str = ""
     free: tuple[str, ...] = ()
+    looks: int = 0
 
     def __str__(self) -> str:
         where = f"{self.case} {self.objective} {self.variant}"
