@@ -121,6 +121,8 @@ TABLES = {
     "end error": Made(("horizon",), _HORIZON, compounding.by_horizon),
     "labels": Made(("labels",), _LABELS, compounding.by_label),
     "label sources": Made(("labels",), _LABELS, compounding.by_source),
+    "label lengths": Made(("labels",), _LABELS, compounding.by_length),
+    "label prices": Made(("labels",), _LABELS, compounding.by_price),
     "labels, digits": Made(("labels-digits",), _LABELS, compounding.by_label),
     "label sources, digits": Made(("labels-digits",), _LABELS, compounding.by_source),
     "imitation": Made(("imitation",), Path("docs/which-one.md"), tables.which_one),
