@@ -64,7 +64,8 @@ def export(words: Sequence[str]) -> None:
     read = told.get("variant"), size, told.get("allow_pickle", False), dtype
     record = chain_of(it.student, it.sampler, it.times, it.threshold)
     pipeline: Any = build_pipeline(it.student, it.sampler, it.times, it.threshold, base, *read)
-    arguments = call_arguments(pipeline, steps, size, record.call)
+    family = getattr(getattr(it.student, "network", None), "family", None)
+    arguments = call_arguments(pipeline, steps, it.task.shape[1:], record.call, family)
     body = merged(body_of(it.student))
     agreed = check_agreement(pipeline, it.student, body, record, arguments, it.sampler, it.threshold)
     of = None if whole else _public(str(base), "path/to/")

@@ -81,6 +81,7 @@ def load_pair(given: Any) -> Pair:
         for path in (given.expert, of)
     )  # fmt: skip
     check_alike(teacher, student, given.expert, of)
+    given.guidance, given.student_guidance = teacher.guided(given.guidance), student.guided(given.student_guidance)
     if given.lora:
         with_adapters(student, of, given.lora, given.variant, given.allow_pickle)
     scheduler = read_scheduler(of, given.scheduler)
