@@ -1,0 +1,301 @@
+"""Keep few steps while fine-tuning: a few-step student retuned on its own chains, against what people do instead.
+
+Run: python -m dagdiff.benchmarks.measure.retune [FOLDER] [WORD=VALUES ...], for example seeds=1 updates=50. Runs that
+FOLDER/retune.csv holds already are not made again; at the end the table of docs/keep-few-steps.md is printed, and in
+the checkout written to the page.
+
+A small pipeline of 8 x 8 digits is distilled into 4 steps: the few-step model that somebody has. Its teacher is then
+fine-tuned to new data, and the few-step model is to follow. All ways make the same number of updates, of the same
+batches at the same learning rate:
+
+* ``kept``: nothing is done, the few-step model as it was;
+* ``retuned``: it goes on, with the fine-tuned teacher as its expert, on states of its own chains (DAgger); no picture
+  of the new data is shown to it;
+* ``retuned-forward``: the same, on noised pictures of the new data alone;
+* ``scratch``: a copy of the fine-tuned teacher is distilled, on states of its own chains;
+* ``plain``: the few-step model is fine-tuned on the new pictures with the denoising loss, as a many-step one would be;
+* ``teacher``: the fine-tuned teacher itself, in 4 steps and in 50.
+
+Expected before the runs:
+
+* Plain fine-tuning breaks it: worse than ``kept`` on half of the classes, for it forgets its few steps; on inverted
+  contrast ``kept`` is so far off that even ``plain`` may be nearer.
+* ``retuned`` is the best of all at few updates on half of the classes, where the old student is nearly right. On
+  inverted contrast nothing of the old pictures is right, and starting from the fine-tuned teacher (``scratch``) may be
+  as good or better.
+* With more updates ``retuned`` and ``scratch`` meet.
+* ``retuned-forward`` lies behind ``retuned`` where the old student's chains are far from the new data.
+"""
+
+import csv
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from torch import Tensor
+
+from dagdiff.benchmarks.measure.overhead import one_thread, processor
+from dagdiff.benchmarks.pages import with_table
+from dagdiff.benchmarks.tables import head, line
+from dagdiff.checkpoint import cache_folder, save_csv, save_json, save_text
+from dagdiff.checks import Refusal, check_in
+from dagdiff.expert import Expert
+from dagdiff.jobs.aside import filled as aside
+from dagdiff.learner import Learner, Learning
+from dagdiff.metrics.images import Frechet
+from dagdiff.metrics.statistics import bootstrap_mean, paired_difference
+from dagdiff.metrics.truth import Truth
+from dagdiff.mixture import LinearRamp
+from dagdiff.objectives.base import denoising_loss
+from dagdiff.pipelines.export import build_pipeline
+from dagdiff.points import Points
+from dagdiff.policies.prediction import V
+from dagdiff.policies.student import Student
+from dagdiff.policies.unet import UNet, image_unet
+from dagdiff.runs.config import configure
+from dagdiff.runs.experiment import Experiment
+from dagdiff.schedule import VPSchedule
+from dagdiff.tasks.names import make_task
+from dagdiff.tasks.teachers import train_teacher
+from dagdiff.versions import versions
+
+FOLDER = Path(__file__).resolve().parent.parent / "results" / "retune"
+PAGE = Path("docs/keep-few-steps.md")
+
+CHOSEN = {"data": "half,inverted", "ways": "retuned,retuned-forward,scratch,plain", "updates": "50,200", "seeds": "3"}
+"""What is run where the command says nothing; seeds are 0 to seeds - 1."""
+
+KEY = ("data", "way", "updates", "seed")
+STEPS, ROWS, LR, SAMPLES = 4, 32, 3e-4, 896
+OBJECTIVE = {"objective": "consistency", "objective.label_end": "data", "substeps": 16, "lr": LR}
+SHOWN = (0, 1, 2, 3, 4)
+"""The classes of the half."""
+
+WAYS = {
+    "kept": "the few-step model as it was",
+    "retuned": "**retuned on its own chains**",
+    "retuned-forward": "retuned on noised new pictures",
+    "scratch": "distilled from scratch",
+    "plain": "plain fine-tuning (denoising loss)",
+    "teacher-4": "the fine-tuned teacher in 4 steps",
+    "teacher-50": "the fine-tuned teacher in 50 steps",
+}
+"""A way and what it is called in the table, in its order."""
+
+DATA = {"half": "half of the classes", "inverted": "inverted contrast"}
+
+
+class Digits:
+    """The digits, old and new.
+
+    Args:
+        name: half or inverted; empty for the old ones.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.task: Any = make_task("digits-matched")
+        self.name, self.sign = name, -1.0 if name == "inverted" else 1.0
+        world = self.task.world
+        self.train, self.test = (self._changed(split) for split in (world.train, world.test))
+
+    def _changed(self, split: Points) -> Tensor:
+        assert split.labels is not None
+        kept = torch.isin(split.labels, torch.tensor(SHOWN)) if self.name == "half" else torch.ones(len(split.points)) > 0
+        return self.sign * split.points[kept]
+
+    def distance(self, samples: Tensor) -> float:
+        """The Frechet distance of samples to the held-out pictures, in features of upright contrast."""
+        truth = Truth(self.sign * self.test, classifier=self.task.classifier)
+        found: float = Frechet(by_parts=True)(self.sign * samples, truth)["fd"]
+        return found
+
+    def file(self, folder: Path) -> Path:
+        """The training pictures as a file of arrays."""
+        path = folder / f"{self.name}.npz"
+        if not path.exists():
+            pixels = ((self.train.permute(0, 2, 3, 1) + 1.0) * 127.5).round().to(torch.uint8)
+            np.savez(path, images=pixels.numpy())
+        return path
+
+
+def trained(folder: Path, data: Tensor, start: Path | None, updates: int) -> Path:
+    """Train a pipeline of pixels on pictures, from another or from nothing; return its folder."""
+    if not folder.exists():
+        schedule = VPSchedule.linear()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = image_unet((1, 8, 8)) if start is None else UNet.load(start / "unet")
+        student = Student(network, schedule, V)
+        generator = torch.Generator().manual_seed(0)
+        lr = 2e-3 if start is None else 1e-3
+        for _ in train_teacher(student, Points(data), schedule, updates, 128, lr, 0.99, generator=generator):
+            pass
+        with aside(folder) as place:
+            DDPMPipeline(network.unet, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(place)
+    return folder
+
+
+def settings(teacher: Path, images: Path, seed: int, updates: int, **others: Any) -> dict[str, Any]:
+    """The settings of a distillation."""
+    usual = {"batch_size": ROWS, "chains": ROWS, "rounds": 10, "heldout": 0, "steps": STEPS, "device": "cpu"}
+    told = {"task": "pipeline", "pipeline.path": str(teacher), "pipeline.images": str(images)}
+    return {**told, **usual, **OBJECTIVE, "seed": seed, "updates": updates, **others}
+
+
+def distilled(chosen: Mapping[str, Any]) -> Experiment:
+    """Train a student."""
+    it = Experiment.build(configure(chosen))
+    for _ in it.rounds():
+        pass
+    return it
+
+
+def few_step(folder: Path, teacher: Path, images: Path, seed: int) -> Path:
+    """Distil the old teacher; return the folder of the exported few-step pipeline."""
+    if not folder.exists():
+        it = distilled(settings(teacher, images, seed, 400, lr=1e-3))
+        made = build_pipeline(it.student, it.sampler, it.times, it.threshold, str(teacher))
+        with aside(folder) as place:
+            made.save_pretrained(place)
+    return folder
+
+
+def plainly(it: Experiment, data: Tensor, updates: int, seed: int) -> None:
+    """Fine-tune a student on pictures with the denoising loss."""
+    adam = partial(torch.optim.Adam, lr=LR, fused=True)
+    learner = Learner(it.student, Learning(adam, LinearRamp(1.0, 0.0, until=1.0), batch_size=ROWS), updates)
+    generator, points = torch.Generator().manual_seed(seed), Points(data)
+    it.student.train()
+    for _ in range(updates):
+        x0 = points.sample(ROWS, generator)
+        noise, t = torch.randn(x0.shape, generator=generator), torch.rand(ROWS, generator=generator).clamp(min=1e-3)
+        learner.update(denoising_loss(learner.forward, x0, noise, t, it.task.schedule))
+
+
+def measure(run: Mapping[str, Any], places: Mapping[str, Path], new: Digits) -> dict[str, Any]:
+    """Make one run; return its key and the distance of its samples to the new held-out pictures."""
+    way, seed, updates = str(run["way"]), int(run["seed"]), int(run["updates"])
+    teacher, few = places["teacher"], places[f"few-{seed}"]
+    build = partial(settings, teacher, places["images"], seed, max(updates, 10))
+    start = {"policy": {"class": "few-step", "path": str(few)}}
+    own = {"shares": (0.0, 1.0, 0.0)}
+    if way.startswith("teacher"):
+        it = Experiment.build(configure(build(steps=int(way.rpartition("-")[2]))))
+        noise, condition, _ = it.start(SAMPLES, seed)
+        plain = Expert(it.expert.denoiser, it.task.schedule, threshold=it.threshold)
+        samples = plain.walk(noise, it.times, condition)[-1]
+    else:
+        if way in ("kept", "plain"):
+            it = Experiment.build(configure(build(**start)))
+            if way == "plain":
+                plainly(it, new.train, updates, seed)
+        else:
+            shares = {"shares": (1.0, 0.0, 0.0)} if way == "retuned-forward" else own
+            it = distilled(build(**shares, **({} if way == "scratch" else start)))
+        samples = it.sample(SAMPLES, seed=seed)
+    return {**run, "fd": f"{new.distance(samples):.6g}"}
+
+
+def runs(chosen: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield what tells each run apart, seed by seed."""
+    for seed in range(int(chosen["seeds"])):
+        for data in chosen["data"].split(","):
+            for way in ("kept", "teacher-4", "teacher-50"):
+                yield {"data": check_in("data", data, DATA), "way": way, "updates": 0, "seed": seed}
+            for updates in chosen["updates"].split(","):
+                for way in chosen["ways"].split(","):
+                    yield {"data": data, "way": check_in("way", way, WAYS), "updates": int(updates), "seed": seed}
+
+
+def prepared(name: str, seed: int, folder: Path) -> dict[str, Path]:
+    """Return the places of what a run needs: the fine-tuned teacher, pictures, and the few-step model of the old one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    old, new = Digits(), Digits(name)
+    first = trained(folder / "old", old.train, None, 3000)
+    images = old.file(folder)
+    few = few_step(folder / f"few-{seed}", first, images, seed)
+    tuned = trained(folder / name, new.train, first, 1000)
+    return {"teacher": tuned, "images": new.file(folder), f"few-{seed}": few}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the distances as a table in Markdown: a line a way, a column a data set and number of updates."""
+    updates = sorted({int(row["updates"]) for row in rows} - {0})
+    columns = [(data, number) for data in DATA if any(row["data"] == data for row in rows) for number in updates]
+    lines = head("FD-cnn to the new digits", *(f"{DATA[data]}, {number} updates" for data, number in columns))
+    for way, title in WAYS.items():
+        cells = []
+        for data, number in columns:
+            values = list(_values(rows, data, way, number).values())
+            found = bootstrap_mean(values) if values else None
+            cells.append(f"{found.mean:.2f} [{min(values):.2f}, {max(values):.2f}]" if found else "-")
+        lines += line(title, *cells)
+    return "\n".join(lines)
+
+
+def differences(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how far retuning is from the other ways, paired by seed, in sentences."""
+    lines = []
+    for data in DATA:
+        for number in sorted({int(row["updates"]) for row in rows} - {0}):
+            mine, told = _values(rows, data, "retuned", number), []
+            for other in ("scratch", "plain", "retuned-forward", "kept"):
+                theirs = _values(rows, data, other, number)
+                seeds = sorted(set(mine) & set(theirs))
+                if seeds:
+                    apart = paired_difference([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+                    clear = "" if apart.clear_of_zero else " (open)"
+                    told.append(f"{other} {apart:+.2f}{clear}")
+            if told:
+                lines.append(f"- {DATA[data]}, {number} updates, retuned minus: {', '.join(told)}")
+    return "\n".join(lines)
+
+
+def _values(rows: Sequence[Mapping[str, Any]], data: str, way: str, updates: int) -> dict[int, float]:
+    """The distances of one cell by seed; what is not trained has one for all numbers of updates."""
+    numbers = (0, updates)
+    mine = [row for row in rows if row["data"] == data and row["way"] == way and int(row["updates"]) in numbers]
+    return {int(row["seed"]): float(row["fd"]) for row in mine}
+
+
+def filled(text: str, folder: Path) -> str:
+    """Return the page's text with its table made anew from what is kept."""
+    rows = _read(folder / "retune.csv")
+    note = f"Means over {len({row['seed'] for row in rows})} seeds, in brackets the least and the greatest."
+    return with_table(
+        text, "retune", f"{table(rows)}\n\n{note} Lower is better. Paired by seed:\n\n{differences(rows)}"
+    )
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return list(csv.DictReader(lines))
+
+
+def main(words: Sequence[str]) -> None:
+    """Make the runs that are not there yet, write the file after each, and print the table."""
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    if unknown := sorted(set(options) - set(CHOSEN)):
+        raise Refusal(f"unknown option {unknown[0]!r}. Known: {', '.join(CHOSEN)}.")
+    folder = next((Path(word) for word in words if "=" not in word), FOLDER)
+    rows = _read(folder / "retune.csv")
+    there = {tuple(str(row[name]) for name in KEY) for row in rows}
+    with one_thread():
+        for run in runs({**CHOSEN, **options}):
+            if tuple(str(run[name]) for name in KEY) not in there:
+                places = prepared(run["data"], run["seed"], cache_folder() / "retune")
+                rows.append(measure(run, places, Digits(run["data"])))
+                save_csv(folder / "retune.csv", rows)
+        save_json(folder / "machine.json", {**versions(1), "processor": processor()})
+    print(f"{table(rows)}\n\n{differences(rows)}")
+    if folder == FOLDER and PAGE.exists():
+        save_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), folder))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
