@@ -116,7 +116,7 @@ class Digits:
 
     def file(self, folder: Path) -> Path:
         """The training pictures as a file of arrays."""
-        path = folder / f"{self.name}.npz"
+        path = folder / f"{self.name or 'old'}.npz"
         if not path.exists():
             pixels = ((self.train.permute(0, 2, 3, 1) + 1.0) * 127.5).round().to(torch.uint8)
             np.savez(path, images=pixels.numpy())
@@ -133,7 +133,7 @@ def trained(folder: Path, data: Tensor, start: Path | None, updates: int) -> Pat
         student = Student(network, schedule, V)
         generator = torch.Generator().manual_seed(0)
         lr = 2e-3 if start is None else 1e-3
-        for _ in train_teacher(student, Points(data), schedule, updates, 128, lr, 0.99, generator=generator):
+        for _ in train_teacher(student, Points(data), schedule, updates, 64, lr, 0.99, generator=generator):
             pass
         with aside(folder) as place:
             DDPMPipeline(network.unet, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(place)
@@ -216,10 +216,10 @@ def prepared(name: str, seed: int, folder: Path) -> dict[str, Path]:
     """Return the places of what a run needs: the fine-tuned teacher, pictures, and the few-step model of the old one."""
     folder.mkdir(parents=True, exist_ok=True)
     old, new = Digits(), Digits(name)
-    first = trained(folder / "old", old.train, None, 3000)
+    first = trained(folder / "old", old.train, None, 2000)
     images = old.file(folder)
     few = few_step(folder / f"few-{seed}", first, images, seed)
-    tuned = trained(folder / name, new.train, first, 1000)
+    tuned = trained(folder / name, new.train, first, 600)
     return {"teacher": tuned, "images": new.file(folder), f"few-{seed}": few}
 
 

@@ -46,7 +46,7 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def points(rows: int = 300) -> Tensor:
+def points(rows: int = 150) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     modes = torch.tensor([[1.0, 0.3], [-1.0, -0.3]])[torch.randint(2, (rows,), generator=generator)]
     return modes + 0.25 * torch.randn(rows, 2, generator=generator)
@@ -85,9 +85,10 @@ def measured(
     return dagdiff.measure(student, teacher, points(), law, times, generator=draws)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("law", [Ddim, Renoise])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+CASES = [("cosine", Ddim, fault) for fault in FAULTS] + [(schedule, Renoise, "moved") for schedule in SCHEDULES]
+
+
+@pytest.mark.parametrize(("schedule", "law", "fault"), [*CASES, ("vp", Ddim, "moved"), ("flow", Ddim, "silent")])
 @pytest.mark.parametrize("where", BROKEN)
 def test_a_broken_student_is_named(where: str, schedule: str, law: Any, fault: str) -> None:
     found = measured(law(SCHEDULES[schedule]), BROKEN[where], FAULTS[fault])
@@ -199,7 +200,7 @@ def test_the_command_names_the_step_of_a_run(
 def test_what_is_measured_prints_with_its_legend() -> None:
     found = measured(Ddim(CosineSchedule()), (1,), FAULTS["moved"])
     lines = str(found).splitlines()
-    assert lines[0].split("  ")[0].split() == ["step", "t"]
+    assert lines[0].split()[:2] == ["step", "t"]
     assert max(map(len, lines[: lines.index("")])) <= 110
     legend = ("error of the step: ", "displacement: ", "growth: ", "share of the end: ", "classifier: ", "ends: ")
     assert all(any(line.startswith(word) for line in lines) for word in legend)
