@@ -105,7 +105,9 @@ class Digits:
 
     def _changed(self, split: Points) -> Tensor:
         assert split.labels is not None
-        kept = torch.isin(split.labels, torch.tensor(SHOWN)) if self.name == "half" else torch.ones(len(split.points)) > 0
+        kept = (
+            torch.isin(split.labels, torch.tensor(SHOWN)) if self.name == "half" else torch.ones(len(split.points)) > 0
+        )
         return self.sign * split.points[kept]
 
     def distance(self, samples: Tensor) -> float:
@@ -158,7 +160,7 @@ def distilled(chosen: Mapping[str, Any]) -> Experiment:
 def few_step(folder: Path, teacher: Path, images: Path, seed: int) -> Path:
     """Distil the old teacher; return the folder of the exported few-step pipeline."""
     if not folder.exists():
-        it = distilled(settings(teacher, images, seed, 400, lr=1e-3))
+        it = distilled(settings(teacher, images, seed, 300, lr=1e-3))
         made = build_pipeline(it.student, it.sampler, it.times, it.threshold, str(teacher))
         with aside(folder) as place:
             made.save_pretrained(place)
@@ -213,13 +215,13 @@ def runs(chosen: Mapping[str, str]) -> Iterator[dict[str, Any]]:
 
 
 def prepared(name: str, seed: int, folder: Path) -> dict[str, Path]:
-    """Return the places of what a run needs: the fine-tuned teacher, pictures, and the few-step model of the old one."""
+    """Return the places of what a run needs: the fine-tuned teacher, pictures, the few-step model of the old one."""
     folder.mkdir(parents=True, exist_ok=True)
     old, new = Digits(), Digits(name)
-    first = trained(folder / "old", old.train, None, 2000)
+    first = trained(folder / "old", old.train, None, 1200)
     images = old.file(folder)
     few = few_step(folder / f"few-{seed}", first, images, seed)
-    tuned = trained(folder / name, new.train, first, 600)
+    tuned = trained(folder / name, new.train, first, 400)
     return {"teacher": tuned, "images": new.file(folder), f"few-{seed}": few}
 
 
@@ -267,9 +269,7 @@ def filled(text: str, folder: Path) -> str:
     """Return the page's text with its table made anew from what is kept."""
     rows = _read(folder / "retune.csv")
     note = f"Means over {len({row['seed'] for row in rows})} seeds, in brackets the least and the greatest."
-    return with_table(
-        text, "retune", f"{table(rows)}\n\n{note} Lower is better. Paired by seed:\n\n{differences(rows)}"
-    )
+    return with_table(text, "retune", f"{table(rows)}\n\n{note} Lower is better. By seed:\n\n{differences(rows)}")
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

@@ -63,13 +63,13 @@ def _few_step(given: dict[str, Any], path: str) -> dict[str, Any]:
     """The settings of a student that starts as a few-step pipeline; with ``--policy.rank`` it trains adapters alone."""
     if given.get("task") != "pipeline":
         raise Refusal(
-            f"--policy {path} would start from a pipeline, and --task {given.get('task', 'gaussians8-biased')} is none. "
-            "Pass --task pipeline --pipeline.path EXPERT, or the folder of a run."
+            f"--policy {path} would start from a pipeline, and --task {given.get('task', 'gaussians8-biased')} is "
+            "none. Pass --task pipeline --pipeline.path EXPERT, or the folder of a run."
         )
     if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
         raise Refusal(
-            f"--policy {path} holds neither a run (config.yaml) nor a pipeline (model_index.json). Name the --out folder "
-            "of dagdiff distill or export, or one that save_pretrained wrote."
+            f"--policy {path} holds neither a run (config.yaml) nor a pipeline (model_index.json). Name the --out "
+            "folder of dagdiff distill or export, or one that save_pretrained wrote."
         )
     kind = "few-step-lora" if "policy.rank" in given else "few-step"
     return {**given, "policy.class": kind, "policy.path": path}
@@ -83,8 +83,8 @@ def _check_base(given: dict[str, Any], config: dict[str, Any], folder: str) -> N
     for name, value in now.items():
         if before.get(name) != (os.path.abspath(value) if value and os.path.exists(value) else value):
             raise Refusal(
-                f"the student of {folder} is adapters on {before.get('path')}, and this run's expert has other weights. "
-                f"Merge them first: dagdiff export {folder} --out FEW, then --policy FEW."
+                f"the student of {folder} is adapters on {before.get('path')}, and this run's expert has other "
+                f"weights. Merge them first: dagdiff export {folder} --out FEW, then --policy FEW."
             )
 
 

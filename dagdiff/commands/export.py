@@ -43,8 +43,8 @@ def export(words: Sequence[str]) -> None:
     parser = make_parser("export", export)
     parser.add_argument("folder", type=Path, help="the folder of a run; of points in the plane only as an ONNX graph")
     told = (
-        "diffusers: a whole pipeline; lora: the adapters alone; safetensors: one file of Stable Diffusion or SDXL in its "
-        "first layout; kohya: the adapters in kohya's names; onnx: the sampler as a graph"
+        "diffusers: a whole pipeline; lora: the adapters alone; safetensors: one file of Stable Diffusion or SDXL in "
+        "its first layout; kohya: the adapters in kohya's names; onnx: the sampler as a graph"
     )
     parser.add_argument("--format", default="diffusers", help=told)
     parser.add_argument("--onnx", action="store_true", help="the same as --format onnx")

@@ -15,7 +15,7 @@ from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.progress import Progress
 from dagdiff.report import figures
 from dagdiff.report.anatomy import conclusion, format_shift
-from dagdiff.report.images import handed_panels
+from dagdiff.report.measured import save_ends
 from dagdiff.report.shift import amplification_figure, intervention_figure, shift_figure
 from dagdiff.rollout import draw
 from dagdiff.runs import config
@@ -89,15 +89,7 @@ def keep(found: Found, folder: Path, pictures: Callable[[Tensor], Tensor]) -> li
     figures.save(intervention_figure(found.intervention), folder / "intervention.png")
     figures.save(amplification_figure(found.amplification), folder / "amplification.png")
     names = [f"{name}.{kind}" for name in Found._fields for kind in ("csv", "png")]
-    return [*names, *keep_ends(found.shift, folder, pictures)]
-
-
-def keep_ends(shift: Shift, folder: Path, pictures: Callable[[Tensor], Tensor]) -> list[str]:
-    """Draw ends that are images, one noise a column; return the name of the file, if there is one."""
-    if shift.handed is None or shift.handed.ndim != 5:
-        return []
-    figures.save(handed_panels(shift.handed, pictures), folder / "ends.png")
-    return ["ends.png"]
+    return [*names, *save_ends(found.shift, folder, pictures)]
 
 
 def told(found: Found) -> str:

@@ -15,7 +15,6 @@ from dagdiff.batches import InParts
 from dagdiff.checkpoint import save_csv
 from dagdiff.checks import Refusal, check_at_least, check_seed
 from dagdiff.commands import make_parser, read_range
-from dagdiff.commands.shift import keep_ends
 from dagdiff.engine import find_device
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import Shift, measure_shift
@@ -25,6 +24,7 @@ from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.progress import Progress
 from dagdiff.report import figures
 from dagdiff.report.anatomy import conclusion, format_shift
+from dagdiff.report.measured import save_ends
 from dagdiff.report.shift import shift_figure
 from dagdiff.runs import config
 from dagdiff.shapes import Condition, States
@@ -34,8 +34,8 @@ from dagdiff.tasks.pipeline_data import encoded_images, own_samples
 def shift_pair(words: Sequence[str]) -> None:
     """Measure the covariate shift of a few-step diffusers pipeline against its teacher's, step by step.
 
-    Prints tables, and in sentences which steps err and what to train on. Forward states are made of the images, or, where none are given, of samples
-    that the teacher draws itself; they are kept in the cache.
+    Prints tables, and in sentences which steps err and what to train on. Forward states are made of the images, or,
+    where none are given, of samples that the teacher draws itself; they are kept in the cache.
     """
     given = config.read(_parser(), words)
     for name, least in {"num": 10, "steps": 1, "substeps": 1, "batch_size": 1}.items():
@@ -48,7 +48,7 @@ def shift_pair(words: Sequence[str]) -> None:
     if given.out is not None:
         save_csv(given.out / "shift.csv", [row.as_row() for row in shift.rows])
         figures.save(shift_figure(shift.rows), given.out / "shift.png")
-        ends = keep_ends(shift, given.out, pair.teacher.autoencoder.decode)
+        ends = save_ends(shift, given.out, pair.teacher.autoencoder.decode)
         print(f"\nkept in {given.out}: {', '.join(['shift.csv', 'shift.png', *ends])}")
 
 

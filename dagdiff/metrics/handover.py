@@ -114,7 +114,7 @@ def step_bounds(found: Handover, errors: Sequence[Tensor], level: float, least: 
 
     rows, shared = [], float(means[-1].sqrt()) > least
     for step in range(steps):
-        error, move, keep, part, cost = (drawn[:, step + steps * place] for place in range(5))
+        error, move, keep, part = (drawn[:, step + steps * place] for place in range(4))
         share = float(means[step + 3 * steps] / means[-1]) if shared else float("nan")
         rows.append(
             StepBounds(

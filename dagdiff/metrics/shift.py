@@ -42,12 +42,12 @@ class StepShift:
     far the student's guess is from the expert's at the same state. ``displacement`` is the root mean square distance of
     an own state to the expert's of the same noise; ``growth`` that of the ends to which the expert leads both, over it.
     ``cost`` is what the error of this step alone moves the end by, and ``share`` its part of the distance between both
-    ends (:mod:`dagdiff.metrics.handover`); ``spread`` is that of the expert's ends, a scale. Distances compare the student's states with forward and with expert states: energy distance and
-    sliced 2-Wasserstein, both in units of x, and the squared MMD. ``accuracy_*`` is a classifier's share of right
-    answers when asked which of the two a held-out state is, 0.5 by chance give or take ``accuracy_error``. ``surprise``
-    is how much less likely own states are, in nats, than states of the true law are on average. ``loss_zero`` is the
-    mean square of the expert's guesses on own states: the loss of a student that always answers 0, a scale for the
-    others. What was not measured is NaN.
+    ends (:mod:`dagdiff.metrics.handover`); ``spread`` is that of the expert's ends, a scale. Distances compare the
+    student's states with forward and with expert states: energy distance and sliced 2-Wasserstein, both in units of x,
+    and the squared MMD. ``accuracy_*`` is a classifier's share of right answers when asked which of the two a held-out
+    state is, 0.5 by chance give or take ``accuracy_error``. ``surprise`` is how much less likely own states are, in
+    nats, than states of the true law are on average. ``loss_zero`` is the mean square of the expert's guesses on own
+    states: the loss of a student that always answers 0, a scale for the others. What was not measured is NaN.
     """
 
     step: int

@@ -149,7 +149,9 @@ def _plain(student: nn.Module) -> nn.Module:
     """A copy of a student in float32 with adapters merged; one that asks for prompts is refused."""
     network: Any = getattr(student, "network", None)
     if isinstance(network, PretrainedNetwork) and isinstance(network.conditions, PromptBank):
-        raise Refusal("a graph takes noise and classes, and this student is asked with prompts. Export it as a pipeline.")
+        raise Refusal(
+            "a graph takes noise and classes, and this student is asked with prompts. Export it as a pipeline."
+        )
     twin: Any = copy.deepcopy(student)
     if isinstance(network, PretrainedNetwork) and has_adapters(network.body):
         twin.network.body = merged(network.body)

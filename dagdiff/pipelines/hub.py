@@ -18,7 +18,9 @@ def check_hub(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise Refusal(f"--push_to_hub {repo!r} is no name of a repository ({first_line(error)}). Pass OWNER/NAME.") from None
+        raise Refusal(
+            f"--push_to_hub {repo!r} is no name of a repository ({first_line(error)}). Pass OWNER/NAME."
+        ) from None
     if repo.count("/") != 1:
         raise Refusal(f"--push_to_hub {repo!r} names no owner. Pass OWNER/NAME.")
     try:
@@ -46,7 +48,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
         )
     except Exception as error:  # as above
         raise Refusal(
-            f"--push_to_hub {repo}: the upload failed ({first_line(error):.200}). The export in {folder} is whole; give "
-            "the same command again."
+            f"--push_to_hub {repo}: the upload failed ({first_line(error):.200}). The export in {folder} is whole; "
+            "give the same command again."
         ) from None
     return str(made)

@@ -36,7 +36,10 @@ def single_file(pipeline: Any) -> State:
     state = {f"model.diffusion_model.{name}": values for name, values in _network(unet).items()}
     state |= {f"first_stage_model.{name}": values for name, values in _autoencoder(vae).items()}
     if kind == names[0]:
-        if pipeline.text_encoder.config.hidden_act not in ("quick_gelu",) and pipeline.text_encoder.config.hidden_size > 768:
+        if (
+            pipeline.text_encoder.config.hidden_act not in ("quick_gelu",)
+            and pipeline.text_encoder.config.hidden_size > 768
+        ):
             raise Refusal(f"Stable Diffusion 2's text encoder has another first form. {_FIRST}")
         state |= _clip(pipeline.text_encoder, "cond_stage_model.transformer.")
     else:

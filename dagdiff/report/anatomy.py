@@ -173,7 +173,9 @@ def _ending(rows: Sequence[StepShift]) -> str:
     """Which step makes most of the distance of the ends."""
     for row in rows:
         if row.share_low > 0.5 and len(rows) > 1:
-            told = _number(*(100.0 * part for part in (row.share, row.share_low, row.share_high)), form=".0f", unit=" %")
+            told = _number(
+                *(100.0 * part for part in (row.share, row.share_low, row.share_high)), form=".0f", unit=" %"
+            )
             return f"{_named([row], rows)} makes {told} of the distance of its ends to the teacher's"
     return ""
 

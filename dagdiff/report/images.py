@@ -59,7 +59,7 @@ def handed_panels(handed: Tensor, decode: Callable[[Tensor], Tensor] = lambda st
     """Draw ends ``(n, K + 1, *D)`` of chains that change hands, one noise a column, a row for each step.
 
     Args:
-        handed: where the teacher ends that takes the student's chain over at step 0 to K (:mod:`dagdiff.metrics.shift`).
+        handed: where the teacher ends that takes the student's chain over at step 0 to K.
         decode: makes images ``(B, C, H, W)`` of states.
 
     Raises:

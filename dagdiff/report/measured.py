@@ -11,6 +11,7 @@ sampled. The answer prints as ``dagdiff shift`` does, with a legend, and draws t
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from dagdiff.expert import Expert
 from dagdiff.metrics.shift import Shift, StepShift, measure_shift
 from dagdiff.points import as_data
 from dagdiff.policy import Foreign, StudentPolicy
+from dagdiff.report import figures
 from dagdiff.report.anatomy import conclusion, format_shift
 from dagdiff.report.images import handed_panels
 from dagdiff.report.shift import shift_figure
@@ -61,7 +63,7 @@ class Measured:
     def pictures(self, decode: Callable[[Tensor], Tensor] = lambda states: states) -> Figure:
         """Draw ends, one noise a column: the teacher's above, the student's below, between them who changed hands.
 
-        In row k the student acts up to step k and the teacher from there: the row in which a picture breaks is its step.
+        In row k the student acts up to step k and the teacher from there: the row in which a picture breaks names it.
 
         Args:
             decode: makes images ``(B, C, H, W)`` in [-1, 1] of states, where these are latents.
@@ -122,3 +124,11 @@ def measure(
         asked = StudentPolicy(teacher if isinstance(teacher, nn.Module) else Foreign(teacher, "the teacher"))
         expert = Expert(InParts(asked, rows), transition.schedule, substeps)
     return Measured(measure_shift(policy, expert, transition, times, data, condition, draws))
+
+
+def save_ends(shift: Shift, folder: Path, decode: Callable[[Tensor], Tensor]) -> list[str]:
+    """Draw ends that are images as ``ends.png``, one noise a column; return the names of the files, none of points."""
+    if shift.handed is None or shift.handed.ndim != 5:
+        return []
+    figures.save(handed_panels(shift.handed, decode), folder / "ends.png")
+    return ["ends.png"]

@@ -49,7 +49,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if isinstance(settings.get("pipeline"), Mapping):
         later = _LATER_OF_PIPELINES.items()
-        settings["pipeline"] = {name: value for name, value in settings["pipeline"].items() if (name, value) not in later}
+        settings["pipeline"] = {
+            name: value for name, value in settings["pipeline"].items() if (name, value) not in later
+        }
     found = {"settings": settings, "code": CODE, "parts": own}
     return found | ({"gathered": gathered(Path(config["gathered"]))} if config.get("gathered") else {})
 

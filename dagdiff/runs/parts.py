@@ -94,8 +94,8 @@ an import path."""
 HELP = {
     "objective": "what the student is asked to match",
     "expert": "the teacher; by default exact for mixtures, else learned; unet or pipeline for such tasks",
-    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline; or the "
-    "folder of a run or of a few-step pipeline to start from",
+    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline; "
+    "or the folder of a run or of a few-step pipeline to start from",
     "data": "what forward states are made of, anything with sample(n, generator); by default the task's set",
     "solver": "how the expert makes a sub-step",
     "threshold": "the reflected operator, on expert, targets and rollouts; by default of pipelines teacher",

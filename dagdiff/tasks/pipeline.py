@@ -1,9 +1,9 @@
 """The task ``pipeline``: distil a diffusers pipeline that somebody has trained, from a folder or from the hub.
 
 The pipeline's network is the expert, and the student starts as a copy of it (``--policy pipeline``), as that network
-with low-rank adapters (``--policy lora``), or as a few-step model that is there already (``--policy FOLDER``). Schedule and threshold are the teacher's own; states are its pixels or
-latents, conditions its classes or the prompts that are given; what stands for data is said in
-:mod:`dagdiff.tasks.pipeline_data`. The pipeline is read once in a process.
+with low-rank adapters (``--policy lora``), or as a few-step model that is there already (``--policy FOLDER``). Schedule
+and threshold are the teacher's own; states are its pixels or latents, conditions its classes or the prompts that are
+given; what stands for data is said in :mod:`dagdiff.tasks.pipeline_data`. The pipeline is read once in a process.
 
 There is no labelled test set, so samples are scored by the teacher: ``state_gap`` is the mean squared distance to what
 it makes of the same noise, and ``energy`` the energy distance to its samples from other noise. The gap suits students

@@ -1,4 +1,4 @@
-"""Chains that change hands: the terms of all steps add up to the distance of the ends, and bounds hold what is known."""
+"""Chains that change hands: the terms of all steps add up to the distance of the ends."""
 
 from collections.abc import Callable
 from typing import Any
