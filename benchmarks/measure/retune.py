@@ -100,7 +100,7 @@ class Digits:
     def __init__(self, name: str = "") -> None:
         self.task: Any = make_task("digits-matched")
         self.name, self.sign = name, -1.0 if name == "inverted" else 1.0
-        world = self.task.world
+        world: Any = self.task.world
         self.train, self.test = (self._changed(split) for split in (world.train, world.test))
 
     def _changed(self, split: Points) -> Tensor:
@@ -138,7 +138,8 @@ def trained(folder: Path, data: Tensor, start: Path | None, updates: int) -> Pat
         for _ in train_teacher(student, Points(data), schedule, updates, 64, lr, 0.99, generator=generator):
             pass
         with aside(folder) as place:
-            DDPMPipeline(network.unet, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(place)
+            made: Any = DDPMPipeline(network.unet, DDPMScheduler(prediction_type="v_prediction"))
+            made.save_pretrained(place)
     return folder
 
 

@@ -263,7 +263,7 @@ def measure_shift(
             if tell is not None:
                 tell()
     bounds = step_bounds(chains, errors, 1.0 - 0.05 / count, least=1e-3 * scale)
-    rows = [replace(row, **_bounds(found)) for row, found in zip(rows, bounds, strict=True)]
+    rows = [_with_bounds(row, found) for row, found in zip(rows, bounds, strict=True)]
     handed = torch.stack([end[:_HANDED] for end in chains.ends], dim=1)
     return Shift(rows, bracket(chains.own[-1].x_s, chains.led[-1].x_s, generator), handed)
 
@@ -312,12 +312,15 @@ def _losses(asked: dict[str, tuple[States, States]], steps: int) -> dict[str, An
     return found
 
 
-def _bounds(found: StepBounds) -> dict[str, float]:
-    """The fields of a step that come with bounds."""
-    named = {name: getattr(found, name) for name in ("step_error", "displacement", "growth")}
-    named["share"] = found.share_bounds
-    bounds = {f"{name}_{side}": value for name, pair in named.items() for side, value in zip(_SIDES, pair, strict=True)}
-    return {**bounds, "cost": found.cost, "share": found.share}
+def _with_bounds(row: StepShift, found: StepBounds) -> StepShift:
+    """A step with what comes from all rows and steps."""
+    (error_low, error_high), (moved_low, moved_high) = found.step_error, found.displacement
+    (growth_low, growth_high), (share_low, share_high) = found.growth, found.share_bounds
+    return replace(
+        row, step_error_low=error_low, step_error_high=error_high, displacement_low=moved_low,
+        displacement_high=moved_high, growth_low=growth_low, growth_high=growth_high, cost=found.cost,
+        share=found.share, share_low=share_low, share_high=share_high,
+    )  # fmt: skip
 
 
 def bracket(own: States, led: States, generator: torch.Generator | None = None) -> Bracket:
@@ -344,5 +347,4 @@ def _rms(difference: Tensor) -> float:
 
 
 _RESAMPLES = 4000
-_SIDES = ("low", "high")
 _HANDED = 8  # rows whose ends are kept to be looked at

@@ -118,9 +118,16 @@ def read_sampler(scheduler: Any, law: NoiseLaw, steps: int, timesteps: Sequence[
 
 
 def with_adapters(
-    student: DiffusersExpert, path: str, adapters: str, variant: str | None = None, allow_pickle: bool = False
+    student: DiffusersExpert,
+    path: str,
+    adapters: str,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> DiffusersExpert:
     """Put a file's adapters on a student that was loaded from ``path``, as the pipeline there loads them; return it.
+
+    Its weights are read again, in ``dtype``; None takes the one that it has.
 
     Raises:
         Refusal: if the file holds none that fit, or some of a text encoder, or a package is missing.
@@ -128,7 +135,7 @@ def with_adapters(
     body = student.network.body
     try:
         reading = {"use_safetensors": safetensors_only(allow_pickle)}
-        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, dtype=body.dtype, **reading)
+        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, dtype=dtype or body.dtype, **reading)
         pipeline.load_lora_weights(adapters, **reading)
         network = getattr(pipeline, "unet" if hasattr(pipeline, "unet") else "transformer")
         found = has_adapters(network)
@@ -152,9 +159,9 @@ def with_adapters(
 def with_lora(
     teacher: DiffusersExpert, path: str, adapters: str, variant: str | None = None, allow_pickle: bool = False
 ) -> DiffusersExpert:
-    """Add a file's adapters to a teacher's weights, in float32, and cast once; return it. Arguments as above."""
+    """Add a file's adapters to a teacher's weights, both in float32, and cast once; return it. Arguments as above."""
     kind = teacher.network.body.dtype
-    with_adapters(teacher, path, adapters, variant, allow_pickle)
+    with_adapters(teacher, path, adapters, variant, allow_pickle, torch.float32)
     teacher.network.body = merged(teacher.network.body).to(kind).requires_grad_(False).eval()
     return teacher
 

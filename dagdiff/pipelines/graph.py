@@ -8,6 +8,11 @@ Before it is handed out the graph is run by onnxruntime beside dagdiff's own sam
 """
 
 import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +29,9 @@ from dagdiff.policy import StudentPolicy
 from dagdiff.shapes import Condition, States, Times
 from dagdiff.threshold import Threshold
 from dagdiff.transition import Transition, sample
+
+_ROWS = (1, 65)
+"""Batches that are compared."""
 
 EXACT = 1e-4
 """What the graph's samples may differ by from dagdiff's, as a part of their scale."""
@@ -55,7 +63,7 @@ class Sampler(nn.Module):
         """Return clean states, ``(B, *D)``."""
         x_t = noise
         for step, (t, s) in enumerate(pairwise(self.times.unbind())):
-            t, s = t.expand(len(noise)), s.expand(len(noise))
+            t, s = t.expand(noise.shape[0]), s.expand(noise.shape[0])  # len() would fix the number of rows
             guess = self.threshold(self.student(x_t, t, condition))
             drawn = torch.zeros_like(noise) if fresh is None or step >= self.draws else fresh[step]
             x_t = self.transition(x_t, guess, t, s, drawn)
@@ -98,12 +106,14 @@ def draw_graph(
         Refusal: if a package is missing, the student can't be drawn as a graph, or the graph samples otherwise.
     """
     runtime = _packages()
-    sampler = Sampler(_plain(student), transition, times.cpu(), threshold)
+    whole = Sampler(_plain(student), transition, times.cpu(), threshold).eval()
+    wanted = {rows: _sampled(whole, shape, labels, rows) for rows in _ROWS}
+    sampler = copy.deepcopy(whole)  # what schedules remember is not to be what the exporter has in its hands
     given = _inputs(sampler, shape, labels, rows=2)
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    batch = torch.export.Dim("batch", max=63)  # of the example: diffusers' upsampling asks whether it is below 64
     free = {"noise": {0: batch}, "fresh": {1: batch}, "condition": {0: batch}}
     try:
-        with torch.no_grad(), TemporaryDirectory() as folder:
+        with torch.no_grad(), _quiet(), TemporaryDirectory() as folder:
             torch.onnx.export(
                 sampler,
                 (),
@@ -123,7 +133,9 @@ def draw_graph(
             f"{first_line(error):.200}). Export it as a pipeline, or train it without --threshold."
         ) from None
     named = {name: _named(name, values) for name, values in given.items()}
-    found = Graph(named, _difference(runtime, sampler, content, shape, labels), content)
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    apart = max(_apart(session, *wanted[rows]) for rows in _ROWS)
+    found = Graph(named, apart, content)
     if not found.difference <= EXACT:
         raise Refusal(
             f"the graph does not sample as this student does: its ends differ by {found.difference:.2g} of their "
@@ -143,6 +155,20 @@ def calling_program(graph: Graph) -> str:
         told.append(f'"{name}": ' + ("np.zeros(batch, dtype=np.int64)" if name == "condition" else made))
     lines += ["given = {", *(f"    {each}," for each in told), "}", '(x0,) = sampler.run(["x0"], given)']
     return "\n".join(lines)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what the exporter says of packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _plain(student: nn.Module) -> nn.Module:
@@ -171,19 +197,19 @@ def _inputs(sampler: Sampler, shape: tuple[int, ...], labels: int, rows: int, se
     return given
 
 
-def _difference(runtime: Any, sampler: Sampler, content: bytes, shape: tuple[int, ...], labels: int) -> float:
-    """The largest difference, as a part of the scale, over batches of one and of five rows."""
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    most = 0.0
-    for rows in (1, 5):
-        given = _inputs(sampler, shape, labels, rows, seed=rows)
-        (found,) = session.run(["x0"], {name: values.numpy() for name, values in given.items()})
-        fresh = [*given.get("fresh", ()), torch.zeros_like(given["noise"])] if sampler.draws else []
-        policy = StudentPolicy(sampler.student, sampler.threshold)
-        told = given.get("condition"), None, fresh
-        wanted = sample(policy, sampler.transition, sampler.times, given["noise"], *told)
-        most = max(most, float((torch.from_numpy(found) - wanted).norm() / wanted.norm()))
-    return most
+def _sampled(sampler: Sampler, shape: tuple[int, ...], labels: int, rows: int) -> tuple[dict[str, Tensor], States]:
+    """Inputs of so many rows, and what dagdiff's own sampler makes of them."""
+    given = _inputs(sampler, shape, labels, rows, seed=rows)
+    fresh = [*given.get("fresh", ()), torch.zeros_like(given["noise"])] if sampler.draws else []
+    policy = StudentPolicy(sampler.student, sampler.threshold)
+    told = given.get("condition"), None, fresh
+    return given, sample(policy, sampler.transition, sampler.times, given["noise"], *told)
+
+
+def _apart(session: Any, given: dict[str, Tensor], wanted: States) -> float:
+    """How far a graph's samples are from those, as a part of their scale."""
+    (found,) = session.run(["x0"], {name: values.numpy() for name, values in given.items()})
+    return float((torch.from_numpy(found) - wanted).norm() / wanted.norm())
 
 
 def _named(name: str, values: Tensor) -> tuple[Any, ...]:
@@ -194,11 +220,8 @@ def _named(name: str, values: Tensor) -> tuple[Any, ...]:
 def _packages() -> Any:
     """Return onnxruntime; refuse where it, or what writes graphs, is missing."""
     try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        return [import_module(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
     except ImportError as error:
         raise Refusal(
             f"--onnx needs the package {error.name}, which is not installed. Run pip install 'dagdiff[onnx]'."
         ) from None
-    return onnxruntime

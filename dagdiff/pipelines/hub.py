@@ -13,14 +13,13 @@ def check_hub(repo: str) -> None:
         Refusal: for a name that is none, without a login, or without a network.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
-    except HFValidationError as error:
-        raise Refusal(
-            f"--push_to_hub {repo!r} is no name of a repository ({first_line(error)}). Pass OWNER/NAME."
-        ) from None
+    except ValueError as error:
+        told = f"--push_to_hub {repo!r} is no name of a repository ({first_line(error)})."
+        raise Refusal(f"{told} Pass OWNER/NAME.") from None
     if repo.count("/") != 1:
         raise Refusal(f"--push_to_hub {repo!r} names no owner. Pass OWNER/NAME.")
     try:

@@ -64,7 +64,7 @@ def kohya_adapters(body: nn.Module) -> State:
         raise Refusal("this student has no adapters: all of it was trained. Export it without adapters.")
     known = get_peft_model_state_dict(body, adapter_name="default")
     found: State = convert_state_dict_to_kohya({f"unet.{name}": values for name, values in known.items()})
-    alpha = float(body.peft_config["default"].lora_alpha)  # type: ignore[index, union-attr, operator]
+    alpha = float(body.peft_config["default"].lora_alpha)  # type: ignore[index, union-attr]
     return {
         name: torch.tensor(alpha, dtype=torch.float32) if name.endswith(".alpha") else values.contiguous()
         for name, values in found.items()

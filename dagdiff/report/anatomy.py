@@ -72,7 +72,7 @@ def format_shift(shift: Shift) -> str:
         error = _number(row.step_error, row.step_error_low, row.step_error_high)
         moved = _number(row.displacement, row.displacement_low, row.displacement_high)
         grown = _number(row.growth, row.growth_low, row.growth_high)
-        shared = _number(*(100.0 * part for part in (row.share, row.share_low, row.share_high)), form=".0f", unit=" %")
+        shared = _shared(row)
         lines.append(f"{row.step:>4} {row.t:>4.2f}  {error:<24} {moved:<24} {grown:<20} {shared}")
     lines += [
         "",
@@ -173,10 +173,7 @@ def _ending(rows: Sequence[StepShift]) -> str:
     """Which step makes most of the distance of the ends."""
     for row in rows:
         if row.share_low > 0.5 and len(rows) > 1:
-            told = _number(
-                *(100.0 * part for part in (row.share, row.share_low, row.share_high)), form=".0f", unit=" %"
-            )
-            return f"{_named([row], rows)} makes {told} of the distance of its ends to the teacher's"
+            return f"{_named([row], rows)} makes {_shared(row)} of the distance of its ends to the teacher's"
     return ""
 
 
@@ -185,7 +182,7 @@ def _leaving(rows: Sequence[StepShift]) -> str:
     left = [row for row in rows if row.displacement_low > SMALL * row.spread]
     if not left:
         return ""
-    clear = [row for row in left if not row.growth_low <= 1.0 <= row.growth_high]
+    clear = [row for row in left if row.growth_low > 1.0 or row.growth_high < 1.0]
     first, told = left[0], ""
     if clear:
         most = max(clear, key=lambda row: abs(math.log(max(row.growth, 1e-12))))
@@ -210,11 +207,17 @@ def _sizes(some: Sequence[StepShift]) -> str:
     part = sorted(some, key=lambda row: row.step_error / row.spread)
     least, most = part[0], part[-1]
     if len(some) == 1 or most.step_error < 1.05 * least.step_error:
+        scale = 100.0 / most.spread
         bounds = (most.step_error_low, most.step_error_high) if len(some) == 1 else (math.nan, math.nan)
-        told = _number(*(100.0 * value / most.spread for value in (most.step_error, *bounds)), unit=" %")
+        told = _number(scale * most.step_error, scale * bounds[0], scale * bounds[1], unit=" %")
     else:
         told = f"{_percent(least.step_error / least.spread)} to {_percent(most.step_error / most.spread)}"
     return f"by {told} of the spread of the teacher's samples"
+
+
+def _shared(row: StepShift) -> str:
+    """A step's part of the distance of the ends."""
+    return _number(100.0 * row.share, 100.0 * row.share_low, 100.0 * row.share_high, form=".0f", unit=" %")
 
 
 def _percent(part: float) -> str:

@@ -76,7 +76,9 @@ def handed_panels(handed: Tensor, decode: Callable[[Tensor], Tensor] = lambda st
     axes.imshow(picture if seen == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
     names = ["teacher", *(f"student before step {step}" for step in range(1, last)), "student"]
     axes.set_yticks([(height + 1) * row + height / 2 for row in range(last + 1)], names)
-    axes.set_xticks([(width + 1) * place + width / 2 for place in range(len(handed))], range(len(handed)))
+    axes.set_xticks(
+        [(width + 1) * place + width / 2 for place in range(len(handed))], [str(place) for place in range(len(handed))]
+    )
     axes.set_xlabel("noise: a column starts from one noise")
     axes.set_title("ends; from the named step on the teacher acts" if last > 1 else "ends", fontsize=9)
     axes.tick_params(length=0, labelsize=8)
