@@ -36,10 +36,7 @@ def single_file(pipeline: Any) -> State:
     state = {f"model.diffusion_model.{name}": values for name, values in _network(unet).items()}
     state |= {f"first_stage_model.{name}": values for name, values in _autoencoder(vae).items()}
     if kind == names[0]:
-        if (
-            pipeline.text_encoder.config.hidden_act not in ("quick_gelu",)
-            and pipeline.text_encoder.config.hidden_size > 768
-        ):
+        if pipeline.text_encoder.config.hidden_size > 768:
             raise Refusal(f"Stable Diffusion 2's text encoder has another first form. {_FIRST}")
         state |= _clip(pipeline.text_encoder, "cond_stage_model.transformer.")
     else:
@@ -112,27 +109,23 @@ def _network(unet: Any) -> State:
 
 def _network_name(name: str, config: Any) -> str:
     """The first name of a weight of the U-Net: blocks are counted through, and the parts of each have a place."""
-    layers, levels = config.layers_per_block, len(config.block_out_channels)
+    layers = config.layers_per_block
     for now, first in _ENDS.items():
         if name.startswith(now):
             return first + name[len(now) :]
-    side, rest = name.split("_blocks.", 1) if "_blocks." in name else ("mid", name.removeprefix("mid_block."))
-    if side == "mid":
-        part, number, tail = rest.split(".", 2)
+    if name.startswith("mid_block."):
+        _, part, number, tail = name.split(".", 3)
         place = 1 if part == "attentions" else 2 * int(number)
         return f"middle_block.{place}.{_inner(part, tail)}"
-    level, part, number, tail = rest.split(".", 3)
-    if side == "down":
-        first = 1 + int(level) * (layers + 1)
-        if part == "downsamplers":
-            return f"input_blocks.{first + layers}.0.op.{tail.removeprefix('conv.')}"
-        return f"input_blocks.{first + int(number)}.{int(part == 'attentions')}.{_inner(part, tail)}"
-    first = int(level) * (layers + 1)
+    side, block, part, number, tail = name.split(".", 4)
+    level, start = int(block), int(block) * (layers + 1)
+    if part == "downsamplers":
+        return f"input_blocks.{1 + start + layers}.0.op.{tail.removeprefix('conv.')}"
     if part == "upsamplers":
-        attends = "CrossAttn" in config.up_block_types[int(level)] or "Attn" in config.up_block_types[int(level)]
-        return f"output_blocks.{first + layers}.{1 + int(attends)}.{tail}"
-    assert int(level) < levels
-    return f"output_blocks.{first + int(number)}.{int(part == 'attentions')}.{_inner(part, tail)}"
+        return f"output_blocks.{start + layers}.{1 + ('Attn' in config.up_block_types[level])}.{tail}"
+    place = start + int(number) + (side == "down_blocks")
+    blocks = "input_blocks" if side == "down_blocks" else "output_blocks"
+    return f"{blocks}.{place}.{int(part == 'attentions')}.{_inner(part, tail)}"
 
 
 def _inner(part: str, tail: str) -> str:
