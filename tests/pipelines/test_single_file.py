@@ -118,3 +118,34 @@ def test_what_is_told_stands_in_the_file(tmp_path: Path) -> None:
     length = int.from_bytes(head[:8], "little")
     assert json.loads(head[8 : 8 + length])["__metadata__"]["steps"] == "4"
     assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], torch.ones(2))
+
+
+def test_the_command_writes_the_whole_and_the_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a teacher in half precision too; each file beside its card."""
+    from dagdiff.cli import main
+    from dagdiff.runs.config import configure
+    from dagdiff.runs.experiment import Experiment
+    from dagdiff.runs.folder import save_student
+
+    base = pipelines.save(pipelines.seeded(pipelines.stable_diffusion), tmp_path / "base")
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    told = {"pipeline.path": base, "pipeline.prompts": str(tmp_path / "prompts.txt"), "pipeline.dtype": "bfloat16"}
+    chosen = {"task": "pipeline", "objective": "consistency", "steps": 2, "policy": {"class": "lora", "rank": 2}}
+    it = Experiment.build(configure({**told, **chosen, "device": "cpu"}), training=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for weight in it.student.parameters():
+            if weight.requires_grad:
+                weight.data.normal_(0.0, 0.1)
+    save_student(it, tmp_path / "run")
+    words = ["export", str(tmp_path / "run"), "--pictures", "0", "--format"]
+    for form in ("safetensors", "kohya"):
+        assert main([*words, form, "--out", str(tmp_path / form)]) == 0, capsys.readouterr().err
+        card = (tmp_path / form / "README.md").read_text()
+        assert "KSampler: steps 2, cfg 1.0, sampler_name lcm" in card
+        assert (tmp_path / form / "scheduler" / "scheduler_config.json").exists()
+    whole = load_file(tmp_path / "safetensors" / "student.safetensors")
+    assert whole["model.diffusion_model.out.2.weight"].dtype == torch.bfloat16
+    assert "pipeline.load_lora_weights" in (tmp_path / "kohya" / "README.md").read_text()
+    adapters = load_file(tmp_path / "kohya" / "student.safetensors")
+    assert all(name.startswith("lora_unet_") for name in adapters)
