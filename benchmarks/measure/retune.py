@@ -4,8 +4,8 @@ Run: python -m dagdiff.benchmarks.measure.retune [FOLDER] [WORD=VALUES ...], for
 FOLDER/retune.csv holds already are not made again; at the end the table of docs/keep-few-steps.md is printed, and in
 the checkout written to the page.
 
-A small pipeline of 8 x 8 digits is distilled into 4 steps (or 2): the few-step model that somebody has. Its teacher is then
-fine-tuned to new data, and the few-step model is to follow. All ways make the same number of updates, of the same
+A small pipeline of 8 x 8 digits is distilled into 4 steps (or 2): the few-step model that somebody has. Its teacher
+is then fine-tuned to new data, and the few-step model is to follow. All ways make the same number of updates, of the same
 batches at the same learning rate:
 
 * ``kept``: nothing is done, the few-step model as it was;
