@@ -5,8 +5,8 @@ FOLDER/retune.csv holds already are not made again; at the end the table of docs
 the checkout written to the page.
 
 A small pipeline of 8 x 8 digits is distilled into 4 steps (or 2): the few-step model that somebody has. Its teacher
-is then fine-tuned to new data, and the few-step model is to follow. All ways make the same number of updates, of the same
-batches at the same learning rate:
+is then fine-tuned to new data, and the few-step model is to follow. All ways make the same number of updates, of the
+same batches at the same learning rate:
 
 * ``kept``: nothing is done, the few-step model as it was;
 * ``retuned``: it goes on, with the fine-tuned teacher as its expert, on states of its own chains (DAgger); no picture
