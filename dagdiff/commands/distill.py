@@ -1,5 +1,6 @@
 """``dagdiff distill``: the whole of a run, from its settings to its folder."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,50 @@ def distill(words: Sequence[str]) -> None:
 
 
 def _started(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the folder of a run as ``--policy``: a student of the same network, which starts where that one ended."""
+    """Take as ``--policy`` the folder of a run, or a few-step pipeline's folder or hub id: what the student starts as.
+
+    Of a run it has the same network, and starts where that one ended.
+    """
     named = given.get("policy.class")
     if not isinstance(named, str) or not (Path(named) / "config.yaml").is_file():
-        return given
+        return _few_step(given, named) if isinstance(named, str) and "/" in named else given
     from dagdiff.runs.trust import check_registered
 
     file = Path(named) / "config.yaml"
     config = read_yaml(file)
     check_registered(config, file)
+    _check_base(given, config, named)
     kept = {name: value for name, value in spread(config).items() if name.partition(".")[0] in ("policy", "stepwise")}
     return {**given, **kept, "start": named}
+
+
+def _few_step(given: dict[str, Any], path: str) -> dict[str, Any]:
+    """The settings of a student that starts as a few-step pipeline; with ``--policy.rank`` it trains adapters alone."""
+    if given.get("task") != "pipeline":
+        raise Refusal(
+            f"--policy {path} would start from a pipeline, and --task {given.get('task', 'gaussians8-biased')} is "
+            "none. Pass --task pipeline --pipeline.path EXPERT, or the folder of a run."
+        )
+    if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
+        raise Refusal(
+            f"--policy {path} holds neither a run (config.yaml) nor a pipeline (model_index.json). Name the --out "
+            "folder of dagdiff distill or export, or one that save_pretrained wrote."
+        )
+    kind = "few-step-lora" if "policy.rank" in given else "few-step"
+    return {**given, "policy.class": kind, "policy.path": path}
+
+
+def _check_base(given: dict[str, Any], config: dict[str, Any], folder: str) -> None:
+    """Refuse a run of adapters that stand on another network than this run's expert."""
+    if (config.get("policy") or {}).get("class") != "lora":
+        return
+    before, now = config.get("pipeline") or {}, {"path": given.get("pipeline.path"), "lora": given.get("pipeline.lora")}
+    for name, value in now.items():
+        if before.get(name) != (os.path.abspath(value) if value and os.path.exists(value) else value):
+            raise Refusal(
+                f"the student of {folder} is adapters on {before.get('path')}, and this run's expert has other "
+                f"weights. Merge them first: dagdiff export {folder} --out FEW, then --policy FEW."
+            )
 
 
 def _kept(folder: Path, given: dict[str, Any], trusted: bool) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _LABELS = (
 _LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None, "compile": False, "value_range": None}
 """Settings with the value that leaves a run what it was before they were there."""
 
-_LATER_OF_PIPELINES: dict[str, Any] = {"family": None, "few_step": False}
+_LATER_OF_PIPELINES: dict[str, Any] = {"family": None, "few_step": False, "lora": None}
 """The same for what is told of a pipeline."""
 
 

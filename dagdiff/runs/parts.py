@@ -45,6 +45,8 @@ PARTS: dict[str, dict[str, str]] = {
         "fresh-unet": "dagdiff.tasks.images.fresh_unet",
         "pipeline": "dagdiff.tasks.pipeline.pipeline_student",
         "lora": "dagdiff.tasks.pipeline.adapted_student",
+        "few-step": "dagdiff.tasks.pipeline.few_step_student",
+        "few-step-lora": "dagdiff.tasks.pipeline.adapted_few_step_student",
     },
     "data": {},
     "solver": {
@@ -89,7 +91,8 @@ an import path."""
 HELP = {
     "objective": "what the student is asked to match",
     "expert": "the teacher; by default exact for mixtures, else learned; unet or pipeline for such tasks",
-    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline",
+    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline; "
+    "or the folder of a run or of a few-step pipeline to start from",
     "data": "what forward states are made of, anything with sample(n, generator); by default the task's set",
     "solver": "how the expert makes a sub-step",
     "threshold": "the reflected operator, on expert, targets and rollouts; by default of pipelines teacher",
