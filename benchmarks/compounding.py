@@ -22,7 +22,7 @@ def claim(rows: Sequence[Row]) -> str:
     return (
         "**With all of the data, errors still compound.** Training on the student's own chains instead of the expert's "
         f"changes how far it ends from the expert (ring, PD) by {told} steps, with {asked[1] / asked[0]:.1f} times the "
-        "expert's evaluations. [How errors grow with the steps](docs/horizon.md)."
+        "expert's evaluations. [How errors grow with the steps](horizon.md)."
     )
 
 
@@ -43,7 +43,7 @@ def walked(rows: Sequence[Row]) -> str:
         ]
     return (
         "**A label may be the expert's whole walk to data.** Each label is bought once and used often, so it may cost "
-        f"more. Energy distance x 1000: {', '.join(told)}. [Labels as long as the chain](docs/labels.md)."
+        f"more. Energy distance x 1000: {', '.join(told)}. [Labels as long as the chain](labels.md)."
     )
 
 

@@ -1,10 +1,13 @@
-"""Execute the lessons and save them with their outputs: `python notebooks/execute.py [01 03 ...]`, or `make notebooks`.
+"""Execute lessons and solutions and save them with their outputs: `python notebooks/execute.py [01 03 ...]`.
 
-A lesson's source is NN_name.py (jupytext percent format); this writes NN_name.ipynb beside it. Nothing that belongs to
-one machine or one moment is kept: no timings, no kernel's version, no random cell ids.
+A source is NN_name.py (jupytext percent format), of a lesson here and of its solutions in solutions/; this writes
+NN_name.ipynb beside it and prints how long it took. `make notebooks` does all. Nothing that belongs to one machine or
+one moment is saved: no timings, no kernel's version, no random cell ids. The first cell of each source turns figures
+on, whatever MPLBACKEND says.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -15,12 +18,13 @@ HERE = Path(__file__).parent
 
 
 def sources(prefixes: list[str]) -> list[Path]:
-    """Return the lessons whose names start with one of ``prefixes``, or all of them."""
-    return [path for path in sorted(HERE.glob("[0-9][0-9]_*.py")) if path.name.startswith(tuple(prefixes) or "")]
+    """Return the lessons and solutions whose names start with one of ``prefixes``, or all of them."""
+    found = [*sorted(HERE.glob("[0-9][0-9]_*.py")), *sorted(HERE.glob("solutions/[0-9][0-9]_*.py"))]
+    return [path for path in found if path.name.startswith(tuple(prefixes) or "")]
 
 
 def read(source: Path) -> NotebookNode:
-    """Return the lesson without outputs."""
+    """Return the notebook without outputs."""
     notebook = jupytext.read(source, fmt="py:percent")
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
@@ -28,7 +32,7 @@ def read(source: Path) -> NotebookNode:
 
 
 def execute(source: Path, folder: Path) -> NotebookNode:
-    """Return the lesson executed in ``folder``; raise CellExecutionError where a cell fails."""
+    """Return the notebook executed in ``folder``; raise CellExecutionError where a cell fails."""
     notebook = read(source)
     place = {"metadata": {"path": str(folder)}}
     client = NotebookClient(
@@ -41,5 +45,6 @@ def execute(source: Path, folder: Path) -> NotebookNode:
 
 if __name__ == "__main__":
     for source in sources(sys.argv[1:]):
-        print(source.stem, flush=True)
-        write(execute(source, HERE), source.with_suffix(".ipynb"))
+        started = time.perf_counter()
+        write(execute(source, source.parent), source.with_suffix(".ipynb"))
+        print(f"{source.relative_to(HERE).with_suffix('')}: {time.perf_counter() - started:.0f} s", flush=True)

@@ -120,7 +120,7 @@ PIXELS = Recipe(
     },
 )
 """A small pretrained pipeline of pixels. Measured on U-Nets of 8 x 8 digits that predict v and epsilon: students end
-ahead of the teacher's own 4 steps with both. docs/scaling.md has higher rates that suit one of the two better."""
+ahead of the teacher's own 4 steps with both. docs/pipeline.md has higher rates that suit one of the two better."""
 
 
 LORA = Recipe({**LATENTS.settings, "lr": 1e-4}, LATENTS.objectives)
