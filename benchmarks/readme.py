@@ -2,9 +2,9 @@
 
 Each ``NAME=FOLDER`` keeps the results of a folder, without samples and rounded to six digits, in
 ``benchmarks/results/NAME`` and writes all tables that are made from them (:mod:`dagdiff.benchmarks.pages`); ``study``
-also draws ``docs/study.png`` and ``docs/dmd2.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of seed 0 of a study, and
-``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What pages show is tested against what is
-kept.
+also draws ``docs/study.png`` and ``docs/dmd2.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of
+seed 0 of a study, and ``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What pages show is
+tested against what is kept.
 """
 
 import hashlib

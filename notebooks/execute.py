@@ -1,11 +1,12 @@
 """Execute lessons and solutions and save them with their outputs: `python notebooks/execute.py [01 03 ...]`.
 
 A source is NN_name.py (jupytext percent format), of a lesson here and of its solutions in solutions/; this writes
-NN_name.ipynb beside it and prints how long it took. `make notebooks` does all. Nothing that belongs to one machine or
+NN_name.ipynb beside it and prints how long it took, by the clock and in time of the processor. `make notebooks` does all. Nothing that belongs to one machine or
 one moment is saved: no timings, no kernel's version, no random cell ids. The first cell of each source turns figures
 on, whatever MPLBACKEND says.
 """
 
+import resource
 import sys
 import time
 from pathlib import Path
@@ -45,6 +46,9 @@ def execute(source: Path, folder: Path) -> NotebookNode:
 
 if __name__ == "__main__":
     for source in sources(sys.argv[1:]):
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         write(execute(source, source.parent), source.with_suffix(".ipynb"))
-        print(f"{source.relative_to(HERE).with_suffix('')}: {time.perf_counter() - started:.0f} s", flush=True)
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
+        busy = now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
+        name = source.relative_to(HERE).with_suffix("")
+        print(f"{name}: {time.perf_counter() - started:.0f} s, {busy:.0f} s of the processor", flush=True)

@@ -84,7 +84,9 @@ def test_recipes_and_commands_are_those_of_the_program(page: str, tables: str, m
 
 
 def test_a_command_over_several_lines_is_the_same_command(make_tables: ModuleType) -> None:
-    line = "dagdiff bench images --settings '{\"expert\": {\"class\": \"unet\"}}' " + " ".join(f"--option{i} {i}" for i in range(20))
+    line = 'dagdiff bench images --settings \'{"expert": {"class": "unet"}}\' ' + " ".join(
+        f"--option{i} {i}" for i in range(20)
+    )
     lines = list(make_tables._wrapped(line))
     assert shlex.split("\n".join(lines).replace("\\\n", " ")) == shlex.split(line)
     assert len(lines) > 2 and all(each.startswith("  ") for each in lines[1:])

@@ -51,7 +51,13 @@ def test_the_commands_of_the_first_student_work_as_written(
     for name in re.findall(r"`(.*?)`", " ".join(written)):
         assert (own_folder / "runs/ring" / name).exists(), name
     assert DiffusionPipeline.from_pretrained("students/digits").unet.config.sample_size == [8, 8]
-    for path in ("samples.npz", "samples.png", "runs/ring/shift.csv", "runs/moons/report.html", "runs/judged/judge.json"):
+    for path in (
+        "samples.npz",
+        "samples.png",
+        "runs/ring/shift.csv",
+        "runs/moons/report.html",
+        "runs/judged/judge.json",
+    ):
         assert (own_folder / path).exists(), path
 
 
