@@ -113,7 +113,7 @@ def recipes() -> dict[str, str]:
 
 
 def reproduced() -> dict[str, str]:
-    """The suites whose results are kept: their pages, runs and hours of training, and the commands that make them."""
+    """The suites whose results are kept: their pages, runs and minutes of training, and the commands that make them."""
     pages: dict[str, list[str]] = {}
     for made in TABLES.values():
         for name in made.results:
@@ -123,10 +123,10 @@ def reproduced() -> dict[str, str]:
     for name, where in sorted(pages.items()):
         results = Results.load(HERE.parent / KEPT / name)
         runs = {record.config: record.seconds for record in results.records}
-        links = ", ".join(f"[{page}](../{page})" if page == "README.md" else f"[{page}]({page})" for page in where)
-        rows.append(f"| `{name}` | {links} | {len(runs):,} | {sum(runs.values()) / 3600:.1f} | {results.made_with} |")
+        links = ", ".join("README" if page == "README.md" else f"[{page}]({page})" for page in where)
+        rows.append(f"| `{name}` | {links} | {len(runs):,} | {sum(runs.values()) / 60:,.0f} | {results.made_with} |")
         lines += [f"# {name}", *_wrapped(command(results, name)), ""]
-    head = "| results | pages | runs | hours of training | made with |\n|---|---|---|---|---|\n"
+    head = "| results | pages | runs | minutes of one core | made with |\n|---|---|---|---|---|\n"
     block = "\n".join(lines).rstrip()
     return {"reproduced": head + "\n".join(rows) + f"\n\n```sh\n{block}\n```\n"}
 
@@ -134,13 +134,13 @@ def reproduced() -> dict[str, str]:
 def _wrapped(line: str, width: int = 86) -> Iterator[str]:
     """A command over several lines; a long word of settings breaks between its parts, where JSON lets it."""
     shown = ""
-    for word in map(shlex.quote, shlex.split(line)):
-        word = word.replace('}, "', '},\n    "') if len(word) > width else word
-        if shown and len(shown) + 1 + len(word) > width:
+    words = [word.replace('}, "', '},\n    "') for word in map(shlex.quote, shlex.split(line))]
+    for part in re.split(r" (?=--)", " ".join(words)):
+        if shown and len(shown) + 1 + len(part.partition("\n")[0]) > width:
             yield f"{shown} \\"
-            shown = f"  {word}"
+            shown = f"  {part}"
         else:
-            shown = f"{shown} {word}" if shown else word
+            shown = f"{shown} {part}" if shown else part
     yield shown
 
 
