@@ -152,9 +152,9 @@ from dagdiff.report.shift import shift_figure
 shift_figure(shift.rows)
 
 # %% [markdown]
-# Read the left panel from left to right, as the chain runs. The first two steps are as good on student states as on
-# forward ones. At the last step, student states (purple) cost five times as much as forward states (grey), and nothing
-# in training said so. On the expert's chains (black) the student fails alike: its states are not bad, they are
+# Read the left panel from left to right, as the chain runs. The first two steps are about as good on student states as
+# on forward ones. At the last two, student states (purple) cost several times as much as forward states (grey), and
+# nothing in training said so. On the expert's chains (black) the student fails alike: its states are not bad, they are
 # *elsewhere*. The other panels say where: far from the forward states, and close to the expert's.
 #
 # ## Where it goes wrong
@@ -187,7 +187,7 @@ print(f"more than 0.3 off, chains that start right: {(strayed[~left] > 0.3).doub
 # ## How far the chains come apart
 #
 # A wrong prediction moves the next state. But the table says that this is not the main cause here: on the expert's own
-# chains the student fails almost as much (0.025 of 0.028 at the last step). What it lacks is data on the left. The
+# chains the student fails almost as much (the column *expert*). What it lacks is data on the left. The
 # distance between the two chains after each step:
 
 # %%

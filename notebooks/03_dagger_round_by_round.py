@@ -123,8 +123,8 @@ mixed_rounds, mixed_quality = run(mixed)
 
 # %% [markdown]
 # A record is a state with the expert's label, which serves some batches (`Gathering(reuse=...)`). The aggregate grows
-# by 256 chains of 4 steps, or more, for each of two sources. Forward states have the same distribution in every round,
-# so those of a round replace the last round's: off-policy training keeps no more.
+# by 256 chains of 4 steps, or more, for each of two sources, until it holds the newest 20 rounds. Forward states have
+# the same distribution in every round, so those of a round replace the last round's: off-policy training keeps no more.
 
 # %%
 figure, (loss, distance) = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
@@ -160,9 +160,9 @@ print("oldest and newest round of the student's rows:", batch["round"][batch["so
 print("columns:", sorted(batch.keys()))
 
 # %% [markdown]
-# Records of round 1 were made by a poor student, and are still there: that is the *aggregation* in DAgger. Their
-# labels are still right, since the expert is frozen. (`Gathering(rounds_kept=1)` would keep
-# the newest round only.)
+# The oldest records were made by a poorer student, and are still there: that is the *aggregation* in DAgger. Their
+# labels are still right, since the expert is frozen. (The newest 20 rounds stay; `Gathering(rounds_kept=1)` would keep
+# the newest one only.)
 #
 # ## Beta: who drives
 #

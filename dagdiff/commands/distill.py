@@ -113,8 +113,8 @@ def _tell(found: dict[str, float], out: Path) -> None:
     named = {metric: METRICS[metric].title or metric if metric in METRICS else metric for metric in found}
     shown = [metric for metric in found if metric in (*DISTANCES, "w2") or metric not in METRICS]
     print(", ".join(f"{named[metric]} {found[metric]:.4g}" for metric in shown))
-    print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
-    print(f"the run is kept in {out}")
+    print(f"imitation loss {found['loss_own']:.3g} on student states, {found['loss_forward']:.3g} on forward states")
+    print(f"the run is saved in {out}")
 
 
 def _behind(found: dict[str, Any], chosen: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ def judge(words: Sequence[str]) -> None:
     print(told(found))
     if given.out is not None:
         keep(found, given.out)
-        print(f"\nkept in {given.out}: {', '.join(sorted(each.name for each in given.out.iterdir()))}")
+        print(f"\nsaved in {given.out}: {', '.join(sorted(each.name for each in given.out.iterdir()))}")
 
 
 def _judged(given: Any) -> "Judgement":

@@ -49,7 +49,7 @@ def shift(words: Sequence[str]) -> None:
     experiment.rows = given.batch_size
     found = measure(experiment, given.num, given.seed, progress=True)
     keep(found, given.folder)
-    print(f"{told(found)}\n\nkept in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")
+    print(f"{told(found)}\n\nsaved in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")
 
 
 class Found(NamedTuple):

@@ -47,7 +47,7 @@ def shift_pair(words: Sequence[str]) -> None:
     if given.out is not None:
         save_csv(given.out / "shift.csv", [row.as_row() for row in shift.rows])
         figures.save(shift_figure(shift.rows), given.out / "shift.png")
-        print(f"\nkept in {given.out}: shift.csv, shift.png")
+        print(f"\nsaved in {given.out}: shift.csv, shift.png")
 
 
 class Pair(NamedTuple):

@@ -346,11 +346,11 @@ class Experiment:
         return torch.cat([self.task.pictures(part).cpu() for part in shown.over(parts)])
 
     def clouds(self, samples: Tensor | None = None) -> dict[str, Any]:
-        """Return what is drawn side by side: points shown to the student, of the truth, and of the student."""
+        """Return what is drawn side by side: training data, points of the target, and of the student."""
         n, generator = self.settings.samples, self.generator(6)
         panels = {
-            "shown to the student": self.task.data.sample(n, generator),
-            "truth": self.task.world.sample(n, generator),
+            "training data": self.task.data.sample(n, generator),
+            "target": self.task.world.sample(n, generator),
             "student": self.sample(n, seed=0) if samples is None else samples,
         }
         return {name: self.task.pictures(each[: self.task.saved]).numpy(force=True) for name, each in panels.items()}
