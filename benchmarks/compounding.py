@@ -48,7 +48,7 @@ def walked(rows: Sequence[Row]) -> str:
 
 
 def by_growth(rows: Sequence[Row]) -> str:
-    """A line a task, width and variant: the exponent, and the loss on student states over that on the expert's, by K."""
+    """A line a task, width and variant: the exponent, and the loss on student over that on expert states, by K."""
     found = _by_variant(rows)
     steps = sorted({record.steps for records in found.values() for record in records})
     lines = head("data, student", "trained on", "exponent p", *(f"K = {number}" for number in steps))

@@ -37,7 +37,7 @@ class Made(NamedTuple):
 
 
 def with_table(text: str, name: str, lines: str) -> str:
-    """Return a page's text with the table of that name replaced; refuse a page without a place for it."""
+    """Return a page's text with the table of that name replaced; reject a page without a place for it."""
     start = f"<!-- table: {name} -->"
     before, found, rest = text.partition(start)
     if not found or END not in rest:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(command: str, words: Sequence[str]) -> int:
-    """Run a command; a refusal becomes one line, and so does any other error, with the traceback in a file."""
+    """Run a command; an error becomes one line, and so does any other error, with the traceback in a file."""
     from dagdiff.checks import Refusal, check_in, first_line
     from dagdiff.round import NonFiniteLoss
 

@@ -113,7 +113,7 @@ def _umask() -> int:
 
 
 def _check_new(out: Path) -> None:
-    """Refuse a folder that holds something, or can't be made."""
+    """Reject a folder that holds something, or can't be made."""
     from dagdiff.checkpoint import check_writable
 
     if out.is_file() or (out.is_dir() and any(out.iterdir())):

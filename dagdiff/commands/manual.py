@@ -38,8 +38,9 @@ examples:
   dagdiff distill --task pipeline --pipeline.path FOLDER --policy lora --out runs/adapters
 
 The groups follow the order of the decisions. Defaults are those of the task and the objective that are named.
-Parts, such as --objective, have a short name or an import path (pkg.mine.MyObjective), and options of their own: --objective distribution --objective.gan_weight 1e-3. `dagdiff list objectives` says what each one is;
-`dagdiff distill --objective distribution --help` shows its options."""
+Parts, such as --objective, have a short name or an import path (pkg.mine.MyObjective), and options of their own:
+--objective distribution --objective.gan_weight 1e-3. `dagdiff list objectives` says what each one is; `dagdiff distill
+--objective distribution --help` shows its options."""
 
 _OWN = [
     Option("out", None, "Path", "folder to fill; new, empty, or that of the same run, which is then resumed."),

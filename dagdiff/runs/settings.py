@@ -137,7 +137,7 @@ def lists_of(kind: type) -> tuple[str, ...]:
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse settings that can't be, each under the name that the user gave it."""
+    """Reject settings that can't be, each under the name that the user gave it."""
     check_shares(tuple(settings.shares))
     for name in ("guidance", "input_perturbation", "epsilon_scale", "reuse", "lr"):
         check_number(name, getattr(settings, name))
