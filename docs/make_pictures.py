@@ -88,7 +88,7 @@ def draw_process(axes: Axes) -> None:
         axes.annotate("", (k + 0.5, 0.06), (k + 0.5, 0.48), arrowprops={"arrowstyle": "-|>", "color": STUDENT})
     words = (("state: a box", "#444"), ("action: the student's prediction", STUDENT))
     for (text, colour), x in zip(
-        (*words, ("label: the expert's prediction at that state", EXPERT)), (-0.4, 0.6, 2.2), strict=True
+        (*words, ("label: the expert's prediction there", EXPERT)), (-0.4, 0.35, 2.25), strict=True
     ):
         axes.text(x, 1.52, text, color=colour, va="center", fontsize=10)
 

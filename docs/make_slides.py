@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
 from make_pictures import HERE, draw_errors, draw_horizon, draw_process, draw_states
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from dagdiff.report.forest import forest_figure
 from dagdiff.report.overview import overview
@@ -19,6 +19,7 @@ from dagdiff.report.results import Results
 
 RESULTS = HERE.parent / "benchmarks/results"
 SIZE = (10.0, 5.625)  # inches
+LARGER = 1.5
 PANELS: dict[str, Callable[[Axes], None]] = {
     "01-the-chain": draw_process,
     "02-three-kinds-of-states": draw_states,
@@ -30,7 +31,6 @@ COPIED = {"04-four-steps-forward-and-mixture": "biased.png", "07-digits": "image
 def main(folder: Path) -> None:
     """Write the slides' figures, in their order, and name them."""
     folder.mkdir(parents=True, exist_ok=True)
-    matplotlib.rcParams |= {"font.size": 15, "axes.titlesize": 17}
     for name, draw in PANELS.items():
         figure = Figure(figsize=SIZE, layout="constrained")
         draw(figure.add_subplot())
@@ -56,7 +56,9 @@ def effects() -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure for a screen of 1,920 pixels."""
+    """Write a figure for a screen of 1,920 pixels, its letters enlarged to be read from the last row."""
+    for text in figure.findobj(Text):
+        text.set_fontsize(LARGER * text.get_fontsize())
     figure.savefig(path, dpi=192, facecolor="white")
 
 

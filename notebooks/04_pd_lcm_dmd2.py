@@ -208,8 +208,9 @@ scatter_panels(
 # states: it may learn wherever its outputs should follow the whole target, and nowhere else. No number here says which
 # objective is best: they had the same updates, but not the same cost, and this was one seed.
 #
-# The cost is in the last two columns. PD on forward states asks the expert eight times for every row of every batch,
-# since forward states are always new. On the mixture it pays *less*: labels of chain states are stored and used again.
+# The cost is in the last two columns. A label is bought once and serves several batches, on forward states as on others.
+# Rollouts come on top: the student's own steps, and the chains that the expert walks for its states. So the mixture costs
+# more here, and LCM's most of all, whose labels cost little beside whole chains of the expert.
 #
 # ## Exercises
 #

@@ -156,7 +156,7 @@ for name in tasks:
     print(f"{name}, forward minus mixture, by seed:", " ".join(f"{a - b:.5f}" for a, b in pairs))
 
 # %% [markdown]
-# The real samples lie within 0.0005 of one another. On `matched` the differences are an eighth of that or less; on
+# The real samples lie within 0.0005 of one another. On `matched` the differences are a quarter of that or less; on
 # `biased` even the least of the three is larger, and the others are many times so. The honest result on `matched`:
 # no difference that these runs could show.
 #
@@ -209,8 +209,8 @@ for name in tasks:
 # - **Look at differences in pairs.** Seeds differ more from one another than variants do. Pairing takes that out.
 # - **A number near the floor is no ranking.** The energy distance estimate is unbiased, so good samplers scatter
 #   around 0, some below.
-# - **Say what it costs.** Equal updates are not equal work. PD with a mixture re-uses labels and happens to be
-#   cheaper here; with other objectives rollouts come on top.
+# - **Say what it costs.** Equal updates are not equal work. Here the mixture takes about twice the
+#   evaluations, because rollouts come on top of the labels.
 #
 # ## Exercises
 #

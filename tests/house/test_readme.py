@@ -298,7 +298,7 @@ def test_the_commands_work_as_written(own_folder: Path, capsys: pytest.CaptureFi
     (own_folder / "prompts.txt").write_text("a cat\na dog\n")
     found = commands()
     assert [words[0] for words in found] == ["distill", "export"]
-    small = "--updates 2 --rounds 1 --chains 2 --batch_size 2 --samples 4 --heldout 0 --substeps 1 --device cpu"
+    small = "--updates 2 --rounds 1 --chains 2 --batch_size 2 --samples 10 --heldout 0 --substeps 1 --device cpu"
     small += " --pipeline.own_samples 10 --pipeline.own_steps 2"
     for words in found:
         assert main([*words, *(shlex.split(small) if words[0] == "distill" else [])]) == 0, capsys.readouterr().err
