@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT
+from PIL import Image
 
 import dagdiff
 from dagdiff.cli import main
@@ -187,6 +188,19 @@ def test_the_floors_are_those_that_the_program_measures(make_tables: ModuleType)
     text = text_of("metrics.md")
     with torch.random.fork_rng(devices=[]):
         assert make_tables.filled(text, make_tables.floors()) == text, "run: python docs/make_tables.py"
+
+
+@pytest.mark.slow
+def test_the_slides_are_drawn_by_one_command(tmp_path: Path) -> None:
+    (line,) = (line for line in text_of("teaching.md").splitlines() if line.startswith("python docs/make_slides.py"))
+    words = [sys.executable, *line.split()[1:-1], str(tmp_path / "slides")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    drawn = [Path(name) for name in done.stdout.splitlines()]
+    slides = text_of("teaching.md").partition("## Slides")[2]
+    assert len(drawn) == len(re.findall(r"(?m)^\| \d ", slides)) and all(path.stat().st_size > 10_000 for path in drawn)
+    with Image.open(drawn[0]) as first:
+        assert first.size == (1920, 1080)
 
 
 class Requests(HTMLParser):
