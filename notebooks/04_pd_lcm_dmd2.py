@@ -208,9 +208,9 @@ scatter_panels(
 # states: it may learn wherever its outputs should follow the whole target, and nowhere else. No number here says which
 # objective is best: they had the same updates, but not the same cost, and this was one seed.
 #
-# The cost is in the last two columns. A label is bought once and serves several batches, on forward states as on others.
-# Rollouts come on top: the student's own steps, and the chains that the expert walks for its states. So the mixture costs
-# more here, and LCM's most of all, whose labels cost little beside whole chains of the expert.
+# The cost is in the last two columns. A label is bought once and serves several batches, on forward states as on
+# others. Rollouts come on top: the student's own steps, and the chains that the expert walks for its states. So the
+# mixture costs more here, and LCM's most of all, whose labels cost little beside whole chains of the expert.
 #
 # ## Exercises
 #

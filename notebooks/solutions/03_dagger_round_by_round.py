@@ -110,8 +110,8 @@ for name, (quality, cost) in runs.items():
 # ## Explain
 #
 # Against evaluations of the expert, student states alone are ahead: they cost as much as forward states and end far
-# lower. Each new state costs one label, wherever it comes from, and each label serves several batches. Expert states and
-# the mixture cost about twice as much, because the expert must also walk its own chains.
+# lower. Each new state costs one label, wherever it comes from, and each label serves several batches. Expert states
+# and the mixture cost about twice as much, because the expert must also walk its own chains.
 
 # %%
 figure, (by_round, by_cost) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
