@@ -15,7 +15,7 @@ usage: dagdiff COMMAND [options]
 Diffusion distillation as imitation learning: DAgger for diffusion.
 
 commands:
-  distill   distil a teacher into a few-step student, and keep the run in a folder
+  distill   distil a teacher into a few-step student, and save the run in a folder
   sample    draw points from the student of a run
   shift     measure a student's covariate shift, step by step
   export    write a run's student as a diffusers pipeline, or its adapters

@@ -10,7 +10,7 @@ from dagdiff.runs.words import read_yaml, spell, spread
 
 
 def distill(words: Sequence[str]) -> None:
-    """Distil a teacher into a few-step student, and keep the run in a folder.
+    """Distil a teacher into a few-step student, and save the run in a folder.
 
     A run that was stopped is resumed by the same command, or by --resume FOLDER alone, as if it had never stopped.
     """

@@ -5,6 +5,7 @@ comes at once.
 """
 
 import argparse
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ def text(given: Mapping[str, Any], summary: str) -> str:
     parser = argparse.ArgumentParser(
         prog="dagdiff distill",
         usage="dagdiff distill [options] --out FOLDER",
-        description=f"{summary}\n\n{EXAMPLES}",
+        description=f"{inspect.cleandoc(summary)}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
