@@ -92,7 +92,7 @@ def by_steps(rows: Sequence[Row]) -> str:
 
 
 def by_variant(rows: Sequence[Row], variants: Sequence[str], about: str = "") -> str:
-    """A line an objective, a column a variant, in the study's narrow world."""
+    """A line an objective, a column a variant, on the study's narrow dataset."""
     case = f"{NARROW[0]}, {about}" if about else NARROW[0]
     mine = [row for name in variants for row in rows if (row.variant, row.steps, row.case) == (name, 4, case)]
     return pivot(mine, lambda row: OBJECTIVES[row.objective], lambda row: variant_name(row.variant))
@@ -129,7 +129,7 @@ def by_world(rows: Sequence[Row]) -> str:
 
 
 def by_critic(rows: Sequence[Row]) -> str:
-    """A line a critic of DMD2 on its own states, then one for other states: distance, width and shares of the modes."""
+    """A line a critic of DMD2 on student states, then one for other states: distance, width and shares of the modes."""
     worlds = ("grid25-matched", "imbalanced-matched")
     dmd2 = [row for row in rows if row.objective == "distribution" and row.steps == 4 and row.task in worlds]
     kinds = [("published", about) for about in ("", *CRITICS)] + [("forward", ""), ("mixture", "")]
@@ -144,7 +144,7 @@ def by_critic(rows: Sequence[Row]) -> str:
 
 
 def by_schedule(rows: Sequence[Row]) -> str:
-    """A line a course of training, a column an objective: distances by world, and what all change against the first."""
+    """A line a course of training, a column an objective: distances by dataset, and the change against the first."""
     variants, tasks = (
         list(dict.fromkeys(names)) for names in zip(*((row.variant, row.task) for row in rows), strict=True)
     )

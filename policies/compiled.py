@@ -34,7 +34,7 @@ def compiled(part: Any, backend: str = "inductor") -> Any:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse a machine on which torch can't compile; a small function is compiled to see.
+    """Reject a machine on which torch can't compile; a small function is compiled to see.
 
     Raises:
         Refusal: with torch's own reason.

@@ -1,10 +1,11 @@
 """What a run will cost, before it is run: its network evaluations, predicted from its configuration.
 
-Let B be chains, K steps, k the expert's sub-steps, beta the part of the roll-in steps that the expert drives, and M the
+Let B be chains, K steps, k the expert's sub-steps, beta the part of the rollout steps that the expert drives, and M the
 rows of a batch. A round costs
 
 * for each batch of chains of the student: K B evaluations of the student (none where beta = 1) and B beta w of the
-  expert, w its walk: K k, or where guesses must be right at data the sum of k t over the K times t, each rounded up;
+  expert, w its walk: K k, or where predictions must be right at data the sum of k t over the K times t, each rounded
+  up;
 * for each batch of the expert's chains: B w of the expert;
 * the labels of its fresh records, of the three sources; and once in a run, as the collector tries its policy, B of the
   student;
@@ -53,7 +54,7 @@ class Nfe(NamedTuple):
 class _Rates(NamedTuple):
     """What an objective asks of the expert: for a label, for each row of an update; and the batches of an update.
 
-    ``at_data`` says whether its guesses must be right at data.
+    ``at_data`` says whether its predictions must be right at data.
     """
 
     label: float
@@ -99,7 +100,7 @@ def updates_for(config: Config, total: float, price: float = 1.0) -> int:
         price: what an evaluation of the expert costs, in those of the student.
 
     Raises:
-        Refusal: if its roll-ins alone cost more.
+        Refusal: if its rollouts alone cost more.
     """
     rounds = config["rounds"]
 

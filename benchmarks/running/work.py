@@ -18,7 +18,7 @@ from dagdiff.sealed import read_sealed, save_sealed
 from dagdiff.transition import Ddim, sample
 
 _PLACE = (*YARDSTICK, "steps", "stages", "seed", "threshold", "solver", "epsilon_scale", "bf16")
-"""What the expert's scores in a student's place depend on, beside the law of motion."""
+"""What the expert's scores in a student's place depend on, beside the transition."""
 
 THREADS = 1
 """Torch threads of every run: another number rounds in another order."""

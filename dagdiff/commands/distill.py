@@ -11,7 +11,7 @@ from dagdiff.runs.words import read_yaml, spell, spread
 
 
 def distill(words: Sequence[str]) -> None:
-    """Distil a teacher into a few-step student, and keep the run in a folder.
+    """Distil a teacher into a few-step student, and save the run in a folder.
 
     A run that was stopped is resumed by the same command, or by --resume FOLDER alone, as if it had never stopped.
     """
@@ -155,8 +155,8 @@ def _tell(found: dict[str, float], expert: dict[str, Any], out: Path) -> None:
     print(
         f"the expert in its place: {DISTANCES[expert['metric']]} {expert['teacher']:.4g}; difference {difference:.2g}"
     )
-    print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
-    print(f"the run is kept in {out}")
+    print(f"imitation loss {found['loss_own']:.3g} on student states, {found['loss_forward']:.3g} on forward states")
+    print(f"the run is saved in {out}")
 
 
 def _behind(chosen: dict[str, Any]) -> str:

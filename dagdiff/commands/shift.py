@@ -52,7 +52,7 @@ def shift(words: Sequence[str]) -> None:
     experiment.rows = given.batch_size
     found = measure(experiment, given.num, given.seed, progress=True)
     kept = keep(found, given.folder, experiment.task.pictures)
-    print(f"{told(found)}\n\nkept in {given.folder}: {', '.join(kept)}")
+    print(f"{told(found)}\n\nsaved in {given.folder}: {', '.join(kept)}")
 
 
 class Found(NamedTuple):

@@ -49,7 +49,7 @@ def shift_pair(words: Sequence[str]) -> None:
         save_csv(given.out / "shift.csv", [row.as_row() for row in shift.rows])
         figures.save(shift_figure(shift.rows), given.out / "shift.png")
         ends = save_ends(shift, given.out, pair.teacher.autoencoder.decode)
-        print(f"\nkept in {given.out}: {', '.join(['shift.csv', 'shift.png', *ends])}")
+        print(f"\nsaved in {given.out}: {', '.join(['shift.csv', 'shift.png', *ends])}")
 
 
 class Pair(NamedTuple):

@@ -30,7 +30,7 @@ from dagdiff.report.glossary import variant_name
 
 
 class StepLosses(NamedTuple):
-    """Imitation losses at the K steps of a grid ``t`` ``(K,)``: on forward and on own states, ``(seeds, K)`` each."""
+    """Imitation losses at the steps of a grid ``t`` ``(K,)``, on forward and student states, ``(seeds, K)`` each."""
 
     t: ArrayLike
     forward: ArrayLike
@@ -40,7 +40,7 @@ class StepLosses(NamedTuple):
 def loss_by_step(panels: Mapping[str, Mapping[str, StepLosses]]) -> Figure:
     """Draw imitation loss by step, a panel for each objective and a colour for each variant in it.
 
-    Solid is the loss on the student's own states, dashed on forward states; lines are means over seeds, bands run from
+    Solid is the loss on the student states, dashed on forward states; lines are means over seeds, bands run from
     the least to the greatest seed.
     """
     figure, grid = make_grid(len(panels), len(panels), 3.2, 3.0, sharey=True)

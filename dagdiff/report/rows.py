@@ -121,7 +121,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Loss on own states over loss on forward states, each a mean over seeds; NaN if unknown."""
+        """Loss on student states over loss on forward states, each a mean over seeds; NaN if unknown."""
         own, forward = self.metrics["loss_own"], self.metrics["loss_forward"]
         return own.mean / forward.mean if own and forward and forward.mean > 0 else math.nan
 

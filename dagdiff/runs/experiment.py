@@ -147,7 +147,7 @@ class Experiment:
 
     @property
     def span(self) -> float | None:
-        """The time that the expert's sub-steps are for: the whole chain, where guesses must be right at data."""
+        """The time that the expert's sub-steps are for: the whole chain, where predictions must be right at data."""
         ends = self.transition.horizon(self.times[1:])
         return 1.0 if bool((ends == 0.0).all()) else None
 
@@ -302,7 +302,7 @@ class Experiment:
         return replace(self, times=self.task.grid(steps, self.transition).to(self.device))
 
     def check(self, steps: int) -> None:
-        """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
+        """Reject what no loop could be made of, without making one: a loop keeps copies of its networks."""
         chosen = self.settings
         if engine.sharding() and len(chosen.stages or ()) > 1:
             raise Refusal("stages copy their students, and sharded ones (FSDP2) can't be. Take --steps, or DDP.")
@@ -346,11 +346,11 @@ class Experiment:
         return torch.cat([self.task.pictures(part).cpu() for part in shown.over(parts)])
 
     def clouds(self, samples: Tensor | None = None) -> dict[str, Any]:
-        """Return what is drawn side by side: points shown to the student, of the truth, and of the student."""
+        """Return what is drawn side by side: training data, points of the target, and of the student."""
         n, generator = self.settings.samples, self.generator(6)
         panels = {
-            "shown to the student": self.task.data.sample(n, generator),
-            "truth": self.task.world.sample(n, generator),
+            "training data": self.task.data.sample(n, generator),
+            "target": self.task.world.sample(n, generator),
             "student": self.sample(n, seed=0) if samples is None else samples,
         }
         return {name: self.task.pictures(each[: self.task.saved]).numpy(force=True) for name, each in panels.items()}

@@ -153,7 +153,7 @@ def _trained(
 def _rescue(error: Exception, experiment: Experiment, loop: DAgger | None, keeper: Keeper, out: Path) -> None:
     """Save the student of the last good round, and the best; what can't be saved does not hide why.
 
-    Of a run that is refused before its first round nothing is left.
+    Of a run that is rejected before its first round nothing is left.
     """
     if loop is None or (isinstance(error, Refusal) and not keeper.rounds and not keeper.checkpoints.names):
         clear(out)
@@ -261,7 +261,7 @@ def open_run(
 
 
 def _asked(file: Path, make: Callable[[], Kept]) -> Kept:
-    """Return what ``make`` makes of a file's content; what it can't take becomes a refusal that names the file."""
+    """Return what ``make`` makes of a file's content; what it can't take becomes an error that names the file."""
     try:
         return make()
     except (TypeError, ValueError, RuntimeError) as error:

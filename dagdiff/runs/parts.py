@@ -149,7 +149,7 @@ def names(part: str) -> dict[str, str]:
 
 
 def path_of(part: str, name: str) -> str:
-    """Return the import path of a part's short name, or the import path itself; refuse with the near miss."""
+    """Return the import path of a part's short name, or the import path itself; reject with the near miss."""
     registered = names(part)
     path = registered.get(name, name)
     if "." not in path.strip("."):
@@ -158,7 +158,7 @@ def path_of(part: str, name: str) -> str:
 
 
 def resolve(part: str, name: str) -> Callable[..., Any]:
-    """Return the class or function that a part's short name or import path names; refuse with the near miss."""
+    """Return the class or function that a part's short name or import path names; reject with the near miss."""
     path = path_of(part, name)
     if path == name:
         reach_working_folder()
@@ -190,7 +190,7 @@ def usual_parts(task: str, expert: str | None = None) -> dict[str, str]:
 
 
 def known(part: str) -> str:
-    """What may be named, for help and refusals."""
+    """What may be named, for help and errors."""
     registered = names(part)
     return " ".join([", ".join(registered), "or" if registered else "", "an import path"]).strip()
 

@@ -22,7 +22,7 @@ _DEPTH, _VALUES = 8, 10_000  # what a file of settings may hold
 
 
 def check_registered(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse a configuration that ``file`` holds if it names code outside the registry; nothing has been imported then.
+    """Reject a configuration that ``file`` holds if it names code outside the registry; nothing has been imported then.
 
     Raises:
         Refusal: for an import path, weights in pickles, or what is no configuration.
@@ -61,7 +61,7 @@ def check_registered(config: Mapping[str, Any], file: Path) -> None:
 
 
 def check_plain(content: Any, file: Path) -> None:
-    """Refuse what no file of settings holds: keys that are no text, values that JSON lacks, too many or too deep."""
+    """Reject what no file of settings holds: keys that are no text, values that JSON lacks, too many or too deep."""
     left = [(content, 0)]
     for count in range(_VALUES):
         if not left:
