@@ -7,7 +7,7 @@ autoencoder, tokenizers, text encoders.
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import diffusers
@@ -234,8 +234,17 @@ def loading_program(
     return "\n".join([*first, *loaded, f"image = pipeline({call}).images[0]"])
 
 
-def model_card(name: str, teacher: str, steps: int, program: str, facts: dict[str, Any]) -> str:
-    """Return the README.md of an exported folder: what it is, how it is loaded, and what was measured.
+def model_card(
+    name: str,
+    teacher: str,
+    steps: int,
+    program: str,
+    facts: dict[str, Any],
+    tags: Sequence[str] = (),
+    beside: str = "",
+    language: str = "python",
+) -> str:
+    """Return the README.md of an exported folder: what it is, how it is called, and what was measured.
 
     Args:
         name: of the student.
@@ -243,24 +252,28 @@ def model_card(name: str, teacher: str, steps: int, program: str, facts: dict[st
         steps: K.
         program: that loads it, see :func:`loading_program`.
         facts: more lines, name -> value: objective, updates, metrics.
+        tags: more lines of what the hub reads, such as the library.
+        beside: more of it, below the call: pictures, the recipe.
+        language: of the program.
     """
     lines = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    read = "\n".join(tags or ("library_name: diffusers",))
     return f"""---
-library_name: diffusers
+{read}
 tags: [distillation, few-step]
 ---
 # {name}
 
 A student of {steps} step{"s" if steps > 1 else ""}, distilled from {teacher} with dagdiff.
 
-```python
+```{language}
 {program}
 ```
 
 Call it with just these arguments. It was trained for {steps} step{"s" if steps > 1 else ""}, and its scheduler holds
 that grid: any other number is another chain, which it has not learned, and nothing will warn you. What guidance the
 teacher was given is in the student already: another weight than the one in this call is applied on top of it.
-
+{beside}
 | | |
 |---|---|
 {lines}

@@ -45,6 +45,8 @@ PARTS: dict[str, dict[str, str]] = {
         "fresh-unet": "dagdiff.tasks.images.fresh_unet",
         "pipeline": "dagdiff.tasks.pipeline.pipeline_student",
         "lora": "dagdiff.tasks.pipeline.adapted_student",
+        "few-step": "dagdiff.tasks.pipeline.few_step_student",
+        "few-step-lora": "dagdiff.tasks.pipeline.adapted_few_step_student",
     },
     "data": {},
     "solver": {
@@ -89,7 +91,8 @@ an import path."""
 HELP = {
     "objective": "what the student is asked to match",
     "expert": "the teacher; by default exact for mixtures, else learned; unet or pipeline for such tasks",
-    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline",
+    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline; "
+    "or the folder of a run or of a few-step pipeline to start from",
     "data": "what forward states are made of, anything with sample(n, generator); by default the task's set",
     "solver": "how the expert makes a sub-step",
     "threshold": "the reflected operator, on expert, targets and rollouts; by default of pipelines teacher",
@@ -146,7 +149,7 @@ def names(part: str) -> dict[str, str]:
 
 
 def path_of(part: str, name: str) -> str:
-    """Return the import path of a part's short name, or the import path itself; refuse with the near miss."""
+    """Return the import path of a part's short name, or the import path itself; reject with the near miss."""
     registered = names(part)
     path = registered.get(name, name)
     if "." not in path.strip("."):
@@ -155,7 +158,7 @@ def path_of(part: str, name: str) -> str:
 
 
 def resolve(part: str, name: str) -> Callable[..., Any]:
-    """Return the class or function that a part's short name or import path names; refuse with the near miss."""
+    """Return the class or function that a part's short name or import path names; reject with the near miss."""
     path = path_of(part, name)
     if path == name:
         reach_working_folder()
@@ -187,7 +190,7 @@ def usual_parts(task: str, expert: str | None = None) -> dict[str, str]:
 
 
 def known(part: str) -> str:
-    """What may be named, for help and refusals."""
+    """What may be named, for help and errors."""
     registered = names(part)
     return " ".join([", ".join(registered), "or" if registered else "", "an import path"]).strip()
 

@@ -22,7 +22,7 @@ _DEPTH, _VALUES = 8, 10_000  # what a file of settings may hold
 
 
 def check_registered(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse a configuration that ``file`` holds if it names code outside the registry; nothing has been imported then.
+    """Reject a configuration that ``file`` holds if it names code outside the registry; nothing has been imported then.
 
     Raises:
         Refusal: for an import path, weights in pickles, or what is no configuration.
@@ -39,6 +39,10 @@ def check_registered(config: Mapping[str, Any], file: Path) -> None:
             raise Refusal(f"{file} holds {_short(name)} where {part} has its name. Make the run again.")
         if name and "." in name and name not in names(part).values():
             raise _untrusted(file, f"{part} {_short(name)}")
+        if name in _STARTS:
+            if options.get("allow_pickle", False) is not False:
+                raise _untrusted(file, f"{part}.allow_pickle")
+            options = {option: value for option, value in options.items() if option not in ("path", "variant")}
         for option, value in options.items():
             if not _is_data(value):
                 raise _untrusted(file, f"{part}.{option} {_short(value)}")
@@ -57,7 +61,7 @@ def check_registered(config: Mapping[str, Any], file: Path) -> None:
 
 
 def check_plain(content: Any, file: Path) -> None:
-    """Refuse what no file of settings holds: keys that are no text, values that JSON lacks, too many or too deep."""
+    """Reject what no file of settings holds: keys that are no text, values that JSON lacks, too many or too deep."""
     left = [(content, 0)]
     for count in range(_VALUES):
         if not left:
@@ -85,6 +89,9 @@ def names_code(given: Mapping[str, Any]) -> bool:
         for name, value in given.items()
     )
 
+
+_STARTS = ("few-step", "few-step-lora")
+"""Parts of ours that take a pipeline's place as plain text, which is never imported."""
 
 _FOREIGN = re.compile(r"(?!dagdiff\.)[^\W\d]\w*\.[^\W\d]")
 

@@ -1,9 +1,9 @@
 """The task ``pipeline``: distil a diffusers pipeline that somebody has trained, from a folder or from the hub.
 
-The pipeline's network is the expert, and the student starts as a copy of it (``--policy pipeline``) or as that network
-with low-rank adapters (``--policy lora``). Schedule and threshold are the teacher's own; states are its pixels or
-latents, conditions its classes or the prompts that are given; what stands for data is said in
-:mod:`dagdiff.tasks.pipeline_data`. The pipeline is read once in a process.
+The pipeline's network is the expert, and the student starts as a copy of it (``--policy pipeline``), as that network
+with low-rank adapters (``--policy lora``), or as a few-step model that is there already (``--policy FOLDER``). Schedule
+and threshold are the teacher's own; states are its pixels or latents, conditions its classes or the prompts that are
+given; what stands for data is said in :mod:`dagdiff.tasks.pipeline_data`. The pipeline is read once in a process.
 
 There is no labelled test set, so samples are scored by the teacher: ``state_gap`` is the mean squared distance to what
 it makes of the same noise, and ``energy`` the energy distance to its samples from other noise. The gap suits students
@@ -29,6 +29,7 @@ from dagdiff.metrics.truth import Truth
 from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.families.named import named_family
+from dagdiff.pipelines.few_step import load_start, with_lora
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
@@ -66,6 +67,7 @@ class PipelineSettings:
         family: how its network is asked: the class of a network that dagdiff serves, or the import path of a family of
             your own; null finds it by the network's class.
         few_step: take a teacher that seems to be a few-step model itself.
+        lora: a file or folder of adapters that are added to the expert's weights, e.g. a style that was trained on it.
     """
 
     path: str | None = None
@@ -82,6 +84,7 @@ class PipelineSettings:
     timesteps: list[float] | None = None
     family: str | None = None
     few_step: bool = False
+    lora: str | None = None
 
 
 @dataclass(frozen=True)
@@ -219,14 +222,14 @@ def load_teacher(chosen: Any, device: str, guidance: float = 1.0) -> DiffusersEx
     captions = tuple(folder_captions(chosen.images, chosen.prompt_column, classes=not chosen.prompts))
     text = (chosen.prompts, chosen.prompt_column, captions)
     told = (chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
-    return _loaded(chosen.path, *text, *told, str(find_device(device)), chosen.family, guidance)
+    return _loaded(chosen.path, *text, *told, str(find_device(device)), chosen.family, guidance, chosen.lora)
 
 
 @lru_cache(maxsize=2)
 def _loaded(
     path: str, prompts: str | None, column: str | None, captions: tuple[str, ...], sample_size: int | None,
     null_class: int | None, dtype: str, variant: str | None, allow_pickle: bool, device: str,
-    family: str | None = None, guidance: float = 1.0,
+    family: str | None = None, guidance: float = 1.0, lora: str | None = None,
 ) -> DiffusersExpert:  # fmt: skip
     asked = () if prompts is None else as_prompts(Path(prompts), column)
     teacher = DiffusersExpert.from_pretrained(
@@ -234,7 +237,7 @@ def _loaded(
         None if family is None else named_family(family), allow_pickle, captions,
     )  # fmt: skip
     teacher.guided(guidance)
-    return teacher
+    return with_lora(teacher, path, lora, variant, allow_pickle) if lora else teacher
 
 
 def pipeline_expert(task: Task) -> nn.Module:
@@ -276,6 +279,60 @@ def adapted_student(
         gradient_checkpointing: keep fewer activations, and compute them again on the way back.
     """
     student = lora_student(_teacher(task), rank, alpha, ATTENTION if targets is None else targets)
+    return _checkpointed(student, gradient_checkpointing)
+
+
+def few_step_student(
+    task: Task,
+    path: str,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Student:
+    """A few-step model that others have made, all of it trained further: it keeps its few steps under a new expert.
+
+    Args:
+        task: the pipeline that is its expert.
+        path: a pipeline's folder (one of `dagdiff export` too) or a hub id.
+        variant: of its weight files, such as fp16.
+        allow_pickle: read its weights from pickles (.bin) where there are no safetensors; a pickle can run code.
+        gradient_checkpointing: keep fewer activations, and compute them again on the way back.
+    """
+    teacher = _teacher(task)
+    start = load_start(teacher, path, "float32", variant, allow_pickle)
+    if teacher.network.body.dtype != torch.float32:
+        start.network.conditions = _Cast(start.network.conditions, torch.float32)
+    student = Student(start.network.requires_grad_(True).train(), teacher.schedule, start.prediction)
+    return _checkpointed(student, gradient_checkpointing)
+
+
+def adapted_few_step_student(
+    task: Task,
+    path: str,
+    rank: int = 64,
+    alpha: float | None = None,
+    targets: list[str] | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Student:
+    """A frozen few-step model that others have made with low-rank adapters, which alone are trained, in float32.
+
+    Args:
+        task: the pipeline that is its expert.
+        path: a pipeline's folder (one of `dagdiff export` too) or a hub id.
+        rank: of the adapters.
+        alpha: their weight, times 1 / rank; null takes the rank.
+        targets: the ends of the names of the layers to adapt; null takes the attention's projections.
+        variant: of its weight files, such as fp16.
+        allow_pickle: read its weights from pickles (.bin) where there are no safetensors; a pickle can run code.
+        gradient_checkpointing: keep fewer activations, and compute them again on the way back.
+    """
+    teacher = _teacher(task)
+    kind = str(teacher.network.body.dtype).removeprefix("torch.")
+    start = load_start(teacher, path, kind, variant, allow_pickle)
+    student = lora_student(start, rank, alpha, ATTENTION if targets is None else targets)
+    student.schedule = teacher.schedule
     return _checkpointed(student, gradient_checkpointing)
 
 
