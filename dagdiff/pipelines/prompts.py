@@ -4,21 +4,27 @@ Each family of pipelines encodes prompts in its own way, and says in its own way
 """
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors
 from dagdiff.checks import Refusal
 from dagdiff.pipelines.conditions import PromptBank, Text
+from dagdiff.pipelines.fingerprint import fingerprint, tokenizer_print
 
 Encode = Callable[[Any, list[str], torch.device], tuple[Text, Text]]
 """``(pipeline, prompts, device) -> (their embeddings, the null condition's)``."""
 
 _LAST = slice(-2, None)
+_AT_ONCE = 32
+"""Prompts that are embedded together."""
 
 
 def cut_off(pipeline: Any, prompts: Sequence[str]) -> str | None:
@@ -47,15 +53,43 @@ _DENSE = 4
 """Tokens that a character may make, at most: its bytes."""
 
 
-@torch.no_grad()
 def embed(pipeline: Any, prompts: Sequence[str], device: torch.device, encode: Encode) -> PromptBank:
-    """Embed prompts, a few at a time; without any, the bank holds the null condition alone."""
-    chunks = [list(prompts[i : i + 32]) for i in range(0, len(prompts), 32)] or [[""]]
+    """Embed prompts, a few at a time; without any, the bank holds the null condition alone.
+
+    Many are embedded once and kept in the cache, by the encoders, the tokenizers and the prompts.
+    """
+    if len(prompts) <= _AT_ONCE:
+        return PromptBank(Text(**_embedded(pipeline, prompts, device, encode)), prompts)
+    path = cache_folder() / "prompts" / f"{_key(pipeline, prompts, encode)}.safetensors"
+    kept = kept_tensors(path, lambda: _embedded(pipeline, prompts, device, encode))
+    return PromptBank(Text(**{name: part.to(device) for name, part in kept.items()}), prompts)
+
+
+def _key(pipeline: Any, prompts: Sequence[str], encode: Encode) -> str:
+    """The hash of all on which embeddings depend."""
+    whole: Any = encode.func if isinstance(encode, partial) else encode
+    options = sorted(encode.keywords.items()) if isinstance(encode, partial) else []
+    config = {name: str(value) for name, value in sorted(pipeline.config.items()) if not name.startswith("_")}
+    told = [type(pipeline).__name__, str(config)]
+    told += [f"{whole.__module__}.{whole.__qualname__} {options}", *prompts]
+    for name, part in sorted(pipeline.components.items()):
+        if isinstance(part, nn.Module) and name.startswith("text_encoder"):
+            told += [name, str(next(part.parameters()).dtype), fingerprint(part)]
+        elif name.startswith("tokenizer") and hasattr(part, "get_vocab"):
+            told += [name, tokenizer_print(part)]
+    return content_hash(json.dumps(told))
+
+
+@torch.no_grad()
+def _embedded(
+    pipeline: Any, prompts: Sequence[str], device: torch.device, encode: Encode
+) -> dict[str, Tensor]:  # fmt: skip
+    """The parts of a bank's text by their names."""
+    chunks = [list(prompts[i : i + _AT_ONCE]) for i in range(0, len(prompts), _AT_ONCE)] or [[""]]
     known, nulls = zip(*(encode(pipeline, chunk, device) for chunk in chunks), strict=True)
     texts = [*known, nulls[0]] if prompts else [nulls[0]]
     columns = {name: [getattr(text, name) for text in texts] for name in Text._fields}
-    parts = {name: _stacked(column) for name, column in columns.items() if column[0] is not None}
-    return PromptBank(Text(**parts), prompts)
+    return {name: _stacked(column) for name, column in columns.items() if column[0] is not None}
 
 
 def padded(texts: Sequence[Tensor]) -> Text:

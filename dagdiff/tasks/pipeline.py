@@ -30,6 +30,7 @@ from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.families.named import named_family
 from dagdiff.pipelines.few_step import load_start, with_lora
+from dagdiff.pipelines.fingerprint import fingerprint
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
@@ -40,7 +41,7 @@ from dagdiff.shapes import Condition, States, Times
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.images import ImageTask
 from dagdiff.tasks.names import Name
-from dagdiff.tasks.pipeline_data import PipelineWorld, encoded_images, fingerprint, own_samples
+from dagdiff.tasks.pipeline_data import PipelineWorld, encoded_images, own_samples
 from dagdiff.threshold import Threshold
 from dagdiff.transition import Transition
 

@@ -29,6 +29,7 @@ from dagdiff.jobs.stops import Stopped
 from dagdiff.pipelines.captions import Captions, in_words, read_captions
 from dagdiff.pipelines.conditions import Labels as Classes
 from dagdiff.pipelines.conditions import PromptBank
+from dagdiff.pipelines.fingerprint import fingerprint
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.pipelines.prompt_files import USUAL
@@ -212,18 +213,6 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
     parts = (slice(None, cut), slice(cut, None))
     shown, held = (Points(points[part], None if labels is None else labels[part]) for part in parts)
     return shown, held
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Return a hash of a network's weights and of its prompts, by the names, the shapes and some values of each.
-
-    A full digest of a large network takes longer than loading it.
-    """
-    parts: list[Tensor | str] = []
-    for name, values in (*network.named_parameters(), *network.named_buffers()):
-        flat = values.detach().flatten()
-        parts += [f"{name} {tuple(values.shape)}", flat[:: max(1, len(flat) // 256)]]
-    return content_hash(*parts)
 
 
 def _encoded(teacher: DiffusersExpert, images: Tensor) -> Tensor:

@@ -247,6 +247,35 @@ def test_a_network_of_a_latent_consistency_model_hears_its_weight(here: Path) ->
     assert isinstance(pipeline, StableDiffusionPipeline) and not isinstance(pipeline, FluxPipeline)
 
 
+# -- embeddings are made once ---------------------------------------------------------------------------------------
+
+
+def test_many_prompts_are_embedded_once(here: Path) -> None:
+    """The second load asks no encoder; other prompts, weights or tokens are another matter."""
+    base = pipelines.save(pipelines.seeded(pipelines.stable_diffusion), here / "sd")
+    prompts, asked = [f"cat {number}" for number in range(40)], []
+
+    def load(folder: str, told: list[str]) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            encode = StableDiffusionPipeline.encode_prompt
+            patch.setattr(StableDiffusionPipeline, "encode_prompt", lambda *a, **k: asked.append(1) or encode(*a, **k))
+            return DiffusersExpert.from_pretrained(folder, told).network.conditions
+
+    first = load(base, prompts)
+    assert len(asked) == 2 and len(list((here / "cache" / "prompts").iterdir())) == 1
+    again = load(base, prompts)
+    assert len(asked) == 2 and torch.equal(first.hidden, again.hidden) and again.prompts == tuple(prompts)
+    load(pipelines.save(pipelines.seeded(pipelines.stable_diffusion), here / "copy"), prompts)
+    assert len(asked) == 2, "wherever it lies"
+    load(base, prompts[::-1])
+    assert len(asked) == 4
+    other = pipelines.stable_diffusion()
+    load(pipelines.save(other, here / "other"), prompts)
+    assert len(asked) == 6
+    other.tokenizer.model_max_length = 12
+    assert load(pipelines.save(other, here / "shorter"), prompts).hidden.shape[1] == 12
+
+
 # -- families of one's own ------------------------------------------------------------------------------------------
 
 OWN = """

@@ -26,6 +26,7 @@ from dagdiff.envs.image_files import image_arrays
 from dagdiff.metrics.base import score
 from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.pipelines.few_step import read_sampler
+from dagdiff.pipelines.fingerprint import fingerprint
 from dagdiff.pipelines.noise_law import read_noise_law
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
@@ -33,7 +34,6 @@ from dagdiff.runs.folder import open_run, save_student
 from dagdiff.runs.outside import keep_outside
 from dagdiff.schedule import step_grid
 from dagdiff.tasks import pipeline_data
-from dagdiff.tasks.pipeline_data import fingerprint
 from dagdiff.threshold import NoThreshold, StaticThreshold
 
 pytestmark = pytest.mark.usefixtures("offline")
