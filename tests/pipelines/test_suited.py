@@ -25,6 +25,7 @@ from diffusers import (
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.pipelines.export import call_arguments
+from dagdiff.pipelines.few_step import load_start
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
@@ -224,6 +225,14 @@ def test_flux_dev_is_told_the_weight_and_not_guided_once_more(weight: float, her
     torch.testing.assert_close(family.pack(ours), theirs, atol=1e-5, rtol=1e-5)
     told = call_arguments(pipeline, 2, run.task.shape[1:], None, run.student.network.family)
     assert told["guidance_scale"] == usual
+
+
+def test_a_student_that_starts_from_a_few_step_model_is_told_its_expert_s_weight(here: Path) -> None:
+    base = pipelines.save(pipelines.seeded(pipelines.flux), here / "flux")
+    teacher = DiffusersExpert.from_pretrained(base, ["a cat"], sample_size=8)
+    assert teacher.guided(2.0) == 1.0
+    start = load_start(teacher, base)
+    assert start.network.family.embedded(start.network.body.config) == 2.0
 
 
 def test_samples_of_other_weights_are_others(here: Path) -> None:
