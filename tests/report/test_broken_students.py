@@ -179,19 +179,23 @@ class OfRun(nn.Module):
         return self.exact(x_t, t, condition) + self.size * wrong
 
 
-@pytest.mark.parametrize(("step", "said"), [(0, "step 0, the first alone"), (3, "step 3, the last alone")])
+OF_RUN = [(0, "step 0, the first alone", "progressive"), (3, "step 3, the last alone", "distribution")]
+
+
+@pytest.mark.parametrize(("step", "said", "objective"), OF_RUN)
 def test_the_command_names_the_step_of_a_run(
-    step: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    step: int, said: str, objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = {"task": "gaussians8-matched", "steps": K, "substeps": 1, "solver": "ddim", "expert": "exact"}
     policy = {"policy": {"class": f"{__name__}.OfRun", "step": step}}
-    it = Experiment.build(configure({**words, **policy, "device": "cpu"}))
+    it = Experiment.build(configure({**words, **policy, "objective": objective, "device": "cpu"}))
     save_student(it, tmp_path / "run")
     words_of_shift = ["shift", str(tmp_path / "run"), "--num", "300", "--trust_code", "--device", "cpu"]
     assert main(words_of_shift) == 0, capsys.readouterr().err
     told = capsys.readouterr().out
     assert f"the student errs at {said}: by " in told
     assert "error of the step: distance of the student's guess" in told, "a legend"
+    assert ("note: this student was trained by distribution matching" in told) == (objective == "distribution")
 
 
 # -- the call -------------------------------------------------------------------------------------------------------
