@@ -219,7 +219,7 @@ def runs(chosen: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     for steps, seed in product(map(int, chosen["steps"].split(",")), range(int(chosen["seeds"]))):
         for data in chosen["data"].split(","):
             told = {"steps": steps, "data": check_in("data", data, DATA)}
-            for way in ("kept", "teacher", *(("teacher-50",) if steps == 4 else ())):
+            for way in ("kept", "teacher", *(("teacher-50",) if (steps, seed) == (4, 0) else ())):
                 yield {**told, "way": way, "updates": 0, "seed": seed}
             for updates in chosen["updates"].split(","):
                 for way in chosen["ways"].split(","):
@@ -246,8 +246,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         told = []
         for cell in cells:
             values = list(_values(rows, cell, way).values())
-            spread = f"{fmean(values):.2f} [{min(values):.2f}, {max(values):.2f}]" if values else "-"
-            told.append(spread)
+            spread = f" [{min(values):.2f}, {max(values):.2f}]" if len(values) > 1 else " (1 seed)"
+            told.append(f"{fmean(values):.2f}{spread}" if values else "-")
         lines += line(title, *told)
     return "\n".join(lines)
 
@@ -259,7 +259,8 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> str:
         mine, told = _values(rows, cell, "retuned"), []
         for other in ("scratch", "plain", "retuned-forward", "kept"):
             theirs = _values(rows, cell, other)
-            if seeds := sorted(set(mine) & set(theirs)):
+            seeds = sorted(set(mine) & set(theirs))
+            if len(seeds) > 2:
                 apart = paired_difference([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
                 told.append(f"{other} {apart:+.2f}{'' if apart.clear_of_zero else ' (open)'}")
         if told:

@@ -188,7 +188,7 @@ def test_the_command_names_the_step_of_a_run(
 ) -> None:
     words = {"task": "gaussians8-matched", "steps": K, "substeps": 1, "solver": "ddim", "expert": "exact"}
     policy = {"policy": {"class": f"{__name__}.OfRun", "step": step}}
-    it = Experiment.build(configure({**words, **policy, "objective": objective, "device": "cpu"}))
+    it = Experiment.build(configure({**words, **policy, "objective": objective, "device": "cpu"}), training=False)
     save_student(it, tmp_path / "run")
     words_of_shift = ["shift", str(tmp_path / "run"), "--num", "300", "--trust_code", "--device", "cpu"]
     assert main(words_of_shift) == 0, capsys.readouterr().err
