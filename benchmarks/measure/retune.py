@@ -195,8 +195,8 @@ def measure(run: Mapping[str, Any], places: Mapping[str, Path], new: Digits) -> 
     """Make one run; return its key and the distance of its samples to the new held-out pictures."""
     way, updates, steps, seed = str(run["way"]), *(int(run[name]) for name in ("updates", "steps", "seed"))
     build = partial(settings, places["teacher"], places["images"], seed=seed, updates=max(updates, 10))
-    start = {"policy": {"class": "few-step", "path": str(places["few"])}}
-    own = {"shares": (0.0, 1.0, 0.0)}
+    start: dict[str, Any] = {"policy": {"class": "few-step", "path": str(places["few"])}}
+    own: dict[str, Any] = {"shares": (0.0, 1.0, 0.0)}
     if way.startswith("teacher"):
         it = Experiment.build(configure(build(50 if way == "teacher-50" else steps)))
         noise, condition, _ = it.start(SAMPLES, seed)
@@ -208,7 +208,7 @@ def measure(run: Mapping[str, Any], places: Mapping[str, Path], new: Digits) -> 
             if way == "plain":
                 plainly(it, new.train, updates, seed)
         else:
-            shares = {"shares": (1.0, 0.0, 0.0)} if way == "retuned-forward" else own
+            shares: dict[str, Any] = {"shares": (1.0, 0.0, 0.0)} if way == "retuned-forward" else own
             it = distilled(build(steps, **shares, **({} if way == "scratch" else start)))
         samples = it.sample(SAMPLES, seed=seed)
     return {**run, "fd": f"{new.distance(samples):.6g}"}
