@@ -1,1 +1,1 @@
-"""Benchmarks: named worlds to distil in, and suites that compare what a student was trained on."""
+"""Benchmarks: named datasets to distil in, and suites that compare what a student was trained on."""

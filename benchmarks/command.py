@@ -125,7 +125,7 @@ def _measure(said: dict[str, str]) -> None:
 
 
 def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> None:
-    """Make some runs of a folder again and print a line for each; refuse if any disagrees."""
+    """Make some runs of a folder again and print a line for each; reject if any disagrees."""
     results = Results.load(out)
     file = out / "results.json"
     chosen = _kept_suite(suite, results.settings, file, trust_code)
@@ -141,7 +141,7 @@ def _verify(suite: Any, out: Path, count: int, seed: int, trust_code: bool) -> N
 
 
 def _kept_suite(suite: Any, settings: dict[str, Any], file: Path, trust_code: bool) -> Any:
-    """Return the options of a suite that a file holds; refuse foreign ones, and such as name code."""
+    """Return the options of a suite that a file holds; reject foreign ones, and such as name code."""
     parser = make_parser("bench", bench)
     parser.add_class_arguments(suite.Suite, None)
     check_plain(settings, file)

@@ -12,7 +12,7 @@ from dagdiff.report.verdict import level
 
 
 def claim(rows: Sequence[Row]) -> str:
-    """README's sentence about errors that compound where nothing is missing from the data."""
+    """The sentence about errors that compound where nothing is missing from the data."""
     found = _by_variant(rows)
     cloned, dagger = (found["gaussians8-matched, width 128", variant] for variant in ("bc", "dagger"))
     steps = [number for number in sorted({record.steps for record in dagger}) if number >= 8]
@@ -22,12 +22,12 @@ def claim(rows: Sequence[Row]) -> str:
     return (
         "**With all of the data, errors still compound.** Training on the student's own chains instead of the expert's "
         f"changes how far it ends from the expert (ring, PD) by {told} steps, with {asked[1] / asked[0]:.1f} times the "
-        "expert's evaluations. [How errors grow with the steps](docs/horizon.md)."
+        "expert's evaluations. [How errors grow with the steps](horizon.md)."
     )
 
 
 def walked(rows: Sequence[Row]) -> str:
-    """README's sentence about labels that walk to data: the distance before and after, where the data are biased."""
+    """The sentence about labels that walk to data: the distance before and after, where the data are biased."""
     found = {(row.task, row.objective, row.variant): row for row in rows if row.records[0].about == "label ends"}
     told = []
     for objective, before, after in (
@@ -43,15 +43,15 @@ def walked(rows: Sequence[Row]) -> str:
         ]
     return (
         "**A label may be the expert's whole walk to data.** Each label is bought once and used often, so it may cost "
-        f"more. Energy distance x 1000: {', '.join(told)}. [Labels as long as the chain](docs/labels.md)."
+        f"more. Energy distance x 1000: {', '.join(told)}. [Labels as long as the chain](labels.md)."
     )
 
 
 def by_growth(rows: Sequence[Row]) -> str:
-    """A line a task, width and variant: the exponent, and the loss on own states over that on the expert's, by K."""
+    """A line a task, width and variant: the exponent, and the loss on student over that on expert states, by K."""
     found = _by_variant(rows)
     steps = sorted({record.steps for records in found.values() for record in records})
-    lines = head("set, student", "trained on", "exponent p", *(f"K = {number}" for number in steps))
+    lines = head("data, student", "trained on", "exponent p", *(f"K = {number}" for number in steps))
     for (case, variant), records in found.items():
         grown = growth(records)
         ratios = [f"{grown.ratios[number].mean:.2f}" for number in steps]
@@ -63,7 +63,7 @@ def by_horizon(rows: Sequence[Row]) -> str:
     """A line a task and width: what DAgger changes of behaviour cloning's end error, in per cent, by K; paired."""
     found = _by_variant(rows)
     steps = sorted({record.steps for records in found.values() for record in records})
-    lines = head("set, student", "seeds", *(f"K = {number}" for number in steps))
+    lines = head("data, student", "seeds", *(f"K = {number}" for number in steps))
     for case in dict.fromkeys(case for case, _ in found):
         cloned, dagger = found[case, "bc"], found[case, "dagger"]
         changes = [_relative(cloned, dagger, number) for number in steps]
@@ -85,6 +85,19 @@ def by_source(rows: Sequence[Row]) -> str:
 def by_length(rows: Sequence[Row]) -> str:
     """A line a label and number of updates, a column a task: the distance, and the expert's evaluations."""
     return _by_task([row for row in rows if row.records[0].about.endswith("updates")])
+
+
+def by_price(rows: Sequence[Row]) -> str:
+    """A line a label and price of the expert, all of one price at equal cost, a column a task: distance, updates."""
+    priced = [row for row in rows if row.records[0].about.startswith("price")]
+    tasks = list(dict.fromkeys(row.task for row in priced))
+    found = {(row.records[0].about, row.variant, row.task): row for row in priced}
+    lines = head("", *(task.replace("-", ", ") for task in tasks), "updates")
+    for about, variant in dict.fromkeys(key[:2] for key in found):
+        mine = [found[about, variant, task] for task in tasks]
+        updates = {row.records[0].updates for row in mine}
+        lines += line(f"{about}: {variant}", *(level(row.distance, row.judged_by) for row in mine), f"{min(updates):,}")
+    return "\n".join(lines)
 
 
 def _by_task(rows: Sequence[Row]) -> str:
@@ -116,4 +129,4 @@ def _relative(first: Sequence[Record], second: Sequence[Record], steps: int) -> 
     return bootstrap_mean([100.0 * (ends[1][seed] / ends[0][seed] - 1.0) for seed in common])
 
 
-_NAMES = {"bc": "expert states (BC)", "dagger": "own states (DAgger)"}
+_NAMES = {"bc": "expert states (BC)", "dagger": "student states (DAgger)"}

@@ -37,7 +37,7 @@ class Made(NamedTuple):
 
 
 def with_table(text: str, name: str, lines: str) -> str:
-    """Return a page's text with the table of that name replaced; refuse a page without a place for it."""
+    """Return a page's text with the table of that name replaced; reject a page without a place for it."""
     start = f"<!-- table: {name} -->"
     before, found, rest = text.partition(start)
     if not found or END not in rest:
@@ -98,9 +98,9 @@ def _word(value: object) -> str:
 
 
 _README, _RESULTS = Path("README.md"), Path("docs/results.md")
-_STUDY, _IMAGES = Path("docs/study.md"), Path("docs/images.md")
+_STUDY, _DMD2, _IMAGES = Path("docs/study.md"), Path("docs/dmd2.md"), Path("docs/images.md")
 _HORIZON, _LABELS = Path("docs/horizon.md"), Path("docs/labels.md")
-_study, _few = partial(Made, ("study",), _STUDY), partial(Made, ("study",), _STUDY, few=True)
+_few = partial(Made, ("study",), _STUDY, few=True)
 TABLES = {
     "glance": Made(("study", "images"), _README, tables.glance),
     "findings": Made(("study", "images"), _RESULTS, tables.findings),
@@ -112,19 +112,22 @@ TABLES = {
     "learned expert": _few(make=partial(tables.by_variant, variants=("forward", "mixture"), about="learned expert")),
     "thresholds": _few(make=partial(tables.by_variant, variants=THRESHOLDED)),
     "shares": _few(make=tables.by_share),
-    "mixture": _study(make=tables.by_world),
-    "critic": _few(make=tables.by_critic),
+    "mixture": Made(("study",), _DMD2, tables.by_world),
+    "critic": Made(("study",), _DMD2, tables.by_critic, few=True),
     "schedules": Made(("schedules",), _STUDY, tables.by_schedule),
-    "compounding": Made(("horizon",), _README, compounding.claim),
-    "whole walk": Made(("labels",), _README, compounding.walked),
+    "compounding": Made(("horizon",), _RESULTS, compounding.claim),
+    "whole walk": Made(("labels",), _RESULTS, compounding.walked),
     "growth": Made(("horizon",), _HORIZON, compounding.by_growth),
     "end error": Made(("horizon",), _HORIZON, compounding.by_horizon),
     "labels": Made(("labels",), _LABELS, compounding.by_label),
     "label sources": Made(("labels",), _LABELS, compounding.by_source),
+    "label lengths": Made(("labels",), _LABELS, compounding.by_length),
+    "label prices": Made(("labels",), _LABELS, compounding.by_price),
     "labels, digits": Made(("labels-digits",), _LABELS, compounding.by_label),
     "label sources, digits": Made(("labels-digits",), _LABELS, compounding.by_source),
     "imitation": Made(("imitation",), Path("docs/which-one.md"), tables.which_one),
-    "peers": Made(("peers",), _STUDY, tables.by_peer),
+    "imitation, equal evaluations": Made(("imitation",), Path("docs/which-one.md"), tables.at_equal_evaluations),
+    "peers": Made(("peers",), _DMD2, tables.by_peer),
     "images": Made(("images",), _IMAGES, tables.by_steps_and_task),
     "fashion": Made(("fashion",), _IMAGES, tables.by_steps_and_task),
     "LCM": Made(("lcm-long",), _IMAGES, tables.by_steps_and_task),

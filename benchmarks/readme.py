@@ -2,14 +2,14 @@
 
 Each ``NAME=FOLDER`` keeps the results of a folder, without samples and rounded to six digits, in
 ``benchmarks/results/NAME`` and writes all tables that are made from them (:mod:`dagdiff.benchmarks.pages`); ``study``
-also draws ``docs/study.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of seed 0 of a study, and
-``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What pages show is tested against what is
-kept.
+also draws ``docs/study.png`` and ``docs/dmd2.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of
+seed 0 of a study, and ``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What pages show is
+tested against what is kept.
 """
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from matplotlib.figure import Figure
 from dagdiff.benchmarks.pages import TABLES, filled
 from dagdiff.benchmarks.tables import CONTRAST, plain
 from dagdiff.checkpoint import save_json, save_text
+from dagdiff.checks import Refusal
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report import figures
+from dagdiff.report.forest import forest_figure
 from dagdiff.report.glossary import OBJECTIVES, quantity, scale_of, variant_name
 from dagdiff.report.images import image_panels
+from dagdiff.report.overview import Line
 from dagdiff.report.plane import scatter_panels
 from dagdiff.report.results import Results, read_results
 from dagdiff.report.study import overview_figure
@@ -29,7 +32,7 @@ from dagdiff.report.summary import write_summary
 from dagdiff.report.verdict import scaled
 
 KEPT = Path("benchmarks/results")
-FIGURE, STUDY_FIGURE, PICTURES = Path("docs/biased.png"), Path("docs/study.png"), Path("docs/images.png")
+FIGURE, PICTURES = Path("docs/biased.png"), Path("docs/images.png")
 TASK, IMAGE_TASK = "gaussians8-biased", "digits-biased"
 
 
@@ -43,8 +46,8 @@ def main(words: Sequence[str]) -> None:
         keep(Path(folder), KEPT / name)
         for page in dict.fromkeys(made.page for made in TABLES.values() if name in made.results):
             save_text(page, filled(page.read_text(encoding="utf-8"), page, KEPT))
-        if name == "study":
-            figures.save(study_figure(Results.load(KEPT / name)), STUDY_FIGURE, source=source(KEPT / name))
+        for path, draw in STUDY_FIGURES.items() if name == "study" else ():
+            figures.save(draw(Results.load(KEPT / name)), path, source=source(KEPT / name))
 
 
 def keep(folder: Path, place: Path) -> None:
@@ -81,6 +84,27 @@ def study_figure(results: Results) -> Figure:
             panels.setdefault(OBJECTIVES[objective], {}).setdefault(task, {})[variant] = scaled(energy, "energy")
     expert = {task: (scale_of("energy") or 1.0) * results.references[task]["expert"]["energy"] for task in tasks}
     return overview_figure(panels, expert, quantity("energy"))
+
+
+def dmd2_figure(results: Results) -> Figure:
+    """Draw what DMD2's mixture changes against the published method, on each dataset of which half is trained on."""
+    found = plain(results.rows)
+    lines = [
+        Line(row.task, OBJECTIVES[objective], {variant: row})
+        for (task, objective, variant), row in found.items()
+        if (objective, variant) == ("distribution", "mixture") and task.endswith("-biased")
+    ]
+    drawn = forest_figure(lines, ("published",))
+    if drawn is None:
+        raise Refusal("the results hold no DMD2 of both kinds. Run the block headline of `dagdiff bench study`.")
+    return drawn
+
+
+STUDY_FIGURES: dict[Path, Callable[[Results], Figure]] = {
+    Path("docs/study.png"): study_figure,
+    Path("docs/dmd2.png"): dmd2_figure,
+}
+"""The figures that are made from the results of the study."""
 
 
 def figure(results: Results) -> Figure:

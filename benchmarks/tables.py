@@ -92,7 +92,7 @@ def by_steps(rows: Sequence[Row]) -> str:
 
 
 def by_variant(rows: Sequence[Row], variants: Sequence[str], about: str = "") -> str:
-    """A line an objective, a column a variant, in the study's narrow world."""
+    """A line an objective, a column a variant, on the study's narrow dataset."""
     case = f"{NARROW[0]}, {about}" if about else NARROW[0]
     mine = [row for name in variants for row in rows if (row.variant, row.steps, row.case) == (name, 4, case)]
     return pivot(mine, lambda row: OBJECTIVES[row.objective], lambda row: variant_name(row.variant))
@@ -129,7 +129,7 @@ def by_world(rows: Sequence[Row]) -> str:
 
 
 def by_critic(rows: Sequence[Row]) -> str:
-    """A line a critic of DMD2 on its own states, then one for other states: distance, width and shares of the modes."""
+    """A line a critic of DMD2 on student states, then one for other states: distance, width and shares of the modes."""
     worlds = ("grid25-matched", "imbalanced-matched")
     dmd2 = [row for row in rows if row.objective == "distribution" and row.steps == 4 and row.task in worlds]
     kinds = [("published", about) for about in ("", *CRITICS)] + [("forward", ""), ("mixture", "")]
@@ -144,7 +144,7 @@ def by_critic(rows: Sequence[Row]) -> str:
 
 
 def by_schedule(rows: Sequence[Row]) -> str:
-    """A line a course of training, a column an objective: distances by world, and what all change against the first."""
+    """A line a course of training, a column an objective: distances by dataset, and the change against the first."""
     variants, tasks = (
         list(dict.fromkeys(names)) for names in zip(*((row.variant, row.task) for row in rows), strict=True)
     )
@@ -186,6 +186,23 @@ def which_one(rows: Sequence[Row]) -> str:
         cells = [level(row.distance, row.judged_by) for row in mine]
         nfe = [f"{getattr(mine[0].records[0], name) / 1e6:.2f} M" for name in ("nfe_student", "nfe_expert")]
         lines += line(variant_name(variant), *cells, *nfe)
+    return "\n".join(lines)
+
+
+def at_equal_evaluations(rows: Sequence[Row], of: str = "dagger") -> str:
+    """The imitation suite while it trains: distances when the expert had answered as often for each variant.
+
+    That is as often as in the whole training of the variant ``of``.
+    """
+    looked = [row for row in rows if row.course]
+    budgets = {row.case: row.course[-1].evaluations for row in looked if row.variant == of}
+    if not budgets:
+        return f"No student of {variant_name(of)} was scored while it trained."
+    lines = head("variant", *(f"{case}: {budget / 1e3:.0f} k" for case, budget in budgets.items()))
+    for variant in dict.fromkeys(row.variant for row in looked):
+        found = {row.case: row.at(budgets[row.case]) for row in looked if row.variant == variant}
+        cells = [level(found.get(case), looked[0].judged_by) if found.get(case) else "–" for case in budgets]
+        lines += line(variant_name(variant), *cells)
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ no more memory than a short one. Records of the expert's chains have the same la
 as good as all. Forward states have the same law in every round,
 so a round's replace those of the round before.
 
-Roll-ins are drawn at random from all that are kept. Forward states are drawn in passes, each record once a pass, the
+Rollouts are drawn at random from all that are kept. Forward states are drawn in passes, each record once a pass, the
 first in the order in which they entered: where they need to serve one batch only, every batch is fresh.
 """
 
@@ -401,7 +401,7 @@ def _storage(folder: Path | None, size: int, alike: TensorDict) -> LazyTensorSto
 
 
 def _scratch(folder: Path) -> tuple[Path, Lock]:
-    """A place of its own in the folder, and the lock that says that it is in use; refuse one that can't be written.
+    """A place of its own in the folder, and the lock that says that it is in use; reject one that can't be written.
 
     Places of processes that were killed are swept away first.
     """

@@ -36,7 +36,7 @@ class InParts:
         self.denoiser, self.rows = denoiser, rows
 
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the guesses, ``(B, *D)``."""
+        """Return the predictions, ``(B, *D)``."""
         if len(x_t) <= self.rows:
             return self.denoiser(x_t, t, condition)
         places = (slice(start, start + self.rows) for start in range(0, len(x_t), self.rows))
@@ -57,7 +57,7 @@ def sample_in_batches(
 
     Args:
         policy: acts.
-        transition: the law of motion.
+        transition: the transition.
         times: the grid, K + 1 times.
         noise: where the chains start, ``(B, *D)``.
         condition: of the chains.

@@ -179,7 +179,7 @@ class Own:
         self.buffer.writer.load_state_dict(state["writer"])
 
     def load_part(self, states: Any, part: int, parts: int, device: torch.device | None) -> None:
-        """Refuse: a sampler's memory can't be split."""
+        """Reject: a sampler's memory can't be split."""
         raise Refusal("a buffer of one's own is resumed by as many processes as it was made by. Start as many.")
 
     def _columns(self) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ class Own:
 
 
 def made(make: MakeBuffer, source: str, generator: torch.Generator | None) -> Own:
-    """Return the window of a source whose buffer ``make`` makes; refuse what is no such function."""
+    """Return the window of a source whose buffer ``make`` makes; reject what is no such function."""
     if not callable(make) or isinstance(make, ReplayBuffer):
         raise Refusal(
             f"buffer must be a function source -> ReplayBuffer, one buffer a source; got a {type(make).__name__}. "

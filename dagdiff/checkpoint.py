@@ -48,7 +48,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def refused_writes(path: Path) -> Iterator[None]:
-    """Turn what libraries raise where a file can't be written into a refusal of one line."""
+    """Turn what libraries raise where a file can't be written into an error of one line."""
     from safetensors import SafetensorError
 
     try:
@@ -89,7 +89,7 @@ def file_hash(path: Path) -> str:
 
 
 def check_writable(name: str, folder: Path) -> None:
-    """Refuse a folder that files can't be written to, or that can't be made; nothing is left there."""
+    """Reject a folder that files can't be written to, or that can't be made; nothing is left there."""
     check_path(name, folder)
     try:
         whole = folder.absolute()

@@ -1,4 +1,4 @@
-"""The refusals: bad input is turned away on the first lines, with the value, what is wrong with it, and the cure.
+"""The errors: bad input is turned away on the first lines, with the value, what is wrong with it, and the cure.
 
 The command line prints a :class:`Refusal` as one line and exits with status 2; from Python it is an ordinary
 ValueError.
@@ -21,7 +21,7 @@ class Refusal(ValueError):
 
 
 def check_in(name: str, value: str, known: Iterable[str]) -> str:
-    """Return ``value`` if it is one of ``known``; else refuse and suggest the nearest name."""
+    """Return ``value`` if it is one of ``known``; else reject and suggest the nearest name."""
     known = sorted(known)
     if value in known:
         return value
@@ -39,37 +39,37 @@ def first_line(error: Exception) -> str:
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Refuse a number below ``least`` (or one that is not a number)."""
+    """Reject a number below ``least`` (or one that is not a number)."""
     if not value >= least:
         raise Refusal(f"{name} must be at least {least}; got {value}. Pass e.g. {name}={least}.")
 
 
 def check_range(black: float, white: float) -> None:
-    """Refuse a range of values whose ends are not finite and in order."""
+    """Reject a range of values whose ends are not finite and in order."""
     if not -math.inf < black < white < math.inf:
         raise Refusal(f"value_range must be black and white, the lesser first; got {black}, {white}. Pass 0,1.")
 
 
 def check_at_most(name: str, value: float, most: float) -> None:
-    """Refuse a number above ``most`` (or one that is not a number)."""
+    """Reject a number above ``most`` (or one that is not a number)."""
     if not value <= most:
         raise Refusal(f"{name} must be at most {most:,}; got {value:.6g}. Pass a smaller one.")
 
 
 def check_number(name: str, value: float) -> None:
-    """Refuse NaN and infinity."""
+    """Reject NaN and infinity."""
     if not math.isfinite(value):
         raise Refusal(f"{name} must be a finite number; got {value}. Pass e.g. {name}=1.")
 
 
 def check_above(name: str, value: float, bound: float) -> None:
-    """Refuse a number that is not above ``bound`` (or is not a number)."""
+    """Reject a number that is not above ``bound`` (or is not a number)."""
     if not value > bound:
         raise Refusal(f"{name} must be above {bound}; got {value}. Pass e.g. {name}={bound + 1}.")
 
 
 def check_path(name: str, path: Path) -> None:
-    """Refuse a path that no file system takes: too long or deep, with a zero byte, through a file, or in a circle."""
+    """Reject a path that no file system takes: too long or deep, with a zero byte, through a file, or in a circle."""
     reason = ""
     try:
         longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
@@ -87,20 +87,20 @@ def check_path(name: str, path: Path) -> None:
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuse a number outside [0, 1]."""
+    """Reject a number outside [0, 1]."""
     if not 0.0 <= value <= 1.0:
         raise Refusal(f"{name} must lie in [0, 1]; got {value}. Pass e.g. {name}=0.5.")
 
 
 def check_seed(name: str, value: int) -> int:
-    """Refuse a seed that would repeat another's stream: torch's CPU generator reads 32 bits of it; return it."""
+    """Reject a seed that would repeat another's stream: torch's CPU generator reads 32 bits of it; return it."""
     if not 0 <= value < 2**32:
         raise Refusal(f"{name} must lie in [0, 2^32 - 1], or it repeats another's draws; got {value}. Pass e.g. 0.")
     return value
 
 
 def check_shares(shares: tuple[float, ...]) -> None:
-    """Refuse shares that are negative or do not sum to 1."""
+    """Reject shares that are negative or do not sum to 1."""
     if len(shares) != 3 or not all(math.isfinite(share) and share >= 0.0 for share in shares):
         raise Refusal(
             f"shares must be three numbers >= 0 (forward, student, expert); got {shares}. Pass e.g. 0.5,0.5,0."
@@ -110,7 +110,7 @@ def check_shares(shares: tuple[float, ...]) -> None:
 
 
 def check_times(times: "Tensor | ArrayLike") -> "Tensor":
-    """Refuse a time grid that does not fall from 1 to 0; return it, numbers in a list or an array as float32."""
+    """Reject a time grid that does not fall from 1 to 0; return it, numbers in a list or an array as float32."""
     from torch import Tensor
 
     if not isinstance(times, Tensor):
@@ -131,7 +131,7 @@ def check_times(times: "Tensor | ArrayLike") -> "Tensor":
 
 
 def as_floats(name: str, values: "Tensor | ArrayLike", cure: str) -> "Tensor":
-    """Return the numbers of a list, an array or a tensor as a new float32 tensor on the CPU; refuse other things."""
+    """Return the numbers of a list, an array or a tensor as a new float32 tensor on the CPU; reject other things."""
     import numpy as np
     import torch
     from torch import Tensor
@@ -145,7 +145,7 @@ def as_floats(name: str, values: "Tensor | ArrayLike", cure: str) -> "Tensor":
 
 
 def check_finite(name: str, values: "Tensor") -> "Tensor":
-    """Refuse NaN and infinity in data; return the data."""
+    """Reject NaN and infinity in data; return the data."""
     bad = int((~values.isfinite()).sum())
     if bad:
         raise Refusal(
@@ -155,7 +155,7 @@ def check_finite(name: str, values: "Tensor") -> "Tensor":
 
 
 def check_same_shape(name: str, got: "Tensor", expected: "Tensor") -> "Tensor":
-    """Refuse an answer that is no tensor of the shape of the states it was asked about; return it."""
+    """Reject an answer that is no tensor of the shape of the states it was asked about; return it."""
     from torch import Tensor
 
     if not isinstance(got, Tensor) or got.shape != expected.shape:

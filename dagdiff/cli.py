@@ -15,7 +15,7 @@ usage: dagdiff COMMAND [options]
 Diffusion distillation as imitation learning: DAgger for diffusion.
 
 commands:
-  distill   distil a teacher into a few-step student, and keep the run in a folder
+  distill   distil a teacher into a few-step student, and save the run in a folder
   sample    draw points from the student of a run
   shift     measure a student's covariate shift, step by step
   export    write a run's student as a diffusers pipeline, or its adapters
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(command: str, words: Sequence[str]) -> int:
-    """Run a command; a refusal becomes one line, and so does any other error, with the traceback in a file."""
+    """Run a command; an error becomes one line, and so does any other error, with the traceback in a file."""
     from dagdiff.checks import Refusal, check_in, first_line
     from dagdiff.round import NonFiniteLoss
 

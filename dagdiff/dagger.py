@@ -65,7 +65,7 @@ class DAgger(Resumable):
             or the process's rank, if not given.
         hooks: see what happens inside a round (:class:`dagdiff.hooks.Hook`).
 
-    Parts that do not fit together (:func:`dagdiff.fit.check_fit`) are refused here, before anything is trained.
+    Parts that do not fit together (:func:`dagdiff.fit.check_fit`) are rejected here, before anything is trained.
 
     In several processes (:mod:`dagdiff.engine`) sizes are each one's own, and a round counts those of all.
     """

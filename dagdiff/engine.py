@@ -1,7 +1,7 @@
 """Devices and processes: what a network in training is where it is not alone, on Hugging Face accelerate.
 
 ``accelerate launch -m dagdiff distill ...`` or ``torchrun --no-python dagdiff distill ...`` starts several processes, a
-GPU each. Each rolls in chains and draws batches of its own, its part of the run's. A network that learns is prepared
+GPU each. Each rolls out chains and draws batches of its own, its part of the run's. A network that learns is prepared
 once: its forward, called in a loss, averages gradients over the processes (DDP), so the weights are the same everywhere
 at all times. Where the launcher asks for FSDP2, each process holds its part of them alone, and of the frozen networks.
 In a lone process nothing is wrapped.
@@ -70,7 +70,7 @@ class Whole:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of that name, or for ``auto`` the GPU where there is one; refuse one that is not there."""
+    """Return the device of that name, or for ``auto`` the GPU where there is one; reject one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -82,7 +82,7 @@ def find_device(name: str) -> torch.device:
 
 
 def part(name: str, rows: int) -> int:
-    """Return this process's part of a number of rows; refuse one that does not split evenly."""
+    """Return this process's part of a number of rows; reject one that does not split evenly."""
     if rows % world_size():
         raise Refusal(f"{name} must split evenly over {world_size()} processes; got {rows}.")
     return rows // world_size()
@@ -94,7 +94,7 @@ def prepare(network: nn.Module, optimiser: torch.optim.Optimizer) -> Prepared:
     Its copies are made before; under FSDP2 a network can't be copied.
 
     Args:
-        network: keeps its name for roll-ins, measurement and saving; there its forward is this process's alone.
+        network: keeps its name for rollouts, measurement and saving; there its forward is this process's alone.
         optimiser: of its parameters; where these are sharded it is given the parts.
     """
     if world_size() == 1:
@@ -176,7 +176,7 @@ def _on_cpu(network: nn.Module) -> bool:
 
 
 def _check_reached_once(network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Before the first step, refuse weights that the loss does not reach: the processes would wait for them."""
+    """Before the first step, reject weights that the loss does not reach: the processes would wait for them."""
 
     def check(*_: Any) -> None:
         once.remove()

@@ -1,8 +1,9 @@
 """The expert: the many-step teacher, asked for advice at any state, wherever that state came from.
 
-It answers with a *guess* of x0, like every policy. Asked for ``target(x_t, t, s)`` it first walks its own path from t
-to s in k sub-steps and then names the guess with which ONE DDIM step lands at the same place: the progressive target of
-Salimans and Ho (2022, https://arxiv.org/abs/2202.00512), for any k. Every network evaluation is counted in ``nfe``.
+It answers with a *prediction* of x0, like every policy. Asked for ``target(x_t, t, s)`` it first walks its own path
+from t to s in k sub-steps and then names the prediction with which ONE DDIM step lands at the same place: the
+progressive target of Salimans and Ho (2022, https://arxiv.org/abs/2202.00512), for any k. Every network evaluation is
+counted in ``nfe``.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from dagdiff.threshold import NoThreshold, Threshold
 
 
 def no_label(condition: Tensor) -> Tensor:
-    """The null condition of labelled worlds: -1 in every row."""
+    """The null condition of labelled datasets: -1 in every row."""
     return torch.full_like(condition, -1)
 
 
@@ -32,10 +33,10 @@ class Expert:
     Args:
         denoiser: the teacher, ``(x_t, t, condition) -> x0``.
         schedule: the noise schedule of its states.
-        substeps: sub-steps k between the two ends of a question; 1 is the plain guess.
+        substeps: sub-steps k between the two ends of a question; 1 is the plain prediction.
         guidance: classifier-free weight w (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598), used where a
             condition is given: x0_null + w (x0_condition - x0_null), two evaluations; 1 asks the denoiser alone.
-        threshold: the reflected operator, applied to every guess.
+        threshold: the reflected operator, applied to every prediction.
         null: makes the null condition from a condition.
         solver: of the sub-steps.
         span: the time that k sub-steps are for; a walk of another length takes its part of k, rounded up. None: each
@@ -72,7 +73,7 @@ class Expert:
 
     @torch.no_grad()
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the thresholded, guided guess of x0, ``(B, *D)``.
+        """Return the thresholded, guided prediction of x0, ``(B, *D)``.
 
         Raises:
             Refusal: if the denoiser answers with another shape than the states'.
@@ -126,7 +127,7 @@ class Expert:
         return states
 
     def target(self, x_t: States, t: Times, s: Times, condition: Condition = None) -> States:
-        """Return the guess with which one DDIM step from t to s < t lands where k sub-steps lead, ``(B, *D)``."""
+        """Return the prediction with which one DDIM step from t to s < t lands where k sub-steps lead, ``(B, *D)``."""
         if self.substeps == 1 and self.span is None:
             return self(x_t, t, condition)
         x_s = self.advance(x_t, t, s, condition)

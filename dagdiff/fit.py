@@ -1,7 +1,7 @@
 """Whether the parts of a loop fit together, told before anything is trained.
 
 Parts are compared by what they do, not by their classes: schedules at a grid of times, the time at which a label ends
-with the time that the law of motion asks for, and a few answers of expert and student on the data's own states. What a
+with the time that the transition asks for, and a few answers of expert and student on the data's own states. What a
 part says of itself (``schedule``, ``labels``, an objective's ``horizon``) is believed; what it does not say is not
 asked for, so that parts of one's own need declare nothing.
 """
@@ -26,7 +26,7 @@ from dagdiff.transition import Transition
 def check_fit(
     env: EnvBase, expert: Expert, objective: Objective, student: nn.Module, data: Data, rows: int = 256
 ) -> None:
-    """Refuse parts that can't be trained together.
+    """Reject parts that can't be trained together.
 
     Expert and student are asked about two rows (four where there are conditions), charged to nobody; no generator of
     the loop, nor torch's own, is moved.
@@ -57,7 +57,7 @@ def check_fit(
 
 
 def _check_env(env: Any) -> None:
-    """Refuse an environment that is no batch of chains, or without device, grid, law or word of its conditions."""
+    """Reject an environment that is no batch of chains, or without device, grid, law or word of its conditions."""
     rows = tuple(getattr(env, "batch_size", ()))
     if len(rows) != 1:
         raise Refusal(
@@ -78,7 +78,7 @@ def _check_env(env: Any) -> None:
 
 
 def _check_schedule(name: str, own: Any, env: Any) -> None:
-    """Refuse a part that reads its states by another noise schedule; what is no schedule is left alone."""
+    """Reject a part that reads its states by another noise schedule; what is no schedule is left alone."""
     t = torch.linspace(0.0, 1.0, _PLACES, device=env.device)
     found, wanted = _read(own, t), torch.stack(env.transition.schedule(t)).float()
     if found is None:
@@ -105,7 +105,7 @@ def _read(schedule: Any, t: Times) -> Tensor | None:
 
 
 def _check_label_end(objective: Objective, env: Any) -> None:
-    """Refuse an objective whose labels end elsewhere than where the law needs a guess to be right."""
+    """Reject an objective whose labels end elsewhere than where the law needs a prediction to be right."""
     s = env.times[1:]
     taught, needed = objective.horizon(s), env.transition.horizon(s)
     if taught is None or bool(((taught - needed).abs() <= _SAME).all()):
@@ -121,7 +121,7 @@ def _check_label_end(objective: Objective, env: Any) -> None:
 
 
 def _check_law(objective: Objective, env: Any) -> None:
-    """Refuse a law that steps otherwise than the one that the objective's loss is made for."""
+    """Reject a law that steps otherwise than the one that the objective's loss is made for."""
     own, law, shape = objective.sampler(env.transition.schedule), env.transition, _shape(env)
     t, s, draws = env.times[:-1], env.times[1:], torch.Generator(env.device).manual_seed(0)
     x_t, x0, noise = torch.randn((3, len(t), *shape), generator=draws, device=env.device)
@@ -134,7 +134,7 @@ def _check_law(objective: Objective, env: Any) -> None:
 
 
 def _check_device(student: nn.Module, device: torch.device) -> None:
-    """Refuse a student elsewhere than its chains."""
+    """Reject a student elsewhere than its chains."""
     weight = next(student.parameters(), None)
     if weight is not None and weight.device != device:
         raise Refusal(
@@ -143,7 +143,7 @@ def _check_device(student: nn.Module, device: torch.device) -> None:
 
 
 def _check_answers(env: Any, expert: Expert, student: nn.Module, data: Data, rows: int) -> None:
-    """Refuse data of another shape, labels out of reach, and answers that are no guesses of x0."""
+    """Reject data of another shape, labels out of reach, and answers that are no predictions of x0."""
     generator, shape = torch.Generator(env.device).manual_seed(0), _shape(env)
     x0, condition = draw(data, rows, generator, env.conditions is not None)
     _check_data(x0, shape, env.device)
@@ -165,7 +165,7 @@ def _check_answers(env: Any, expert: Expert, student: nn.Module, data: Data, row
 
 
 def _check_data(x0: Any, shape: tuple[int, ...], device: torch.device) -> None:
-    """Refuse data that are no finite states of the environment."""
+    """Reject data that are no finite states of the environment."""
     if not isinstance(x0, Tensor) or not x0.is_floating_point() or tuple(x0.shape[1:]) != shape:
         got = f"{tuple(x0.shape)} {x0.dtype}" if isinstance(x0, Tensor) else f"a {type(x0).__name__}"
         raise Refusal(
@@ -180,7 +180,7 @@ def _check_data(x0: Any, shape: tuple[int, ...], device: torch.device) -> None:
 
 
 def _check_conditions(data: Tensor, env: Tensor) -> None:
-    """Refuse conditions of data and of chains that are not of one kind."""
+    """Reject conditions of data and of chains that are not of one kind."""
     if data.shape != env.shape or data.is_floating_point() != env.is_floating_point():
         kinds = [f"{tuple(part.shape)} {part.dtype}" for part in (data, env)]
         raise Refusal(
@@ -190,7 +190,7 @@ def _check_conditions(data: Tensor, env: Tensor) -> None:
 
 
 def _check_labels(name: str, known: Any, conditions: Tensor) -> None:
-    """Refuse conditions that a part does not know, where it says how many ``labels`` it knows."""
+    """Reject conditions that a part does not know, where it says how many ``labels`` it knows."""
     if not isinstance(known, int) or conditions.is_floating_point():
         return
     if known == 0:
@@ -214,7 +214,7 @@ def _extremes(conditions: Tensor) -> list[int]:
 
 
 def _asked(name: str, part: Callable[..., Any], x_t: States, t: Times, condition: Condition) -> Tensor:
-    """What a part answers; what it raises becomes a refusal, with the cause kept."""
+    """What a part answers; what it raises becomes an error, with the cause kept."""
     try:
         answer: Tensor = part(x_t, t, condition)
     except (Refusal, torch.OutOfMemoryError):
@@ -230,7 +230,7 @@ def _asked(name: str, part: Callable[..., Any], x_t: States, t: Times, condition
 
 
 def _check_finite(name: str, answer: Tensor, t: Times) -> None:
-    """Refuse a part that answers with NaN."""
+    """Reject a part that answers with NaN."""
     bad = ~answer.isfinite().flatten(1).all(1)
     if bool(bad.any()):
         raise Refusal(

@@ -55,7 +55,7 @@ def write_shard(file: Path, records: TensorDict) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return what ``manifest.json`` holds; refuse a folder without it, or one that is not what ``gather`` writes."""
+    """Return what ``manifest.json`` holds; reject a folder without it, or one that is not what ``gather`` writes."""
     file = folder / MANIFEST
     if not file.exists():
         raise Refusal(f"{folder} holds no {MANIFEST}. Name the --out folder of a finished `dagdiff gather`.")
@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def shards_of(folder: Path, manifest: Mapping[str, Any]) -> list[Shard]:
-    """Return the shards that a manifest names, in their order; refuse names and numbers that can't be."""
+    """Return the shards that a manifest names, in their order; reject names and numbers that can't be."""
     found = []
     for name, told in sorted(manifest["shards"].items()):
         try:
@@ -177,7 +177,7 @@ def _columns(file: Path, rows: int) -> dict[str, Tensor]:
 
 
 def _check(file: Path, sha256: str) -> None:
-    """Refuse a shard that is missing, or is not what was written."""
+    """Reject a shard that is missing, or is not what was written."""
     try:
         status = file.stat()
         found = _hashed(file, status.st_mtime_ns, status.st_size)

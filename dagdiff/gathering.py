@@ -2,7 +2,7 @@
 
 A record is labelled once and serves several batches. Where the batches of a round draw R rows, a part q of them from
 one source, the round gathers q R / ``reuse`` fresh records of that source: each serves ``reuse`` batches on average.
-Forward states are made in just that number, roll-ins in whole batches of chains; what is too many is taken off the next
+Forward states are made in just that number, rollouts in whole batches of chains; what is too many is taken off the next
 round's. But a round gathers no fewer records than one of its batches draws, and at least one batch of chains: states of
 the present student are always among them.
 """
@@ -34,7 +34,7 @@ class Gathering:
     Args:
         beta: by progress, the part of the steps of the student's chains that the expert drives; or a number.
         per_chain: let one driver keep a chain to its end.
-        driver: makes the behaviour policy of all roll-ins; :mod:`dagdiff.strategies.drivers` has others.
+        driver: makes the behaviour policy of all rollouts; :mod:`dagdiff.strategies.drivers` has others.
         shares_ramp: scales the on-policy shares by progress, or by a number; forward states take the rest.
         input_perturbation: how much more noise forward states hold than they should (:func:`forward_states`).
         reuse: how many batches a record serves on average, at least 1.
@@ -82,7 +82,7 @@ def fresh_records(share: float, drawn: int, batch: int, reuse: float) -> int:
 
 
 def rolls(records: int, owed: float, size: int) -> tuple[int, float]:
-    """Return how many batches of chains a round rolls in for so many records, and how many records are still owed.
+    """Return how many batches of chains a round rolls out for so many records, and how many records are still owed.
 
     At least one, where any are wanted. What it makes too many is taken off the next round's, one batch at most.
 

@@ -24,7 +24,7 @@ class HeldOut:
 
     Args:
         data: clean points; ``rows`` of them are drawn now.
-        transition: the student's law of motion.
+        transition: the student's transition.
         times: its grid.
         rows: how many chains, and how many forward states a step.
         conditional: whether chains have a condition.

@@ -1,7 +1,7 @@
 """Labelled states for somebody else's training loop: an iterator over batches of DAgger's aggregate.
 
 The student stays its owner's, and so do its loss and its optimiser. Whenever a round's batches are used up, the student
-as it is then is rolled in anew, the expert labels the new states once, and they enter the aggregate.
+as it is then is rolled out anew, the expert labels the new states once, and they enter the aggregate.
 
 >>> for x_t, t, condition, label, source in states(student, expert, data, Ddim(schedule), times):  # doctest: +SKIP
 ...     loss = (student(x_t, t, condition) - label).square().mean()
@@ -36,7 +36,7 @@ class Labelled(NamedTuple):
         x_t: the states, ``(B, *D)``.
         t: their times, ``(B,)``.
         condition: what their chains are conditioned on, ``(B,)``; None for unconditional chains.
-        label: what the expert does there in the student's place, a guess of x0, ``(B, *D)``.
+        label: what the expert does there in the student's place, a prediction of x0, ``(B, *D)``.
         source: where each comes from, ``(B,)``: an index into :data:`dagdiff.mixture.SOURCES` (0 forward, 1 student,
             2 expert).
     """
@@ -68,7 +68,7 @@ def states(
     """Return an endless iterator over batches of labelled states.
 
     Args:
-        student: any callable ``(x_t, t, condition) -> x0``; a module is rolled in in eval mode, and its mode restored.
+        student: any callable ``(x_t, t, condition) -> x0``; a module is rolled out in eval mode, and its mode restored.
         expert: the teacher in its role.
         data: clean points, as for :class:`dagdiff.dagger.DAgger`.
         transition: the law by which the student is sampled. It says up to where a label is right: under ``Ddim`` to
@@ -76,7 +76,7 @@ def states(
         times: the student's grid, ``(K + 1,)``, falling to 0.
         shares: parts of a batch that are forward-diffused, from student chains, from expert chains.
         batch_size: rows of a batch.
-        batches: of a round; the student is rolled in anew before each round.
+        batches: of a round; the student is rolled out anew before each round.
         reuse: how many batches a state serves on average.
         beta: the part of the steps of the student's chains that the expert drives; a ramp is asked at 0.
         rounds_kept: how many rounds of chain states stay.
@@ -114,7 +114,7 @@ class _Labels(Objective):
         self.sampler, self.law = lambda schedule: transition, transition
 
     def horizon(self, s: Times) -> Times:
-        """Where the law needs a guess to be right."""
+        """Where the law needs a prediction to be right."""
         return self.law.horizon(s)
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
@@ -146,7 +146,7 @@ def _batches(
 
 
 def _check(source: str, records: TensorDict, number: int) -> None:
-    """Refuse states or labels that are not finite, by the name of whoever made them."""
+    """Reject states or labels that are not finite, by the name of whoever made them."""
     for name, maker in {"x_t": "data" if source == "forward" else source, "label": "expert"}.items():
         if not bool(records[name].isfinite().all()):
             what = "labels" if name == "label" else f"states of the source {source!r}"

@@ -31,7 +31,7 @@ def joined(told: Mapping[str, Any], prepare: Callable[[], object]) -> Iterator[N
     """Join the processes that a launcher started together with this one, if it did, and take a GPU of one's own.
 
     Process 0 calls ``prepare`` while the others wait: what it trains or draws and keeps in the cache is there when
-    they need it, and what it refuses all refuse.
+    they need it, and what it rejects all reject.
 
     Args:
         told: the configuration of the run, ``device`` among it; equal in all processes.
@@ -68,7 +68,7 @@ def joined(told: Mapping[str, Any], prepare: Callable[[], object]) -> Iterator[N
 
 
 def check_launcher(environment: Mapping[str, str]) -> None:
-    """Refuse half a launcher, and what a launcher is told that the run's own settings say."""
+    """Reject half a launcher, and what a launcher is told that the run's own settings say."""
     wanted = environment.get("WORLD_SIZE", "1")
     if not wanted.isdigit() or int(wanted) < 1:
         raise Refusal(f"WORLD_SIZE must be a number of processes, at least 1; got {wanted!r}. Unset it, or {_START}.")
@@ -88,7 +88,7 @@ def check_launcher(environment: Mapping[str, str]) -> None:
 
 
 def check_devices(device: str, cards: int, environment: Mapping[str, str]) -> bool:
-    """Refuse devices that are not there, a GPU a process; return whether the run is one on GPUs.
+    """Reject devices that are not there, a GPU a process; return whether the run is one on GPUs.
 
     Args:
         device: as the user names it.
@@ -107,7 +107,7 @@ def check_devices(device: str, cards: int, environment: Mapping[str, str]) -> bo
 
 
 def check_agreement(told: list[dict[str, str]]) -> None:
-    """Refuse processes that were told another configuration than process 0, by their numbers and the first option."""
+    """Reject processes that were told another configuration than process 0, by their numbers and the first option."""
     others = [number for number, mine in enumerate(told) if mine != told[0]]
     if not others:
         return
@@ -164,7 +164,7 @@ def _join(on_gpu: bool) -> None:
 
 
 def _refused(prepare: Callable[[], object]) -> str | None:
-    """Call ``prepare``; return what it refuses."""
+    """Call ``prepare``; return what it rejects."""
     try:
         prepare()
     except Refusal as error:

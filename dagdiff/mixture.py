@@ -1,4 +1,4 @@
-"""Which states a batch is made of, and who drives a roll-in: shares, beta, and how both change over training.
+"""Which states a batch is made of, and who drives a rollout: shares, beta, and how both change over training.
 
 A *ramp* is any callable ``progress -> value`` with progress in [0, 1]: 0 in the first round, 1 at the end of training.
 The same ramps serve DAgger's beta (the part of the steps that the expert drives; Ross, Gordon and Bagnell 2011,
@@ -68,7 +68,7 @@ class Constant:
 
 
 def as_ramp(name: str, value: "Ramp | SupportsFloat") -> Ramp:
-    """Return a ramp as it is, and a number in [0, 1] as a :class:`Constant`; refuse anything else, by its ``name``."""
+    """Return a ramp as it is, and a number in [0, 1] as a :class:`Constant`; reject anything else, by its ``name``."""
     if callable(value):
         return value
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):

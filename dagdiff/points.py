@@ -27,7 +27,7 @@ class Points:
         return self._take(self.points, self._rows(n, generator), generator)
 
     def sample_labelled(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw the rows of :meth:`sample` with their labels; refuse where there are none."""
+        """Draw the rows of :meth:`sample` with their labels; reject where there are none."""
         if self.labels is None:
             raise Refusal("these points have no labels. Sample without labels, or pass Points(points, labels).")
         rows = self._rows(n, generator)

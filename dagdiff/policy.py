@@ -1,7 +1,7 @@
-"""Policies: the few-step student as it is used, in roll-ins and at inference alike, and the expert in its place.
+"""Policies: the few-step student as it is used, in rollouts and at inference alike, and the expert in its place.
 
 Inside a loss the student's network is called bare. In its role as policy it runs in eval mode and without gradient
-(dropout in a roll-in would visit states that inference never meets), and its guess is thresholded if the run is
+(dropout in a rollout would visit states that inference never meets), and its prediction is thresholded if the run is
 reflected. The expert as policy, on the student's own chain, is what a perfect imitator becomes.
 """
 
@@ -24,7 +24,7 @@ class StudentPolicy:
 
     Args:
         student: the network, ``(x_t, t, condition) -> x0``; it goes on training elsewhere, the policy follows.
-        threshold: the reflected operator applied to each guess.
+        threshold: the reflected operator applied to each prediction.
     """
 
     def __init__(self, student: nn.Module, threshold: Threshold | None = None) -> None:
@@ -32,7 +32,7 @@ class StudentPolicy:
 
     @torch.no_grad()
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the thresholded guess of x0, ``(B, *D)``; every module's train / eval mode is left as it was."""
+        """Return the thresholded prediction of x0, ``(B, *D)``; every module's train / eval mode is left as it was."""
         training = [module for module in self.student.modules() if module.training]
         if training:
             self.student.eval()
@@ -49,7 +49,7 @@ class Foreign(nn.Module):
 
     Args:
         student: the callable; a module is registered, so that eval mode reaches it.
-        name: of the student in refusals.
+        name: of the student in errors.
     """
 
     def __init__(self, student: Callable[..., Any], name: str = "the student") -> None:
@@ -57,7 +57,7 @@ class Foreign(nn.Module):
         self.student, self.name = check_student(student, name), name
 
     def forward(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
-        """Return the guess of x0, ``(B, *D)``, in the precision of the states.
+        """Return the prediction of x0, ``(B, *D)``, in the precision of the states.
 
         Raises:
             Refusal: for an answer of another shape, or one that holds NaN or infinity.
@@ -73,7 +73,7 @@ class Foreign(nn.Module):
 
 
 def check_student(student: Any, name: str) -> Callable[..., Any]:
-    """Refuse what can't be called as ``(x_t, t, condition)``, as far as it says; return it."""
+    """Reject what can't be called as ``(x_t, t, condition)``, as far as it says; return it."""
     asked = "It is asked as student(x_t, t, condition) and answers with x0, one guess a row."
     if not callable(student):
         raise Refusal(f"{name} is a {type(student).__name__}, which can't be called. {asked}")
@@ -87,11 +87,11 @@ def check_student(student: Any, name: str) -> Callable[..., Any]:
 
 
 class ExpertPolicy:
-    """The expert in the student's place: at each state the guess that its sub-steps amount to, for the student's step.
+    """The expert in the student's place: the prediction that its sub-steps amount to for the student's step.
 
     Args:
         expert: the expert.
-        transition: the student's law of motion; it says up to where a guess must be right.
+        transition: the student's transition; it says up to where a prediction must be right.
         times: the student's grid. A state between two of its times is taken to step to the lower one.
     """
 
@@ -99,7 +99,7 @@ class ExpertPolicy:
         self.expert, self.transition, self.times = expert, transition, times
 
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the guess of x0, ``(B, *D)``."""
+        """Return the prediction of x0, ``(B, *D)``."""
         below = self.times < t.unsqueeze(-1) - _SAME_TIME
         s = self.times[below.int().argmax(-1)]
         return self.expert.target(x_t, t, self.transition.horizon(s), condition)

@@ -50,7 +50,7 @@ def read_text(path: Path, most: int = 64 * MEGABYTE) -> str:
 
 
 def read_bytes(path: Path, most: int, cure: str = "Make it again, or name another.") -> bytes:
-    """Return the content of an ordinary file; a pipe or a device may have no end, and is refused.
+    """Return the content of an ordinary file; a pipe or a device may have no end, and is rejected.
 
     Args:
         path: the file.
@@ -96,7 +96,7 @@ def parse_json(text: str, name: str, strict: bool = True) -> Any:
     Args:
         text: the JSON.
         name: of the file, or of the place in it.
-        strict: refuse also what JSON's own rules lack and some programs write: NaN, infinity, a name twice.
+        strict: reject also what JSON's own rules lack and some programs write: NaN, infinity, a name twice.
 
     Raises:
         Refusal: names the file, or the place in it, and what is wrong.
@@ -155,7 +155,7 @@ def to_yaml(content: Any) -> str:
 
 
 def check_depth(content: Any, name: str, most: int = DEPTH) -> None:
-    """Refuse containers that lie too deep within each other."""
+    """Reject containers that lie too deep within each other."""
     left = [(content, 0)]
     while left:
         value, depth = left.pop()
@@ -166,7 +166,7 @@ def check_depth(content: Any, name: str, most: int = DEPTH) -> None:
 
 
 def check_kind(content: Any, kind: Kind, name: str, where: str = "") -> None:
-    """Refuse content that is not of a kind, and say where it differs first.
+    """Reject content that is not of a kind, and say where it differs first.
 
     Raises:
         Refusal: names the file, the place, what is there and what should be.

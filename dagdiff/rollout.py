@@ -1,4 +1,4 @@
-"""Roll-ins: the states that the student, the expert, or a mixture of the two really visits.
+"""Rollouts: the states that the student, the expert, or a mixture of the two really visits.
 
 TorchRL's in-process ``Collector`` runs a policy through the denoising environment and returns B chains as B * K
 records. A record is one row ``x_t, t, s`` (plus ``condition``), with ``actor``: who took the step, 0 the student, 1 the
@@ -24,7 +24,7 @@ from dagdiff.shapes import Condition, Denoiser, States, Times
 from dagdiff.transition import Transition
 
 COLUMNS = ("x_t", "t", "s", "condition", "action", "actor")
-"""The columns of a record that a roll-in keeps; the objective's labels join them."""
+"""The columns of a record that a rollout keeps; the objective's labels join them."""
 
 
 @runtime_checkable
@@ -48,14 +48,14 @@ class LabelledData(Data, Protocol):
 class MixturePolicy(TensorDictModuleBase):
     """DAgger's behaviour policy: at each step (or once a chain) the expert acts in a random part beta of the chains.
 
-    The expert's action is its guess for the law of the environment: where its own sub-steps lead by
+    The expert's action is its prediction for the law of the environment: where its own sub-steps lead by
     ``transition.horizon``. Only the rows that the expert drives are shown to it; with beta 0 or 1 just one network is
     asked.
 
     Args:
         student: the policy, a denoiser.
         expert: the expert.
-        transition: the environment's law of motion.
+        transition: the environment's transition.
         per_chain: let the same driver keep a chain to its end, instead of drawing anew at each step.
         generator: of the draws.
         conditional: whether the environment's records have a ``condition``.
@@ -77,7 +77,7 @@ class MixturePolicy(TensorDictModuleBase):
         self.per_chain, self.generator, self.beta = per_chain, generator, 0.0
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``action``, the guess of x0, and ``actor`` into the environment's record."""
+        """Write ``action``, the prediction of x0, and ``actor`` into the environment's record."""
         x_t, t, s = tensordict["x_t"], tensordict["t"].squeeze(-1), tensordict["s"].squeeze(-1)
         condition = tensordict.get("condition", None)
         rows = self._expert_rows(tensordict)
@@ -89,7 +89,7 @@ class MixturePolicy(TensorDictModuleBase):
         return tensordict.set("action", action).set("actor", actor)
 
     def advice(self, x_t: States, t: Times, s: Times, condition: Condition) -> States:
-        """Return what the expert does where it drives, a guess of x0."""
+        """Return what the expert does where it drives, a prediction of x0."""
         return self.expert.target(x_t, t, self.transition.horizon(s), condition)
 
     def _expert_rows(self, tensordict: TensorDictBase) -> Tensor:
@@ -109,7 +109,7 @@ class MixturePolicy(TensorDictModuleBase):
 
 
 Driver = Callable[[Denoiser, Expert, Transition, bool, torch.Generator | None, bool], MixturePolicy]
-"""Makes the behaviour policy of the roll-ins from the arguments of :class:`MixturePolicy`, in their order."""
+"""Makes the behaviour policy of the rollouts from the arguments of :class:`MixturePolicy`, in their order."""
 
 
 class Rollout:
@@ -192,7 +192,7 @@ def forward_states(
     They are drawn ``at_once``, all by default: the draws of the first record do not depend on those that follow.
 
     With an ``input_perturbation`` g > 0 the noise is eps + g xi, xi a second standard normal: states somewhat off the
-    data's law stand in for the ones that a student's errors lead to, without a roll-in (Ning et al. 2023,
+    data's law stand in for the ones that a student's errors lead to, without a rollout (Ning et al. 2023,
     https://arxiv.org/abs/2301.11706). There the network is asked for eps alone; here the expert labels the state that
     the student sees, so the label is right and only the law of the states is wider.
     """

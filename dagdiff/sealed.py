@@ -28,7 +28,7 @@ def read_sealed(path: Path, kind: Kind = dict, most: int = 64 * MEGABYTE, requir
         path: the file.
         kind: of the content (:mod:`dagdiff.reading`).
         most: bytes that it may hold.
-        required: refuse a file without a digest; else it is read as it is, as older ones are.
+        required: reject a file without a digest; else it is read as it is, as older ones are.
 
     Raises:
         Refusal: if it can't be read, holds something else, or is not what was written.

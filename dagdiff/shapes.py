@@ -20,10 +20,10 @@ Condition = Tensor | None
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """Anything that answers a noisy state with a guess of the clean one. Experts and students both are denoisers."""
+    """Anything that predicts the clean state behind a noisy one. Experts and students both are denoisers."""
 
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the guess of x0, ``(B, *D)``, for states ``x_t`` at times ``t``."""
+        """Return the prediction of x0, ``(B, *D)``, for states ``x_t`` at times ``t``."""
         ...
 
 

@@ -1,9 +1,9 @@
 r"""Solvers of the expert's own path: one sub-step from t to s < t, by one or two questions to it.
 
 In the variable :math:`\lambda = \log(\alpha / \sigma)`, half the log of the signal-to-noise ratio, a step of length h
-keeps the noise and moves towards a guess D of the clean state: it is a DDIM step with D in place of the answer. DDIM
-takes the answer at t (first order); the others make D of two answers (second order), so that fewer sub-steps lead as
-near to the end of the path.
+keeps the noise and moves towards a prediction D of the clean state: it is a DDIM step with D in place of the answer.
+DDIM takes the answer at t (first order); the others make D of two answers (second order), so that fewer sub-steps lead
+as near to the end of the path.
 """
 
 from collections.abc import Callable
@@ -111,7 +111,7 @@ class DpmSolver:
 
 
 def check_solver(solver: Solver, schedule: Schedule) -> None:
-    """Refuse a solver of second order on a schedule whose signal-to-noise ratio does not rise towards t = 0."""
+    """Reject a solver of second order on a schedule whose signal-to-noise ratio does not rise towards t = 0."""
     if isinstance(solver, DdimSolver):
         return
     t = torch.linspace(1.0, 0.0, 65)

@@ -1,4 +1,4 @@
-"""The reflected formulation in practice: operators that bring a guess of x0 back into the set where data live.
+"""The reflected formulation in practice: operators that bring a prediction of x0 back into the set where data live.
 
 An operator is any callable ``x0 -> x0``. Where each objective applies it is said in :mod:`dagdiff.objectives`; the
 student's own output inside a loss is never thresholded, because a clipped output has no gradient where it needs one
@@ -16,16 +16,16 @@ from dagdiff.shapes import States, column
 
 
 class Threshold(Protocol):
-    """Any map from guesses to guesses of the same shape, ``(B, *D) -> (B, *D)``."""
+    """Any map from predictions to predictions of the same shape, ``(B, *D) -> (B, *D)``."""
 
     def __call__(self, x0: States) -> States:
-        """Return the guesses, brought back into the data's range."""
+        """Return the predictions, brought back into the data's range."""
         ...
 
 
 @dataclass(frozen=True)
 class NoThreshold:
-    """Leave the guess as it is."""
+    """Leave the prediction as it is."""
 
     def __call__(self, x0: States) -> States:
         """Return x0 itself."""

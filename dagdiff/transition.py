@@ -1,9 +1,10 @@
-"""The law of the world: ONE reverse step x_t -> x_s, given a guess of x0.
+"""The transition: ONE reverse step x_t -> x_s, given a prediction of x0.
 
 Environment, expert, objectives and :func:`sample` all step through these functions, so the chain a student is trained
-on is the chain it is used with. Two laws are here. :class:`Ddim` keeps the noise that x_t and the guess imply (Song et
-al. 2020, https://arxiv.org/abs/2010.02502); :class:`Renoise` draws fresh noise, as multistep consistency sampling does
-(Song et al. 2023, https://arxiv.org/abs/2303.01469). :class:`EpsilonScaling` corrects the guesses of either on the way.
+on is the chain it is used with. Two laws are here. :class:`Ddim` keeps the noise that x_t and the prediction imply
+(Song et al. 2020, https://arxiv.org/abs/2010.02502); :class:`Renoise` draws fresh noise, as multistep consistency
+sampling does (Song et al. 2023, https://arxiv.org/abs/2303.01469). :class:`EpsilonScaling` corrects the predictions of
+either on the way.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ def keep_noise(x_t: States, x0: States, start: tuple[Tensor, Tensor], end: tuple
 
 
 class Transition(Protocol):
-    """A law of motion. ``noise`` is a fresh standard normal like ``x_t``; deterministic laws ignore it."""
+    """A transition. ``noise`` is a fresh standard normal like ``x_t``; deterministic laws ignore it."""
 
     @property
     def schedule(self) -> Schedule:
@@ -44,7 +45,7 @@ class Transition(Protocol):
         ...
 
     def horizon(self, s: Times) -> Times:
-        """The time up to which a guess matters: where an expert's guess must land to be right."""
+        """The time up to which a prediction matters: where an expert's prediction must land to be right."""
         ...
 
 
@@ -59,7 +60,7 @@ def fresh_noise(transition: Transition, x_t: States, generator: torch.Generator 
 class Ddim:
     """DDIM with ``eta`` in [0, 1]: 0 is the deterministic probability-flow step, 1 is ancestral (DDPM) sampling.
 
-    The guess must explain the state at s, where the step lands.
+    The prediction must explain the state at s, where the step lands.
     """
 
     schedule: Schedule
@@ -98,12 +99,12 @@ class Ddim:
 
 @dataclass(frozen=True)
 class Renoise:
-    """Perturb the guess afresh: x_s = alpha_s x0 + sigma_s noise. The guess must explain the clean end of the chain."""
+    """Perturb the prediction afresh: x_s = alpha_s x0 + sigma_s noise. It must explain the clean end of the chain."""
 
     schedule: Schedule
 
     def __call__(self, x_t: States, x0: States, t: Times, s: Times, noise: States) -> States:
-        """Return x_s; x_t matters only through the guess."""
+        """Return x_s; x_t matters only through the prediction."""
         return perturb(x0, noise, s, self.schedule)
 
     def horizon(self, s: Times) -> Times:
@@ -129,15 +130,15 @@ def law_named(name: str, schedule: Schedule, eta: float | None = None) -> Transi
 
 @dataclass(frozen=True)
 class EpsilonScaling:
-    """A law whose guesses have their noise divided by ``scale``: Ning et al. 2024, https://arxiv.org/abs/2308.15321.
+    """A law whose predictions have their noise divided by ``scale``: Ning et al. 2024, https://arxiv.org/abs/2308.15321.
 
     A student that meets its own errors predicts too much noise, they find, and a few-step chain is such a student. With
-    eps = (x_t - alpha_t x0) / sigma_t the guess becomes (x_t - sigma_t eps / scale) / alpha_t. It acts at inference
-    alone: nothing is trained anew, and no network is asked.
+    eps = (x_t - alpha_t x0) / sigma_t the prediction becomes (x_t - sigma_t eps / scale) / alpha_t. It acts at
+    inference alone: nothing is trained anew, and no network is asked.
 
-    Where alpha_t is below ``least_alpha`` the guess stays as it is. The correction is (1 - 1 / scale) (x_t / alpha_t -
-    x0), which near t = 1 blows any scale up by 1 / alpha_t (a thousand on the cosine schedule), and a step of a
-    few-step chain, unlike the published ones of hundreds, lands where alpha_s is large. Nor is there anything to
+    Where alpha_t is below ``least_alpha`` the prediction stays as it is. The correction is (1 - 1 / scale) (x_t /
+    alpha_t - x0), which near t = 1 blows any scale up by 1 / alpha_t (a thousand on the cosine schedule), and a step of
+    a few-step chain, unlike the published ones of hundreds, lands where alpha_s is large. Nor is there anything to
     correct: at the first step nobody has erred yet, the state is the noise it should be.
 
     Args:
@@ -165,7 +166,7 @@ class EpsilonScaling:
         return getattr(self.transition, "stochastic", True)
 
     def __call__(self, x_t: States, x0: States, t: Times, s: Times, noise: States) -> States:
-        """Return x_s: where the law leads with the corrected guess."""
+        """Return x_s: where the law leads with the corrected prediction."""
         alpha = column(self.schedule(t)[0], x_t)
         away = x_t / alpha.clamp(min=self.least_alpha) - x0  # sigma eps / alpha
         corrected = x0 + (1.0 - 1.0 / self.scale) * away
@@ -177,7 +178,7 @@ class EpsilonScaling:
 
 
 class Step(NamedTuple):
-    """One step of a chain: the state, where it starts and lands (both ``(B,)``), the guess, and the state it made."""
+    """One step of a chain: the state, where it starts and lands (both ``(B,)``), the prediction, and its next state."""
 
     x_t: States
     t: Times

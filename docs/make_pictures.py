@@ -36,7 +36,7 @@ def main() -> None:
     figure = Figure(figsize=(10, 7.0))
     grid = figure.add_gridspec(2, 2, height_ratios=[1.0, 1.45], width_ratios=[1.65, 1.0], hspace=0.12, wspace=0.18)
     draw_process(figure.add_subplot(grid[0, :]))
-    draw_laws(figure.add_subplot(grid[1, 0]))
+    draw_states(figure.add_subplot(grid[1, 0]))
     draw_errors(figure.add_subplot(grid[1, 1]))
     save(figure, "chain.svg")
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -63,10 +63,10 @@ def save(figure: Figure, name: str) -> None:
 
 
 def draw_process(axes: Axes) -> None:
-    """States in a row; the policy guesses, the environment moves, the expert may be asked anywhere."""
+    """States in a row; the policy predicts, the environment moves, the expert may be asked anywhere."""
     axes.set(xlim=(-0.45, 4.45), ylim=(-1.0, 1.75))
     axes.axis("off")
-    axes.set_title("1  The chain is a decision process of K = 4 steps", loc="left", fontweight="bold", x=0.0)
+    axes.set_title("1  A rollout: a chain of K = 4 steps", loc="left", fontweight="bold", x=0.0)
     box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "linewidth": 1.3}
     for k in range(STEPS + 1):
         name = ["noise", "", "", "", "data"][k]
@@ -79,22 +79,22 @@ def draw_process(axes: Axes) -> None:
     for k in range(STEPS):
         axes.annotate("", (k + 0.8, 0), (k + 0.2, 0), arrowprops={"arrowstyle": "-|>", "color": "#444", "lw": 1.4})
         axes.text(k + 0.5, -0.1, "transition", ha="center", va="top", fontsize=8, color="#444")
-        axes.text(k + 0.5, 0.62, "guess of $x_0$", ha="center", va="center", fontsize=9, color=STUDENT)
+        axes.text(k + 0.5, 0.62, "prediction of $x_0$", ha="center", va="center", fontsize=9, color=STUDENT)
         axes.annotate("", (k + 0.36, 0.5), (k + 0.08, 0.24), arrowprops={"arrowstyle": "-|>", "color": STUDENT})
-        axes.text(k + 0.5, 1.08, "expert's guess", ha="center", va="center", fontsize=9, color=EXPERT)
+        axes.text(k + 0.5, 1.08, "expert's label", ha="center", va="center", fontsize=9, color=EXPERT)
         axes.annotate(
             "", (k + 0.5, 0.98), (k + 0.5, 0.73), arrowprops={"arrowstyle": "<->", "color": EXPERT, "ls": ":"}
         )
         axes.annotate("", (k + 0.5, 0.06), (k + 0.5, 0.48), arrowprops={"arrowstyle": "-|>", "color": STUDENT})
-    words = (("action: the policy's guess", STUDENT), ("world: one sampler step", "#444"))
+    words = (("state: a box", "#444"), ("action: the student's prediction", STUDENT))
     for (text, colour), x in zip(
-        (*words, ("label: the expert's guess, asked at any state", EXPERT)), (-0.4, 0.95, 2.2), strict=True
+        (*words, ("label: the expert's prediction there", EXPERT)), (-0.4, 0.35, 2.25), strict=True
     ):
         axes.text(x, 1.52, text, color=colour, va="center", fontsize=10)
 
 
-def draw_laws(axes: Axes) -> None:
-    """A one-dimensional world of two modes: noised data as a shade, chains of the expert and of a student in lines."""
+def draw_states(axes: Axes) -> None:
+    """A target of one dimension and two modes: noised data as a shade, chains of expert and student in lines."""
     t = torch.linspace(1.0, 0.0, 161)
     x = torch.linspace(-3.0, 3.0, 241)
     alpha, sigma = (values[:, None, None] for values in SCHEDULE(t))
@@ -119,12 +119,12 @@ def draw_laws(axes: Axes) -> None:
         ),
     ):
         axes.plot(1 - times, path, **style)
-    axes.set_title("2  Three laws of states at each time", loc="left", fontweight="bold")
+    axes.set_title("2  Three kinds of states at each time", loc="left", fontweight="bold")
     axes.set(xlim=(0, 1.02), ylim=(-2.9, 2.9), ylabel="x")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["noise\nt = 1", "0.75", "0.5", "0.25", "data\nt = 0"])
-    axes.text(0.02, 2.55, "forward: data with noise added (shade)", color="#35749c")
+    axes.text(0.02, 2.55, "forward: data with noise added (shade), off-policy", color="#35749c")
     axes.text(0.02, 2.2, "expert: its own chains, many small steps", color=EXPERT)
-    axes.text(0.02, -2.7, "student: its own chains, 4 steps, each a little wrong", color=STUDENT)
+    axes.text(0.02, -2.7, "student: its own chains, on-policy, each step a little wrong", color=STUDENT)
 
 
 def draw_errors(axes: Axes) -> None:
@@ -142,10 +142,10 @@ def draw_errors(axes: Axes) -> None:
 
 
 def draw_horizon(figure: Figure, records: Sequence[Record]) -> None:
-    """The set shown whole: how far chains end from the expert's, by the number of steps and the states trained on."""
+    """With all of the data: how far chains end from the expert's, by the number of steps and the states trained on."""
     panels = figure.subplots(1, 2, sharey=True)
     for axes, width in zip(panels, (32, 128), strict=True):
-        for variant, name in (("bc", "expert's chains"), ("dagger", "own chains (DAgger)")):
+        for variant, name in (("bc", "expert states"), ("dagger", "student states (DAgger)")):
             mine = [each for each in records if each.variant == variant and each.about == f"width {width}"]
             ends: dict[int, list[float]] = {}
             for each in mine:
@@ -168,12 +168,12 @@ def draw_horizon(figure: Figure, records: Sequence[Record]) -> None:
 
 
 def clumsy(teacher: Denoiser, error: float = 0.22) -> Denoiser:
-    """A student for the sketch: the teacher's guess, always pushed outwards by ``error``."""
+    """A student for the sketch: the teacher's prediction, always pushed outwards by ``error``."""
 
-    def guess(x_t: States, t: Times, condition: Condition = None) -> States:
+    def prediction(x_t: States, t: Times, condition: Condition = None) -> States:
         return teacher(x_t, t, condition) + error * torch.sign(x_t)
 
-    return guess
+    return prediction
 
 
 def states(policy: Denoiser, times: Times, noise: States) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Fill the tables of docs/commands.md and docs/metrics.md from the program itself.
+"""Fill tables of docs from the program itself: options, recipes and their cost, commands of results, floors of metrics.
 
 Run: python docs/make_tables.py
 
@@ -6,8 +6,10 @@ A table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is a
 """
 
 import re
+import shlex
 from argparse import SUPPRESS
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,14 +18,21 @@ import torch
 
 from dagdiff import cli
 from dagdiff.benchmarks.command import MEASUREMENTS, SUITES
+from dagdiff.benchmarks.pages import TABLES, command
+from dagdiff.benchmarks.readme import KEPT
+from dagdiff.benchmarks.running.nfe import predict_nfe
 from dagdiff.commands import manual
+from dagdiff.report.glossary import OBJECTIVES
+from dagdiff.report.results import Results
 from dagdiff.runs import config
 from dagdiff.runs.described import REQUIRED, Option, describe_part
 from dagdiff.runs.parts import HELP, PARTS
+from dagdiff.runs.recipes import RECIPES, recipe
 
 HERE = Path(__file__).resolve().parent
 COMMANDS = tuple(cli.COMMANDS)
 FLOOR_SEEDS, FLOOR_POINTS = 5, 2000
+_PIPELINE = {"task": "pipeline", "pipeline.path": "ID", "policy.class": "lora"}  # no more is read of it
 
 
 class _Seen(Exception):
@@ -31,8 +40,8 @@ class _Seen(Exception):
 
 
 def main() -> None:
-    """Rewrite both pages."""
-    for page, make in (("commands.md", commands), ("metrics.md", floors)):
+    """Rewrite the pages."""
+    for page, make in _PAGES.items():
         path = HERE / page
         path.write_text(filled(path.read_text(encoding="utf-8"), make()), encoding="utf-8")
 
@@ -83,6 +92,56 @@ def options(found: Iterable[Option]) -> str:
         for option in found
     ]
     return "| option | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def recipes() -> dict[str, str]:
+    """What a run takes where nothing is said, by what is trained and objective, and what it costs in 4 steps."""
+    head = ("trained", "objective", "shares", "updates x batch", "learning rate", "student evaluations")
+    rows = [(*head, "expert evaluations")]
+    for trained, objective in product(RECIPES, ("progressive", "consistency", "distribution")):
+        base = {} if trained in ("plane", "images") else _PIPELINE
+        chosen = config.complete({"objective.class": objective, "steps": 4, **base})
+        for name, value in recipe(trained, objective).items():
+            part, _, option = name.rpartition(".")
+            (chosen[part] if part else chosen)[option] = list(value) if isinstance(value, tuple) else value
+        cost = [f"{number / 1000:,.0f} k" for number in predict_nfe(chosen)[:2]]
+        shares = " / ".join(f"{100 * share:.0f}" for share in chosen["shares"])
+        size, rate = f"{chosen['updates']} x {chosen['batch_size']}", f"{chosen['lr']:g}"
+        rows.append((trained, OBJECTIVES[objective], shares, size, rate, *cost))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return {"recipes": "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"}
+
+
+def reproduced() -> dict[str, str]:
+    """The suites whose results are kept: their pages, runs and minutes of training, and the commands that make them."""
+    pages: dict[str, list[str]] = {}
+    for made in TABLES.values():
+        for name in made.results:
+            found = pages.setdefault(name, [])
+            found += [made.page.name] if made.page.name not in found else []
+    rows, lines = [], []
+    for name, where in sorted(pages.items()):
+        results = Results.load(HERE.parent / KEPT / name)
+        runs = {record.config: record.seconds for record in results.records}
+        links = ", ".join("README" if page == "README.md" else f"[{page}]({page})" for page in where)
+        rows.append(f"| `{name}` | {links} | {len(runs):,} | {sum(runs.values()) / 60:,.0f} | {results.made_with} |")
+        lines += [f"# {name}", *_wrapped(command(results, name)), ""]
+    head = "| results | pages | runs | minutes of one core | made with |\n|---|---|---|---|---|\n"
+    block = "\n".join(lines).rstrip()
+    return {"reproduced": head + "\n".join(rows) + f"\n\n```sh\n{block}\n```\n"}
+
+
+def _wrapped(line: str, width: int = 86) -> Iterator[str]:
+    """A command over several lines; a long word of settings breaks between its parts, where JSON lets it."""
+    shown = ""
+    words = [word.replace('}, "', '},\n    "') for word in map(shlex.quote, shlex.split(line))]
+    for part in re.split(r" (?=--)", " ".join(words)):
+        if shown and len(shown) + 1 + len(part.partition("\n")[0]) > width:
+            yield f"{shown} \\"
+            shown = f"  {part}"
+        else:
+            shown = f"{shown} {part}" if shown else part
+    yield shown
 
 
 def floors() -> dict[str, str]:
@@ -147,6 +206,8 @@ def _cell(text: str) -> str:
     text = text.replace("``", "`").replace("|", r"\|")
     return text if text.endswith("..") else text.removesuffix(".")
 
+
+_PAGES = {"commands.md": commands, "settings.md": recipes, "reproduce.md": reproduced, "metrics.md": floors}
 
 if __name__ == "__main__":
     main()

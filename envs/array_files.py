@@ -60,7 +60,7 @@ def open_arrays(path: Path) -> dict[str, "Array"]:
 
 
 def _check_packed(path: Path, member: zipfile.ZipInfo) -> None:
-    """Refuse an array that a few bytes are to make gigabytes of."""
+    """Reject an array that a few bytes are to make gigabytes of."""
     if member.file_size > _BOMB and member.file_size > _RATIO * member.compress_size:
         raise Refusal(
             f"{member.filename!r:.80} in {path} would unpack {member.compress_size:,} bytes to {member.file_size:,}. "
@@ -149,7 +149,7 @@ def _member(path: Path, name: str) -> Callable[[], np.ndarray]:
 
 
 def _array(path: Path, name: str, file: IO[bytes], size: int, read: Callable[[], np.ndarray]) -> Array:
-    """Read an array's header; refuse one that promises more than its file, or this machine's memory, holds."""
+    """Read an array's header; reject one that promises more than its file, or this machine's memory, holds."""
     shape, dtype = _header(file)
     asked = math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and asked > size:

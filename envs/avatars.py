@@ -47,7 +47,7 @@ from dagdiff.progress import Progress
 
 SIDE = 32
 DRAWN, HELD_OUT = 12_000, 2_000
-"""Pictures of a world, and those of them that are held out."""
+"""Pictures of a dataset, and those of them that are held out."""
 
 
 class Glasses(NamedTuple):
@@ -168,7 +168,7 @@ def _style(name: str) -> Any:
 
 
 def _packages() -> tuple[Any, Any]:
-    """Return dicebear and resvg; refuse where they are missing."""
+    """Return dicebear and resvg; reject where they are missing."""
     try:
         import dicebear
         import dicebear_styles  # noqa: F401

@@ -2,7 +2,7 @@
 
 ===========  =========================================================================================================
 observation  ``x_t`` the state, ``t`` the time it is at, ``s`` the time the step lands, ``step``, perhaps ``condition``
-action       the clean guess x0, never the next state
+action       the prediction x0, never the next state
 transition   ``x_s = transition(x_t, x0, t, s, noise)``
 reward       minus the mean squared distance to the expert's label of this step where an expert is given, else 0
 episode      K steps, from noise at ``times[0]`` to ``times[K] = 0``
@@ -41,7 +41,7 @@ class DenoisingEnv(EnvBase):
 
     Args:
         shape: of one state, ``(*D,)``.
-        transition: the law of motion.
+        transition: the transition.
         times: the grid, falling to 0, K + 1 numbers.
         batch_size: the number B of chains.
         conditions: draws the chains' conditions; None for unconditional chains.

@@ -1,8 +1,8 @@
 """The expert's chains as a Minari data set, which offline imitation libraries read: an episode a chain.
 
 Observations and actions are those of :class:`~dagdiff.envs.gymnasium.DenoisingGymEnv`: K + 1 states with their times,
-and K guesses of x0. The expert acts as it would in the student's place. Its reward is 0: it is minus the distance to
-its own guess.
+and K predictions of x0. The expert acts as it would in the student's place. Its reward is 0: it is minus the distance
+to its own prediction.
 
 Minari (https://minari.farama.org) is an optional extra: ``pip install 'dagdiff[minari]'``.
 """
@@ -33,7 +33,7 @@ NAMESPACE = "namespace_metadata.json"
 
 
 def check_episodes(folder: Path, name: str) -> None:
-    """Refuse a data set that could not be written, before anything is made.
+    """Reject a data set that could not be written, before anything is made.
 
     Args:
         folder: Minari's root, which it reads from ``MINARI_DATASETS_PATH``.
@@ -70,7 +70,7 @@ def save_episodes(
         folder: Minari's root, and
         name: of the data set, both as in :func:`check_episodes`.
         expert: who acts; it is charged.
-        transition: the student's law of motion.
+        transition: the student's transition.
         times: its grid, ``(K + 1,)``.
         noise: where the chains start, ``(B, *D)``.
         condition: of each chain, ``(B,)``.
@@ -149,7 +149,7 @@ def _array(values: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _minari() -> Any:
-    """The package; refuse where it, or what it keeps files with, is missing."""
+    """The package; reject where it, or what it keeps files with, is missing."""
     try:
         import h5py  # noqa: F401
         import minari

@@ -1,4 +1,4 @@
-"""What a caller passes to the Gymnasium environments, read as tensors or refused with a sentence."""
+"""What a caller passes to the Gymnasium environments, read as tensors or rejected with a sentence."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 
 
 def read_options(options: dict[str, Any] | None, known: Iterable[str]) -> dict[str, Any]:
-    """Return a copy of the options of a ``reset``; refuse one that is not known."""
+    """Return a copy of the options of a ``reset``; reject one that is not known."""
     known = tuple(known)
     for name in options or {}:
         check_in("reset option", name, known)
@@ -25,7 +25,7 @@ def read_options(options: dict[str, Any] | None, known: Iterable[str]) -> dict[s
 
 
 def read_states(name: str, values: Tensor | ArrayLike, shape: Sequence[int], rows: Mask) -> States:
-    """Return states or guesses of that shape as a tensor of its own; refuse NaN and infinity in ``rows``."""
+    """Return states or predictions of that shape as a tensor of its own; reject NaN and infinity in ``rows``."""
     found = as_floats(name, values, "Pass an array like x_t.")
     check_same_shape(name, found, torch.empty(tuple(shape), device="meta"))
     bad = int((~found[torch.from_numpy(rows)].isfinite()).sum())

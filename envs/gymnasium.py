@@ -26,7 +26,7 @@ Answer = tuple[dict[str, Any], NDArray[np.float32], Mask, Mask, dict[str, Any]]
 """``(observation, reward, terminated, truncated, info)``."""
 
 WIDE = 10.0
-"""The default ``bound``: beyond any guess of standardised data, and finite, as many RL libraries want it."""
+"""The default ``bound``: beyond any prediction of standardised data, and finite, as many RL libraries want it."""
 
 
 class DenoisingVectorEnv(VectorEnv):
@@ -36,17 +36,17 @@ class DenoisingVectorEnv(VectorEnv):
 
     - ``NEXT_STEP``: the next ``step`` starts a new chain in that row, ignores its action and pays 0;
     - ``SAME_STEP``: the same ``step`` starts it; the end is in ``info["final_obs"][row]``;
-    - ``DISABLED``: ``reset(options={"reset_mask": rows})`` starts it; stepping on is refused.
+    - ``DISABLED``: ``reset(options={"reset_mask": rows})`` starts it; stepping on is rejected.
 
     Args:
         num_envs: the number B of chains.
         shape: of one state, ``(*D,)``.
-        transition: the law of motion; DDIM on the cosine schedule if not given.
+        transition: the transition; DDIM on the cosine schedule if not given.
         times: the grid, falling to 0, K + 1 numbers.
         steps: K of a uniform grid, where no ``times`` are given.
         expert: gives the reward; None for reward 0.
         labels: the number of conditions, of which each chain draws one; 0 for unconditional chains.
-        bound: the action space is the box [-bound, bound]; None for no bounds. A guess outside is taken as it is:
+        bound: the action space is the box [-bound, bound]; None for no bounds. A prediction outside is taken as it is:
             the law of the chain is the same for every bound.
         autoreset_mode: as above, or its name.
         render_mode: ``"rgb_array"`` for pictures of the chains, None for none.
@@ -109,11 +109,11 @@ class DenoisingVectorEnv(VectorEnv):
         return self._observation(), {}
 
     def step(self, actions: ArrayLike) -> Answer:
-        """Move every chain by one step; guesses are an array like ``x_t``.
+        """Move every chain by one step; predictions are an array like ``x_t``.
 
         Raises:
-            Refusal: before the first ``reset``, after the end of a chain where autoreset is disabled, and for guesses
-                of another shape or that are not finite.
+            Refusal: before the first ``reset``, after the end of a chain where autoreset is disabled, and for
+                predictions of another shape or that are not finite.
         """
         if self._x is None:
             raise Refusal("step was called before reset. Call reset() first.")
@@ -134,7 +134,7 @@ class DenoisingVectorEnv(VectorEnv):
         return observation, earned, terminated, np.zeros(self.num_envs, dtype=bool), info
 
     def render(self) -> tuple[Frame, ...]:
-        """Return a picture of each chain so far, ``(H, W, 3)`` bytes, with an arrow to the expert's guess.
+        """Return a picture of each chain so far, ``(H, W, 3)`` bytes, with an arrow to the expert's prediction.
 
         The expert is asked at nobody's charge, and no draw is made.
 
@@ -214,7 +214,7 @@ class DenoisingGymEnv(gymnasium.Env):
 
     Args:
         shape: of the state, ``(*D,)``.
-        transition: the law of motion; DDIM on the cosine schedule if not given.
+        transition: the transition; DDIM on the cosine schedule if not given.
         times: the grid, falling to 0, K + 1 numbers.
         steps: K of a uniform grid, where no ``times`` are given.
         expert: gives the reward; None for reward 0.
@@ -261,7 +261,7 @@ class DenoisingGymEnv(gymnasium.Env):
         return _row(observation, 0), float(earned[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> Frame:
-        """Return a picture of the chain so far, ``(H, W, 3)`` bytes, with an arrow to the expert's guess."""
+        """Return a picture of the chain so far, ``(H, W, 3)`` bytes, with an arrow to the expert's prediction."""
         return self._chains.render()[0]
 
 

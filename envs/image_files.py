@@ -1,4 +1,4 @@
-"""Your own images as a world: a folder of pictures, a file of arrays, or a data set of the ``datasets`` library.
+"""Your own images as a dataset: a folder of pictures, a file of arrays, or a data set of the ``datasets`` library.
 
 Each reader answers with an :class:`~dagdiff.envs.images.ImageWorld`, and tells in one line on stderr what it has read
 and what it left out. Where the source has no held-out split of its own, a share ``held_out`` of the images is held out,
@@ -133,7 +133,7 @@ def _world(
     source: str, name: str, read: Collection, held_out: float, seed: int, skipped: Counter[str], note: str = "",
     kind: str = "class",
 ) -> ImageWorld:  # fmt: skip
-    """Make the world of what was read, and tell it in one line."""
+    """Make the dataset of what was read, and tell it in one line."""
     world = read.world(name, held_out, seed)
     shown, held = len(world.train.points), len(world.test.points)
     kinds = 0 if read.labels is None else len(read.labels.unique())

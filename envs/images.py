@@ -1,7 +1,7 @@
 r"""Worlds of images: real pictures ``(C, H, W)`` in [-1, 1], a training split, a held-out split, and class labels.
 
 A data set is the law itself only as far as it reaches: the teacher learns :attr:`ImageWorld.train`, and samples are
-compared with :attr:`ImageWorld.test`, which nobody was trained on. As in the plane, a *set* says which part the student
+compared with :attr:`ImageWorld.test`, which nobody was trained on. As in 2-D, a *set* says which part the student
 is shown: all of the training split (:func:`matched`), a handful of images (:func:`scarce`), only some of the classes
 (:func:`biased`). The teacher knows the whole training split in all three.
 
@@ -170,7 +170,7 @@ class Collection(NamedTuple):
     """How they were read, in words."""
 
     def world(self, name: str, held_out: float, seed: int) -> ImageWorld:
-        """Return the world of these images; without splits of their own a share is held out as in :func:`hold_out`."""
+        """Return the dataset of these images; without splits a share is held out as in :func:`hold_out`."""
         if self.first is None:
             return hold_out(name, self.images, self.labels, self.classes, held_out, seed)
         return split_at(name, self.images, self.labels, self.classes, self.first)
@@ -190,7 +190,7 @@ def hold_out(
 
 
 def split_at(name: str, images: Tensor, labels: Tensor | None, classes: tuple[str, ...], first: int) -> ImageWorld:
-    """Make a world of images whose ``first`` rows are the training split and whose others are the test split."""
+    """Make a dataset of images whose ``first`` rows are the training split and whose others are the test split."""
     train, test = (
         Points(images[rows], None if labels is None else labels[rows]) for rows in (slice(first), slice(first, None))
     )
@@ -219,7 +219,7 @@ def to_states(images: Tensor, value_range: tuple[float, float] | None = None) ->
 
 
 def range_of(images: Tensor, value_range: tuple[float, float] | None = None) -> tuple[float, float]:
-    """Return what black and white are in images; arguments, rules and refusals as in :func:`to_states`."""
+    """Return what black and white are in images; arguments, rules and errors as in :func:`to_states`."""
     if value_range is None and images.dtype == torch.uint8:
         return 0.0, 255.0
     low, high = (float(end) for end in images.aminmax())

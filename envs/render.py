@@ -1,7 +1,7 @@
 """Pictures of a chain: the way it has come, and an arrow to where the expert would lead it.
 
 A state of the plane, ``(2,)``, is a point on a map with its trail; an image ``(C, H, W)`` is shown as one, beside the
-expert's guess; any other state is a row of bars, one a coordinate.
+expert's prediction; any other state is a row of bars, one a coordinate.
 """
 
 import math
@@ -26,7 +26,7 @@ def draw_chain(trail: Sequence[Values], advice: Values | None, caption: str) -> 
 
     Args:
         trail: its states so far, the newest last.
-        advice: the expert's guess at the newest; None, or one that is not finite, draws no arrow.
+        advice: the expert's prediction at the newest; None, or one that is not finite, draws no arrow.
         caption: a line below.
     """
     canvas = Image.new("RGB", (_SIDE, _SIDE), "white")
@@ -71,7 +71,7 @@ def _map(draw: ImageDraw.ImageDraw, trail: Sequence[Values], advice: Values | No
 
 
 def _pictures(canvas: Image.Image, draw: ImageDraw.ImageDraw, state: Values, advice: Values | None) -> None:
-    """The state and, with an arrow, the expert's guess beside it; -1 is black, 1 white."""
+    """The state and, with an arrow, the expert's prediction beside it; -1 is black, 1 white."""
     shown = [state] if advice is None else [state, advice]
     room = (_SIDE - 2 * _MARGIN - _GAP * (len(shown) - 1)) // len(shown)
     for number, values in enumerate(shown):

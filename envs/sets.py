@@ -1,4 +1,4 @@
-"""Sets: which part of a world the student is shown. The teacher knows the whole world in all three.
+"""Sets: which part of a dataset the student is shown. The teacher knows the whole dataset in all three.
 
 All of it (:class:`Matched`), a handful of points (:class:`Scarce`), or one half-plane (:class:`Biased`). A table of
 one's own is a set too (:class:`Points`).
@@ -15,14 +15,14 @@ from dagdiff.points import Points as Points
 
 
 class Matched:
-    """The whole world: the student is shown what the teacher knows."""
+    """The whole dataset: the student is shown what the teacher knows."""
 
     def __init__(self, world: World) -> None:
         self.sample, self.sample_labelled = world.sample, world.sample_labelled
 
 
 class Scarce(Points):
-    """A fixed handful of a world's points, the same for the same ``seed``: few data, a teacher who knows them all."""
+    """A fixed handful of a dataset's points, the same for the same ``seed``: few data, a teacher who knows them all."""
 
     def __init__(self, world: World, points: int = 16, seed: int = 0) -> None:
         check_at_least("points", points, 1)
@@ -31,7 +31,7 @@ class Scarce(Points):
 
 
 class Biased:
-    """Only the points with ``x . direction > 0``: the student never sees the other half of the world."""
+    """Only the points with ``x . direction > 0``: the student never sees the other half of the dataset."""
 
     def __init__(self, world: World, direction: Sequence[float] = (1.0, 0.0)) -> None:
         side = check_finite("direction", torch.tensor([float(value) for value in direction]))

@@ -17,9 +17,10 @@ def interval(times: Times, step: Tensor) -> tuple[Times, Times]:
 def reward(
     expert: Expert | None, transition: Transition, x_t: States, x0: States, t: Times, s: Times, condition: Condition
 ) -> Tensor:
-    """Return minus the mean squared distance of each guess to the expert's, ``(B,)``; 0 without an expert.
+    """Return minus the mean squared distance of each prediction to the expert's, ``(B,)``; 0 without an expert.
 
-    The expert's guess is the one that its sub-steps amount to up to ``transition.horizon(s)``: what imitation asks for.
+    The expert's prediction is the one that its sub-steps amount to up to ``transition.horizon(s)``: what imitation asks
+    for.
     """
     if expert is None:
         return torch.zeros(len(x_t), device=x_t.device)

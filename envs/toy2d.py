@@ -1,12 +1,12 @@
-r"""Two-dimensional worlds: laws one can draw from without end, see in one plot, and often write down exactly.
+r"""Two-dimensional datasets: laws one can draw from without end, see in one plot, and often write down exactly.
 
-A world turns a uniform number :math:`u` and fresh noise :math:`\epsilon` into a point :math:`x(u, \epsilon)`: u says
-*where on the manifold* (which mode, how far along a curve), the noise *how far off it*. Every world has about zero
+A dataset turns a uniform number :math:`u` and fresh noise :math:`\epsilon` into a point :math:`x(u, \epsilon)`: u says
+*where on the manifold* (which mode, how far along a curve), the noise *how far off it*. Every dataset has about zero
 mean and unit standard deviation an axis, the scale a noise schedule expects. One map serves two samplers:
 :meth:`World.sample` throws each u on its own, so rows are independent; :meth:`World.reference` throws one into each of
 n equal strata, so every mode gets its exact share. Gaussian mixtures carry their parameters, and so an exact expert.
 
-Which part of a world the student is shown is told by a set (:mod:`dagdiff.envs.sets`).
+Which part of a dataset the student is shown is told by a set (:mod:`dagdiff.envs.sets`).
 """
 
 import math
@@ -55,7 +55,7 @@ class World(ABC):
         return self.draw(u, generator), self.label(u)
 
     def label(self, u: Tensor) -> Tensor:
-        """Return the mode that ``u`` chooses, ``(n,)`` int64; a world without labels refuses."""
+        """Return the mode that ``u`` chooses, ``(n,)`` int64; a dataset without labels rejects."""
         raise Refusal(f"the world {self.name!r} has no labels. Sample without, or take one of: {', '.join(MIXTURES)}.")
 
 
@@ -201,7 +201,7 @@ WORLDS: dict[str, Callable[[], World]] = MIXTURES | {curve.name: curve for curve
 
 
 def world(name: str) -> World:
-    """Return the world of that name; refuse an unknown one."""
+    """Return the dataset of that name; reject an unknown one."""
     return WORLDS[check_in("world", name, WORLDS)]()
 
 

@@ -12,11 +12,24 @@
 # # 2. Covariate shift, seen
 #
 # A student is usually trained on **forward-diffused** states: take a clean point from the data, add noise. When it is
-# used, it meets other states: those that its own earlier steps have made. Where the two laws differ, the student is
-# asked about states it was never trained on. That difference is the **covariate shift**.
+# used, it meets other states: those that its own earlier steps have made. Where the two distributions differ, the
+# student meets states it was never trained on. That difference is the **covariate shift**.
 #
-# This lesson makes it visible in the plane, with the exact expert, so that no error of a teacher is in the way. We
+# This lesson makes it visible in 2-D, with the exact expert, so that no error of a teacher is in the way. We
 # look at progressive distillation (PD) first, at consistency distillation (LCM) after it.
+
+# %%
+# Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.
+# %matplotlib inline
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("dagdiff") is None:
+    checkouts = [str(folder) for folder in Path.cwd().parents if (folder / "dagdiff/__init__.py").exists()]
+    source = [*checkouts, "git+https://github.com/dagdiff/dagdiff"][0]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
 
 # %%
 import copy
@@ -45,10 +58,10 @@ def seeded(seed):
 
 
 # %% [markdown]
-# ## The world, and what the student is shown of it
+# ## The target, and what the student is trained on
 #
 # Eight Gaussians on a ring; the expert knows all of them. The data set holds **only the right half**. That is an
-# exaggerated picture of something common: the data at hand are not quite the law the teacher was trained on.
+# exaggerated picture of something common: the data at hand are not quite those the teacher was trained on.
 
 # %%
 task = make_task("gaussians8-biased")
@@ -57,7 +70,7 @@ times = step_grid(4)  # 1, 0.75, 0.5, 0.25, 0: the student takes 4 steps, the ex
 
 figure, panels = plt.subplots(1, 2, figsize=(6, 3), layout="constrained", sharey=True)
 panels[0].scatter(*task.world.sample(800, seeded(1)).T, s=3, color="#222222")
-panels[0].set(title="the world, which the expert knows", aspect="equal")
+panels[0].set(title="the target, which the expert knows", aspect="equal")
 panels[1].scatter(*task.data.sample(800, seeded(1)).T, s=3, color="#999999")
 panels[1].set(title="the data", xlim=(-2, 2), aspect="equal")
 plt.show()
@@ -66,8 +79,8 @@ plt.show()
 # ## Training off-policy
 #
 # `DAgger` with shares (1, 0, 0) draws forward states only: it is plain progressive distillation. At each state the
-# expert names the guess with which *one* step lands where its own eight sub-steps land, and the student learns that
-# guess. The student starts from random weights, so that all it knows it has from these states.
+# expert names the prediction with which *one* step lands where its own eight sub-steps land, and the student learns
+# that prediction. The student starts from random weights, so that all it knows it has from these states.
 
 
 # %%
@@ -116,15 +129,15 @@ for column, step in enumerate(own):
         panels[row, column].set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
     panels[0, column].set_title(f"t = {times[column]:g}")
 panels[0, 0].set_ylabel("trained on\n(forward states)")
-panels[1, 0].set_ylabel("met in use\n(own states)")
+panels[1, 0].set_ylabel("met in use\n(student states)")
 plt.show()
 
 # %% [markdown]
 # ## The price, step by step
 #
-# The *imitation loss* is the squared distance between the student's guess and the expert's. `measure_shift` takes it
-# on three laws of states (forward, the student's own, the expert's chains) and adds distances between the laws.
-# Training sees only the first column.
+# The *imitation loss* is the squared distance between the student's prediction and the expert's. `measure_shift` takes
+# it on three kinds of states (forward, student and expert states) and adds distances between them. Training sees only
+# the first column.
 
 # %%
 from dagdiff.metrics.shift import measure_shift
@@ -139,9 +152,9 @@ from dagdiff.report.shift import shift_figure
 shift_figure(shift.rows)
 
 # %% [markdown]
-# Read the left panel from left to right, as the chain runs. The first two steps are as good on own states as on
-# forward ones. At the last step, own states (purple) cost five times as much as forward states (grey), and nothing in
-# training said so. On the expert's chains (black) the student fails alike: its states are not bad, they are
+# Read the left panel from left to right, as the chain runs. The first two steps are about as good on student states as
+# on forward ones. At the last two, student states (purple) cost several times as much as forward states (grey), and
+# nothing in training said so. On the expert's chains (black) the student fails alike: its states are not bad, they are
 # *elsewhere*. The other panels say where: far from the forward states, and close to the expert's.
 #
 # ## Where it goes wrong
@@ -158,7 +171,7 @@ strayed = (last.x_s - walked[-1]).norm(dim=1)
 
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
 for panel, points, values, title in (
-    (panels[0], last.x_t, error, "own states at t = 0.25:\nerror of the guess"),
+    (panels[0], last.x_t, error, "student states at t = 0.25:\nerror of the prediction"),
     (panels[1], last.x_s, strayed, "samples:\ndistance to the expert's sample"),
 ):
     dots = panel.scatter(*points.T, s=4, c=values, cmap="viridis_r", vmin=0, vmax=0.6)
@@ -173,8 +186,8 @@ print(f"more than 0.3 off, chains that start right: {(strayed[~left] > 0.3).doub
 # %% [markdown]
 # ## How far the chains come apart
 #
-# A wrong guess moves the next state. But the table says that this is not the main cause here: on the expert's own
-# chains the student fails almost as much (0.025 of 0.028 at the last step). What it lacks is data on the left. The
+# A wrong prediction moves the next state. But the table says that this is not the main cause here: on the expert's own
+# chains the student fails almost as much (the column *expert*). What it lacks is data on the left. The
 # distance between the two chains after each step:
 
 # %%
@@ -190,10 +203,10 @@ plt.show()
 # %% [markdown]
 # ## The same for consistency distillation
 #
-# An LCM student answers with the *end* of the expert's path, and its sampler perturbs that answer with fresh noise
-# before the next step. It leans on its own answers just below t, so it is never started from nothing: it begins as a
-# copy of a learned teacher, which has seen the whole world. Forward training on the right half now makes it *forget*
-# the rest.
+# An LCM student predicts the *end* of the expert's path, and its sampler perturbs that prediction with fresh noise
+# before the next step. It depends on its own outputs just below t, so it is never started from random weights: it
+# begins as a copy of a learned teacher, which has seen the whole target. Forward training on the right half now makes
+# it *forget* the rest.
 
 # %%
 start = student_from_teacher(task, updates=300 if FAST else 4000)  # trained on first use, then cached
@@ -203,7 +216,7 @@ print(format_shift(shift))
 
 # %% [markdown]
 # The same picture: equal at t = 1, and a gap that widens at every step. The numbers are not to be compared with PD's:
-# this student answers with the clean end, which is a harder guess. Now the samples.
+# this student predicts the clean end, which is harder. Now the samples.
 
 # %%
 from dagdiff import sample
@@ -211,33 +224,33 @@ from dagdiff.metrics.samples import energy_distance
 from dagdiff.report.plane import scatter_panels
 
 truth = task.world.reference(count, seeded(6))
-clouds = {"true law": truth}
+clouds = {"target": truth}
 for name, loop in (("PD, forward states", off_policy), ("LCM, forward states", consistency)):
     clouds[name] = sample(loop.policy, loop.env.transition, times, noise, generator=seeded(7))
-    print(f"{name}: energy distance to the true law {energy_distance(clouds[name], truth):.4f}")
+    print(f"{name}: energy distance to the target {energy_distance(clouds[name], truth):.4f}")
 scatter_panels({name: points.numpy() for name, points in clouds.items()}, half=2.2)
 
 # %% [markdown]
 # ## Errors that add up
 #
-# So far the data were to blame: half of the world was missing from them. There is a second cause, and it needs no
+# So far data were missing: half of the target. There is a second cause, and it needs no
 # missing data. A student that errs a little stands a little off the expert's path, where it was never taught, so it
 # errs more, and so on. To see it alone, we show the *whole* ring, and train students on the **expert's own chains**:
 # exactly the states that a perfect student would meet. Imitation learning calls this *behaviour cloning*. The more
 # steps a chain has, the more often it can go wrong.
 #
 # Beside them stand students that were trained on their **own** chains (DAgger, the next lesson). Same network, same
-# updates. For each number of steps K we look at the loss on own states over the loss on the expert's: 1 means that
+# updates. For each number of steps K we look at the loss on student states over the loss on the expert's: 1 means that
 # errors do not add up.
 
 # %%
 whole = make_task("gaussians8-matched")
 STEPS = (4, 8) if FAST else (2, 8, 16, 32)
-kinds = {"expert's chains (cloning)": ((0, 0, 1), "#009E73"), "own chains (DAgger)": ((0, 1, 0), "#882255")}
+kinds = {"expert's chains (cloning)": ((0, 0, 1), "#009E73"), "student's chains (DAgger)": ((0, 1, 0), "#882255")}
 
 
 def added_up(shares, steps):
-    """Train on states in these shares; return the loss on own states over the loss on the expert's."""
+    """Train on states in these shares; return the loss on student states over that on expert states."""
     grid = step_grid(steps)
     env = DenoisingEnv((2,), Progressive().sampler(task.schedule), grid, generator=seeded(1))
     ramp = Learning(partial(torch.optim.Adam, lr=2e-3), LinearRamp(1.0, 0.0, until=1.0))
@@ -260,8 +273,8 @@ figure, panel = plt.subplots(figsize=(5, 3), layout="constrained")
 for name, (_, colour) in kinds.items():
     panel.plot(STEPS, found[name], "o-", color=colour, label=name)
 panel.axhline(1.0, color="#999999", lw=0.8)
-panel.set(xscale="log", xticks=STEPS, xticklabels=STEPS, xlabel="steps K", ylabel="own / expert's states")
-panel.set_title("loss on own states over loss on the expert's", fontsize=10)
+panel.set(xscale="log", xticks=STEPS, xticklabels=STEPS, xlabel="steps K", ylabel="student / expert states")
+panel.set_title("loss on student states over loss on expert states", fontsize=10)
 panel.legend(frameon=False)
 plt.show()
 print({name: [round(each, 2) for each in ratios] for name, ratios in found.items()})
@@ -274,14 +287,21 @@ print({name: [round(each, 2) for each in ratios] for name, ratios in found.items
 #
 # ## What follows
 #
-# The training loss could not have told us: it was small, on the states it looked at. Two things would have:
-# **measuring on the student's own states**, and **asking the expert there**. The expert can answer at any state,
-# wherever it came from. Training on those answers is DAgger, the next lesson.
+# The training loss could not show it: it was small, on the states it looked at. Two things would have:
+# **measuring on student states**, and **asking the expert there**. The expert can answer at any state,
+# wherever it came from. Training on those labels is DAgger, the next lesson.
 #
-# ## To try
+# ## Exercises
 #
-# 1. Use `make_task("gaussians8-matched")`. Which of the figures change, and which of the numbers?
-# 2. In the last figure take `fresh_student(whole, width=32)`. Does DAgger still keep errors from adding up, and at
-#    how many steps does it cease to?
-# 3. Start the PD student from `student_from_teacher(task)` too. How much of the shift is left, and why does it come
-#    back with longer training?
+# **Predict.** Train the PD student of this lesson on all of the data, `make_task("gaussians8-matched")`. What will the
+# ratio of the losses on student and on forward states be at the last step: 5, 2 or 1?
+#
+# **Change one thing.** Back to half of the data: start the PD student from `student_from_teacher(task)` instead of
+# random weights. How much of the shift is left? Then train four times as long.
+#
+# **Explain.** The expert's own chains are no better for this student than its own. What does that say about the cause
+# of its errors, and which states would you add to its training data?
+#
+# To go on: in the last figure take `fresh_student(whole, width=32)`. At how many steps does DAgger cease to help?
+#
+# [Solutions](solutions/02_covariate_shift_seen.ipynb)

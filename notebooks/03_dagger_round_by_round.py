@@ -11,12 +11,25 @@
 # %% [markdown]
 # # 3. DAgger, round by round
 #
-# The cure for covariate shift in imitation learning is old and plain (Ross, Gordon and Bagnell 2011): **let the
+# Imitation learning has a simple method against covariate shift (Ross, Gordon and Bagnell 2011): **let the
 # student act, let the expert say what it would have done there, keep all of that, and train on it. Repeat.** The data
 # then come from the states that the student really visits.
 #
 # dagdiff does this on the denoising chain, and mixes three kinds of states: forward-diffused data, the student's own
 # chains, and the expert's chains.
+
+# %%
+# Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.
+# %matplotlib inline
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("dagdiff") is None:
+    checkouts = [str(folder) for folder in Path.cwd().parents if (folder / "dagdiff/__init__.py").exists()]
+    source = [*checkouts, "git+https://github.com/dagdiff/dagdiff"][0]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
 
 # %%
 import copy
@@ -48,7 +61,7 @@ def seeded(seed):
 
 
 # %% [markdown]
-# The world is that of lesson 2: eight Gaussians, an exact expert who knows them all, data from the right half only,
+# The target is that of lesson 2: eight Gaussians, an exact expert who knows them all, data from the right half only,
 # and a student who knows nothing yet. Every loop below starts from the same weights, the same noise and the same
 # updates. Only what is named in the call differs.
 
@@ -81,7 +94,7 @@ def make_loop(shares, **options):
 #
 # Each round gathers (one batch of chains), lets the expert label what is new, makes 30 updates on the mixture, and
 # **yields**. Between two rounds the program is yours: print, plot, save, or stop. `loss_forward` and `loss_own` are
-# the imitation losses on held-out forward and own states, a number a step.
+# the imitation losses on held-out forward and student states, a number a step.
 
 # %%
 noise = torch.randn(500 if FAST else 2000, 2, generator=seeded(2))
@@ -89,14 +102,14 @@ truth = task.world.reference(len(noise), seeded(3))
 
 
 def run(loop):
-    """Run the loop; return its rounds, and the samples' energy distance to the true law after each."""
+    """Run the loop; return its rounds, and the samples' energy distance to the target after each."""
     rounds, quality = [], []
     for round in loop:
         rounds.append(round)
         points = sample(loop.policy, loop.env.transition, times, noise)
         quality.append(energy_distance(points, truth))
         if round.number % 10 == 1:
-            losses = f"loss on forward states {max(round.loss_forward):.4f}, on own {max(round.loss_own):.4f}"
+            losses = f"loss on forward states {max(round.loss_forward):.4f}, on student {max(round.loss_own):.4f}"
             print(f"round {round.number:>2}: {losses} (worst step), {round.size:>6} records, quality {quality[-1]:.4f}")
     return rounds, quality
 
@@ -104,14 +117,14 @@ def run(loop):
 print("forward states only")
 off_policy = make_loop((1, 0, 0))
 off_rounds, off_quality = run(off_policy)
-print("a mixture: a quarter forward, half own, a quarter expert's")
+print("a mixture: a quarter forward, half student, a quarter expert states")
 mixed = make_loop((0.25, 0.5, 0.25))
 mixed_rounds, mixed_quality = run(mixed)
 
 # %% [markdown]
-# A record is a state with the expert's label, which serves some batches (`Gathering(reuse=...)`). The aggregate
-# grows by 256 chains of 4 steps, or more, for each of two sources. Forward states have the same law in every round,
-# so those of a round replace the last round's: off-policy training keeps no more.
+# A record is a state with the expert's label, which serves some batches (`Gathering(reuse=...)`). The aggregate grows
+# by 256 chains of 4 steps, or more, for each of two sources, until it holds the newest 20 rounds. Forward states have
+# the same distribution in every round, so those of a round replace the last round's: off-policy training keeps no more.
 
 # %%
 figure, (loss, distance) = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
@@ -120,12 +133,12 @@ for name, rounds, quality, colour in (
     ("mixture", mixed_rounds, mixed_quality, "#0072B2"),
 ):
     x = [round.number for round in rounds]
-    loss.plot(x, [round.loss_own[-1] for round in rounds], color=colour, label=f"{name}: own states")
+    loss.plot(x, [round.loss_own[-1] for round in rounds], color=colour, label=f"{name}: student states")
     loss.plot(x, [round.loss_forward[-1] for round in rounds], "--", color=colour, label=f"{name}: forward states")
     distance.plot(x, quality, color=colour, label=name)
 loss.set(yscale="log", xlabel="round", title="imitation loss at the last step")
-distance.set_yscale("symlog", linthresh=1e-3)  # near equal laws the estimate may fall below 0
-distance.set(xlabel="round", title="samples: energy distance to the true law")
+distance.set_yscale("symlog", linthresh=1e-3)  # near equal distributions the estimate may fall below 0
+distance.set(xlabel="round", title="samples: energy distance to the target")
 for panel in (loss, distance):
     panel.legend(frameon=False, fontsize=9)
 plt.show()
@@ -147,9 +160,9 @@ print("oldest and newest round of the student's rows:", batch["round"][batch["so
 print("columns:", sorted(batch.keys()))
 
 # %% [markdown]
-# Records of round 1 were made by a poor student, and are still there: that is the *aggregation* in DAgger. Their
-# labels are as true as on the first day, since the expert is frozen. (`Gathering(rounds_kept=1)` would keep
-# the newest round only.)
+# The oldest records were made by a poorer student, and are still there: that is the *aggregation* in DAgger. Their
+# labels are still right, since the expert is frozen. (The newest 20 rounds stay; `Gathering(rounds_kept=1)` would keep
+# the newest one only.)
 #
 # ## Beta: who drives
 #
@@ -192,20 +205,20 @@ for name, beta in ramps.items():
     result.plot(range(1, len(losses) + 1), losses, label=name)
 shape.set(xlabel="progress", title="beta")
 shape.legend(frameon=False, fontsize=9)
-result.set(xlabel="round", yscale="log", title="imitation loss on own states, last step")
+result.set(xlabel="round", yscale="log", title="imitation loss on student states, last step")
 plt.show()
 
 # %% [markdown]
 # Here the less the expert drives, the better the end, though only by a little: even a beginner's chains visit useful
-# states in this small world, and the sooner they are gathered, the more is learned from them. (One seed; lesson 6
-# says how far to trust that.) Beta is for worlds in which a beginner's states are useless, or the expert's answers
+# states in this small target, and the sooner they are gathered, the more is learned from them. (One seed; lesson 6
+# says how far to trust that.) Beta is for targets in which a beginner's states are useless, or the expert's predictions
 # there are poor.
 #
 # ## Diverging and reconciled
 #
 # Last, the chains themselves. Each student chain (colour) runs beside the expert's (grey) from the same noise, moving
-# along the law of the step between the times at which it asks for a guess. Chains that start on the left are drawn:
-# the half of the world that no forward state has shown.
+# as the step does between the times at which it asks for a prediction. Chains that start on the left are drawn:
+# the half of the target that is missing from the forward states.
 
 # %%
 from dagdiff.transition import chain, ddim
@@ -227,11 +240,11 @@ def expert_movie(noise, frames):
 
 
 frames = 3 if FAST else 12
-births = noise[(noise[:, 0] < -0.4) & (noise.norm(dim=1) < 2.2)][:36]
-theirs = expert_movie(births, frames).numpy()
+starts = noise[(noise[:, 0] < -0.4) & (noise.norm(dim=1) < 2.2)][:36]
+theirs = expert_movie(starts, frames).numpy()
 ours = {
-    "trained on forward states": (movie(off_policy.policy, births, frames).numpy(), "#D55E00"),
-    "trained on the mixture": (movie(mixed.policy, births, frames).numpy(), "#0072B2"),
+    "trained on forward states": (movie(off_policy.policy, starts, frames).numpy(), "#D55E00"),
+    "trained on the mixture": (movie(mixed.policy, starts, frames).numpy(), "#0072B2"),
 }
 
 # %%
@@ -248,7 +261,7 @@ moving = []
 for panel, (title, (path, colour)) in zip(panels, ours.items(), strict=True):
     panel.scatter(*task.world.sample(400, seeded(4)).T, s=2, color="#DDDDDD")
     panel.set(title=title, xlim=(-2.4, 1.2), ylim=(-2.2, 2.2), aspect="equal", xticks=[], yticks=[])
-    for each in range(len(births)):
+    for each in range(len(starts)):
         (their_line,) = panel.plot([], [], color="#999999", lw=0.8)
         (their_dot,) = panel.plot([], [], "o", ms=3.5, color="#222222")
         (our_line,) = panel.plot([], [], color=colour, lw=0.8, alpha=0.7)
@@ -278,13 +291,17 @@ picture = f'<img alt="student and expert chains from noise to data" src="data:im
 display({"text/html": picture, "image/png": base64.b64encode(still.getvalue()).decode()}, raw=True)
 
 # %% [markdown]
-# On the left the first steps agree, and the last one, taken at states that training never showed, throws the chains
+# On the left the first steps agree, and the last one, taken at states that training never contained, moves the chains
 # off their modes. On the right the student has been corrected at just those states.
 #
-# ## To try
+# ## Exercises
 #
-# 1. Train with shares (0, 1, 0) and with (0, 0, 1). Which is better here, and would you trust the same answer if the
-#    student were very bad in the beginning?
-# 2. Pass `gathering=Gathering(rounds_kept=1)`. Does forgetting old rounds hurt or help?
-# 3. `round.nfe_expert` counts the expert's network evaluations. Plot the quality against it instead of against
-#    rounds. Which loop is cheaper now? (A label in the aggregate is paid for once and used often.)
+# **Predict.** Train with shares (0, 1, 0) and with (0, 0, 1): student states alone, expert states alone. Which is
+# better here, and by how much: the same, twice, ten times?
+#
+# **Change one thing.** Pass `gathering=Gathering(rounds_kept=1)`: old rounds are dropped. Does that hurt or help?
+#
+# **Explain.** `round.nfe_expert` counts the expert's evaluations. Plot the quality against it instead of against
+# rounds. Which loop costs less now, and why? (A label in the aggregate is paid for once and used often.)
+#
+# [Solutions](solutions/03_dagger_round_by_round.ipynb)

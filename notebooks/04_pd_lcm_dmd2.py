@@ -16,9 +16,22 @@
 #
 # | objective | the expert annotates | the loss compares | sampler |
 # |---|---|---|---|
-# | `Progressive` (PD) | the guess that its k sub-steps amount to | the student's guess with it | DDIM |
-# | `Consistency` (LCM) | the state one small step on | the answer here with a slow copy's there | re-noise |
-# | `DistributionMatching` (DMD2) | nothing | two scores at the perturbed answer | re-noise |
+# | `Progressive` (PD) | the prediction that its k sub-steps amount to | the student's prediction with it | DDIM |
+# | `Consistency` (LCM) | the state one small step on | the output here with a slow copy's there | re-noise |
+# | `DistributionMatching` (DMD2) | nothing | two scores at the perturbed output | re-noise |
+
+# %%
+# Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.
+# %matplotlib inline
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("dagdiff") is None:
+    checkouts = [str(folder) for folder in Path.cwd().parents if (folder / "dagdiff/__init__.py").exists()]
+    source = [*checkouts, "git+https://github.com/dagdiff/dagdiff"][0]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
 
 # %%
 import copy
@@ -76,12 +89,12 @@ for name, objective in objectives.items():
     print(f"{name:>4}: adds {added}, asking the expert {(expert.nfe - before) / 256:g} times a state")
 
 # %% [markdown]
-# PD asks most, but once: the label is stored with the state, and every later batch has it for nothing. LCM asks once.
-# DMD2 asks nothing now, and pays at each update, because its question depends on the student's answer of that moment.
+# PD asks most, but once: the label is stored with the state, and every later batch uses it without cost. LCM asks once.
+# DMD2 asks nothing now, and pays at each update, because its loss depends on the student's output at that moment.
 #
-# ## Three kinds of advice
+# ## Three kinds of labels
 #
-# In the plane the advice can be drawn. Every panel shows the same states as grey dots.
+# In 2-D they can be drawn. Every panel shows the same states as grey dots.
 
 
 # %%
@@ -125,9 +138,9 @@ with torch.no_grad():
 
 x_t = states["x_t"]
 arrows = {
-    "PD: from the state to the target guess": (x_t, annotated["PD"]["target"] - x_t),
+    "PD: from the state to the target prediction": (x_t, annotated["PD"]["target"] - x_t),
     "LCM: one solver step along the path (x 10)": (x_t, 10 * (annotated["LCM"]["x_next"] - x_t)),
-    "DMD2: where the student's answer is pushed": (answer, 0.5 * push),
+    "DMD2: where the student's output is pushed": (answer, 0.5 * push),
 }
 figure, panels = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained")
 for panel, (title, (base, move)) in zip(panels, arrows.items(), strict=True):
@@ -140,12 +153,12 @@ plt.show()
 # %% [markdown]
 # - **PD** points at a goal for this very state: it teaches the expert's *map* from noise to data. A student that
 #   matched it would end where the expert ends, chain by chain.
-# - **LCM** points a short way along the expert's path. The student must answer alike at both ends of each arrow; with
-#   its answer fixed at t = 0, that carries the end of the path back to every state. Arrows are short: advice is
-#   cheap, and travels slowly.
-# - **DMD2** says nothing about the state. It looks at the cloud of answers, and pushes it from where it is too dense
-#   towards where the true law is denser (the arrows start at the answers). It teaches the *law*, not the map: two
-#   chains may trade ends.
+# - **LCM** points a short way along the expert's path. The student's outputs at both ends of each arrow must agree;
+#   with its output fixed at t = 0, that carries the end of the path back to every state. Arrows are short: a label
+#   costs little, and information travels slowly.
+# - **DMD2** says nothing about the state. It looks at the cloud of outputs, and pushes it from where it is too dense
+#   towards where the target is denser (the arrows start at the outputs). It teaches the *distribution*, not the map:
+#   two chains may exchange ends.
 #
 # ## Samples and scores
 #
@@ -189,18 +202,24 @@ scatter_panels(
 # mode* counts samples within three standard deviations of a mode, and *spread* is the width of the modes relative to
 # the truth.
 #
-# For each objective the mixture is nearer to the true law than forward states of the wrong half. DMD2 shows the
-# strangest failure: it had to make the *whole* law out of inputs from the right alone, and so learned to send points
+# For each objective the mixture is nearer to the target than forward states of the wrong half. DMD2 shows the
+# strangest failure: it had to make the *whole* target out of inputs from the right alone, and so learned to send points
 # to the left. In use, inputs come from both sides, and the left is overfull. That is why its mixture holds no forward
-# states: it may learn wherever its answers should follow the whole law, and nowhere else. No number here says which
+# states: it may learn wherever its outputs should follow the whole target, and nowhere else. No number here says which
 # objective is best: they had the same updates, but not the same cost, and this was one seed.
 #
-# The cost is in the last two columns. PD on forward states asks the expert eight times for every row of every batch,
-# since forward states are always new. On the mixture it pays *less*: labels of chain states are kept and used again.
+# The cost is in the last two columns. A label is bought once and serves several batches, on forward states as on
+# others. Rollouts come on top: the student's own steps, and the chains that the expert walks for its states. So the
+# mixture costs more here, and LCM's most of all, whose labels cost little beside whole chains of the expert.
 #
-# ## To try
+# ## Exercises
 #
-# 1. DMD2 as published trains on its own states only: shares (0, 1, 0). Compare it with the mixture. Which of the two
-#    would you call the base method?
-# 2. Set `DistributionMatching(critic_updates=1)`. Why must the fake score keep up with the student?
-# 3. Draw the LCM panel for states at t = 0.1 and at t = 1. Where is the expert's path bent most?
+# **Predict.** DMD2 as published trains on student states only: shares (0, 1, 0). Where will it stand between forward
+# states and the mixture: near the first, half-way, or near the second?
+#
+# **Change one thing.** Set `DistributionMatching(critic_updates=1)` instead of 2, on the mixture. What changes?
+#
+# **Explain.** On states made from the right half, a right output lies on the right. DMD2 matches the *distribution* of
+# all outputs with the whole target. What must it do with outputs at such states, and what follows for its samples?
+#
+# [Solutions](solutions/04_pd_lcm_dmd2.ipynb)

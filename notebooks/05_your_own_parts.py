@@ -12,7 +12,7 @@
 # # 5. Your own parts
 #
 # Every part of a run can be yours, and none needs more than a screen of code. In this lesson we write an expert, a
-# policy and an objective, plug them into the loop, and distil **two moons**: a world whose law has no closed form.
+# policy and an objective, plug them into the loop, and distil **two moons**: a target that has no closed form.
 #
 # | part | what it must be |
 # |---|---|
@@ -21,6 +21,19 @@
 # | policy | a `torch.nn.Module`, called the same way |
 # | objective | `annotate(expert, states)` and `loss(student, batch)` |
 # | ramps (beta, shares, learning rate) | any callable `progress -> value` |
+
+# %%
+# Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.
+# %matplotlib inline
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("dagdiff") is None:
+    checkouts = [str(folder) for folder in Path.cwd().parents if (folder / "dagdiff/__init__.py").exists()]
+    source = [*checkouts, "git+https://github.com/dagdiff/dagdiff"][0]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
 
 # %%
 import os
@@ -71,8 +84,8 @@ plt.show()
 # %% [markdown]
 # ## An expert
 #
-# If the law is a **table of points** $x_1, \dots, x_N$, each equally likely, the best guess of the clean point behind
-# $x_t$ is again a closed form: the mean of the points, weighted by how likely each is to have become $x_t$,
+# If the target is a **table of points** $x_1, \dots, x_N$, each equally likely, the best prediction of the clean point
+# behind $x_t$ is again a closed form: the mean of the points, weighted by how likely each is to have become $x_t$,
 #
 # $$E[x_0 \mid x_t] = \sum_i w_i x_i,$$
 # $$w = \mathrm{softmax}\Big(-\frac{\lVert x_t - \alpha_t x_i \rVert^2}{2 \sigma_t^2}\Big).$$
@@ -100,13 +113,13 @@ class TableExpert:
 # %% [markdown]
 # ## A policy
 #
-# A student is any module that answers a state with a guess of x0. This one knows how little it can say at t = 1 and
-# how little it need say near t = 0: it corrects the state's own best linear guess.
+# A student is any module that predicts x0 at a state. This one starts from the best linear prediction and corrects it:
+# little can be known at t = 1, and little need be corrected near t = 0.
 
 
 # %%
 class Residual(nn.Module):
-    """The best linear guess, alpha_t x_t for data of unit variance, plus sigma_t times what a small network says."""
+    """The best linear prediction, alpha_t x_t, plus sigma_t times the output of a small network."""
 
     def __init__(self, width=96):
         super().__init__()
@@ -115,7 +128,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x_t, t, condition=None):
-        """Return the guess of x0, (B, 2)."""
+        """Return the prediction of x0, (B, 2)."""
         alpha, sigma = (values[:, None] for values in schedule(t))
         seen = torch.cat([x_t, alpha, sigma, (4 * t[:, None]).sin(), (4 * t[:, None]).cos()], dim=1)
         return alpha * x_t + sigma * self.net(seen)
@@ -124,10 +137,10 @@ class Residual(nn.Module):
 # %% [markdown]
 # ## An objective
 #
-# The plainest of all: **answer with the end of the expert's path**. (Luhman and Luhman 2021 did so from pure noise;
-# here it is asked at any state.) `annotate` runs once, when a state enters the aggregate: it may be dear. `loss` sees
-# the labelled batch, and never where a state came from. `sampler` says how such a student is used: its answer is
-# clean, so it is perturbed again.
+# The simplest of all: **predict the end of the expert's path**. (Luhman and Luhman 2021 did so from pure noise; here it
+# is done at any state.) `annotate` runs once, when a state enters the aggregate: it may be expensive. `loss` sees the
+# labelled batch, and never where a state came from. `sampler` says how such a student is used: its output is clean, so
+# it is perturbed again.
 
 
 # %%
@@ -179,18 +192,19 @@ from dagdiff.report.plane import scatter_panels
 
 noise = torch.randn(300 if FAST else 1500, 2, generator=seeded(3))
 clouds = {
-    "the world": moons.reference(len(noise), seeded(4)),
+    "the target": moons.reference(len(noise), seeded(4)),
     "the expert, 64 evaluations": expert.walk(noise, times)[-1],
     "our student, 4": sample(loop.policy, loop.env.transition, times, noise, generator=seeded(5)),
 }
 for name, points in clouds.items():
-    print(f"{name:27} energy distance to the world {energy_distance(points, moons.sample(len(noise), seeded(6))):.4f}")
+    print(f"{name:27} energy distance to the target {energy_distance(points, moons.sample(len(noise), seeded(6))):.4f}")
 scatter_panels({name: points.numpy() for name, points in clouds.items()}, half=2.2)
 
 # %% [markdown]
 # ## When a part is wrong
 #
-# Mistakes are refused by name, with the cure, before any time is lost: here an expert that forgets a column.
+# Mistakes are rejected before any time is lost, with one line that says what to do: here an expert that forgets a
+# column.
 
 # %%
 try:
@@ -208,10 +222,14 @@ except Refusal as refusal:
 # runs/mine
 # ```
 #
-# ## To try
+# ## Exercises
 #
-# 1. Set `blur=0` in the expert. What do its samples become? What is its lesson for a teacher that has overfitted?
-# 2. Write an objective that asks for the squared distance instead. With few steps, which of the two blurs the moons
-#    more, and why? (A mean minimises one, a median the other.)
-# 3. Write an expert that answers wrongly in the left half. Does the student inherit the fault from forward states,
-#    from its own, or from both?
+# **Predict.** Set `blur=0` in the expert. What do its samples become, and what do the student's?
+#
+# **Change one thing.** Let the objective ask for the *squared* distance. Which of the two students blurs the moons
+# more?
+#
+# **Explain.** Write an expert that predicts wrongly in the left half. Does the student learn the fault from forward
+# states, from student states, or from both?
+#
+# [Solutions](solutions/05_your_own_parts.ipynb)

@@ -1,10 +1,14 @@
-"""Execute the lessons and save them with their outputs: `python notebooks/execute.py [01 03 ...]`, or `make notebooks`.
+"""Execute lessons and solutions and save them with their outputs: `python notebooks/execute.py [01 03 ...]`.
 
-A lesson's source is NN_name.py (jupytext percent format); this writes NN_name.ipynb beside it. Nothing that belongs to
-one machine or one moment is kept: no timings, no kernel's version, no random cell ids.
+A source is NN_name.py (jupytext percent format), of a lesson here and of its solutions in solutions/; this writes
+NN_name.ipynb beside it and prints how long it took, by the clock and in time of the processor. `make notebooks` does
+all. Nothing that belongs to one machine or one moment is saved: no timings, no kernel's version, no random cell ids.
+The first cell of each source turns figures on, whatever MPLBACKEND says.
 """
 
+import resource
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -15,12 +19,13 @@ HERE = Path(__file__).parent
 
 
 def sources(prefixes: list[str]) -> list[Path]:
-    """Return the lessons whose names start with one of ``prefixes``, or all of them."""
-    return [path for path in sorted(HERE.glob("[0-9][0-9]_*.py")) if path.name.startswith(tuple(prefixes) or "")]
+    """Return the lessons and solutions whose names start with one of ``prefixes``, or all of them."""
+    found = [*sorted(HERE.glob("[0-9][0-9]_*.py")), *sorted(HERE.glob("solutions/[0-9][0-9]_*.py"))]
+    return [path for path in found if path.name.startswith(tuple(prefixes) or "")]
 
 
 def read(source: Path) -> NotebookNode:
-    """Return the lesson without outputs."""
+    """Return the notebook without outputs."""
     notebook = jupytext.read(source, fmt="py:percent")
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
@@ -28,7 +33,7 @@ def read(source: Path) -> NotebookNode:
 
 
 def execute(source: Path, folder: Path) -> NotebookNode:
-    """Return the lesson executed in ``folder``; raise CellExecutionError where a cell fails."""
+    """Return the notebook executed in ``folder``; raise CellExecutionError where a cell fails."""
     notebook = read(source)
     place = {"metadata": {"path": str(folder)}}
     client = NotebookClient(
@@ -41,5 +46,9 @@ def execute(source: Path, folder: Path) -> NotebookNode:
 
 if __name__ == "__main__":
     for source in sources(sys.argv[1:]):
-        print(source.stem, flush=True)
-        write(execute(source, HERE), source.with_suffix(".ipynb"))
+        started, spent = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        write(execute(source, source.parent), source.with_suffix(".ipynb"))
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
+        busy = now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
+        name = source.relative_to(HERE).with_suffix("")
+        print(f"{name}: {time.perf_counter() - started:.0f} s, {busy:.0f} s of the processor", flush=True)

@@ -1,6 +1,6 @@
 """A student most of whose weights are frozen: adapters on a large network.
 
-Training keeps copies of a student: the last good state, the best, an average, DMD2's fake score. Of an adapted student
+Training keeps copies of a student: the last good state, the best, an average, DMD2's critic. Of an adapted student
 they hold only what is trained; the frozen weights are there once.
 """
 

@@ -1,4 +1,4 @@
-"""Networks for points in the plane (or in any few dimensions): an MLP that knows the time and the label."""
+"""Networks for points in 2-D (or in any few dimensions): an MLP that knows the time and the label."""
 
 import copy
 import math
@@ -58,7 +58,7 @@ class MLP(nn.Module):
         return hidden
 
     def with_origin(self) -> "MLP":
-        """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was guessed.
+        """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was predicted.
 
         At first it answers as this network does, whatever it is told.
         """

@@ -1,4 +1,4 @@
-"""What a network predicts, and the clean guess x0 it amounts to: epsilon, v, flow velocity or x0 itself.
+"""What a network predicts, and the prediction x0 it amounts to: epsilon, v, flow velocity or x0 itself.
 
 With x = a x0 + s eps, v = a eps - s x0 (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512) and u = eps - x0, every
 conversion is one line. They hold for any (a, s): on variance-preserving schedules a^2 + s^2 = 1, on rectified flow a +
@@ -26,7 +26,7 @@ class Prediction:
     from_x0: Conversion
 
     def guess(self, x_t: States, output: Tensor, t: Times, schedule: Schedule) -> States:
-        """Return the guess of x0 that a network's ``output`` at ``(x_t, t)`` amounts to."""
+        """Return the prediction of x0 that a network's ``output`` at ``(x_t, t)`` amounts to."""
         alpha, sigma = (column(values, x_t) for values in schedule(t))
         return self.to_x0(x_t, output, alpha, sigma)
 

@@ -27,7 +27,7 @@ class Student(nn.Module):
         self.network, self.schedule, self.prediction = network, schedule, prediction
 
     def forward(self, x_t: States, t: Times, condition: Condition = None, *told: Times) -> States:
-        """Return the guess of x0, ``(B, *D)``; a :meth:`told` one also takes the origin of ``x_t``."""
+        """Return the prediction of x0, ``(B, *D)``; a :meth:`told` one also takes the origin of ``x_t``."""
         return self.prediction.guess(x_t, self.network(x_t, t, condition, *told), t, self.schedule)
 
     def features(self, x_t: States, t: Times, condition: Condition = None, *told: Times) -> Tensor:
@@ -36,7 +36,7 @@ class Student(nn.Module):
         return hidden
 
     def with_origin(self) -> "Student":
-        """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was guessed."""
+        """Return a copy that can also be told an origin, the time ``(B,)`` at which the point it sees was predicted."""
         twin = copy.deepcopy(self)  # with what hangs on its calls, such as its precision
         twin.__class__ = Student  # a forward of one's own may take no origin
         twin.network = twin.network.with_origin()
@@ -73,7 +73,7 @@ class Stepwise(nn.Module):
         self.register_buffer("starts", times[:-1].clone(), persistent=False)
 
     def forward(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the guess of x0, ``(B, *D)``."""
+        """Return the prediction of x0, ``(B, *D)``."""
         place = (self.starts - t.unsqueeze(-1)).abs().argmin(-1)
         guess = torch.zeros_like(x_t)
         for step, network in enumerate(self.networks):

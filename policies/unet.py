@@ -102,7 +102,7 @@ class UNet(nn.Module):
         return self._middle(x_t, self._known(t, condition, origin))[0].mean((2, 3))
 
     def with_origin(self) -> "UNet":
-        """Return a copy that can also be told an origin, the time ``(B,)`` at which the image it sees was guessed.
+        """Return a copy that can also be told an origin, the time ``(B,)`` at which the image it sees was predicted.
 
         At first it answers as this network does, whatever it is told. :meth:`save` leaves the origin's weights out.
         """

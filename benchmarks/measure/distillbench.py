@@ -92,7 +92,7 @@ def tables(folder: Path) -> dict[str, str]:
 
 def cards(tasks: Iterable[str]) -> str:
     """A card for each task."""
-    lines = ["| task | world | a state | students are shown | hidden from them | where the truth comes from |"]
+    lines = ["| task | dataset | a state | students are trained on | hidden from them | where the truth comes from |"]
     lines.append("|---" * 6 + "|")
     lines += [f"| `{each.task}` | {' | '.join(each[1:])} |" for each in map(card, tasks)]
     frozen = f"{SEEDS[0]} to {SEEDS[-1]}, taken in that order"

@@ -1,6 +1,6 @@
 """How much more memory does a run need that is ten times as long, and what does saving it cost?
 
-Run: python -m dagdiff.benchmarks.measure.growth [--chains 4096] [--rounds 20]
+Run: python -m dagdiff.benchmarks.measure.growth --chains 4096 --rounds 20
 
 Each run is a process of its own, so the peak is that of the run alone, libraries among it. The time is the processor's,
 with checkpoints as usual and with none; a run that is ten times as long is the one that is measured.

@@ -205,7 +205,7 @@ def read(path: Path, kind: type[Kept]) -> list[Kept]:
 def by_cell(found: Sequence[Line]) -> str:
     """A line a task, a column an objective: the native distance of each kind of states and what it moved by."""
     mine = [line for line in found if line.metric == "energy"]
-    table = [_line("world, shown", *OBJECTIVES.values()), _line(*["---"] * (1 + len(OBJECTIVES)))]
+    table = [_line("dataset, trained on", *OBJECTIVES.values()), _line(*["---"] * (1 + len(OBJECTIVES)))]
     for task in dict.fromkeys(line.task for line in mine):
         cells = []
         for objective in OBJECTIVES:

@@ -8,7 +8,7 @@ With P weights in a network, of which T are trained (all of them, or the adapter
 - the student: 4 T, for the frozen weights of adapters are the expert's own; gradients 4 T, Adam's two moments 8 T;
 - the loop's copies of what is trained: the last good student 4 T, the best round's 4 T (none with ``heldout`` 0), the
   average 4 T (with ``ema``);
-- LCM's target network 4 T; DMD2's fake score 4 T, its gradients 4 T and its moments 8 T;
+- LCM's target network 4 T; DMD2's critic 4 T, its gradients 4 T and its moments 8 T;
 - a record of the aggregate: its states, times and numbers (:func:`record_bytes`).
 """
 
@@ -51,7 +51,7 @@ def held(
         "Adam": 8 * trained,
         "copies": 4 * trained * (1 + heldout + ema),
         "target": 4 * trained if objective == "consistency" else 0,
-        "fake score": 16 * trained if critic else 0,
+        "critic": 16 * trained if critic else 0,
     }
 
 

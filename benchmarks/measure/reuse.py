@@ -1,6 +1,6 @@
 """Re-use of labels: the quality of students against the expert's evaluations that they cost.
 
-Run: python -m dagdiff.benchmarks.measure.reuse [FILE.csv] [WORD=VALUES ...], for example tasks=digits-biased seeds=3
+Run: python -m dagdiff.benchmarks.measure.reuse FILE.csv tasks=digits-biased seeds=3
 objectives=progressive,consistency reuse=1,4. Runs that the file holds already are not made again; at the end the table
 of docs/reuse.md is printed.
 

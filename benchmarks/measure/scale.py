@@ -5,7 +5,7 @@ Each point is a small loop (:mod:`dagdiff.benchmarks.measure.loops`) in fresh pr
 logarithm on the size's: cost grows as the p-th power of the size.
 
 ``scale.csv`` and ``scale.md`` are written to ``--out``. In the checkout ``python -m dagdiff.benchmarks.measure.scale``
-puts the table of ``benchmarks/results/scale`` on the page docs/scaling.md, and with it what Stable Diffusion 1.5 is
+puts the table of ``benchmarks/results/scale`` on the page docs/memory.md, and with it what Stable Diffusion 1.5 is
 predicted to take.
 """
 
@@ -32,7 +32,7 @@ from dagdiff.checks import Refusal, check_at_least, check_in, first_line
 from dagdiff.engine import find_device, joined
 from dagdiff.reading import read_csv
 
-KEPT, PAGE = Path("benchmarks/results/scale"), Path("docs/scaling.md")
+KEPT, PAGE = Path("benchmarks/results/scale"), Path("docs/memory.md")
 
 AXES: dict[str, tuple[int, ...]] = {
     "ranks": (1, 2),

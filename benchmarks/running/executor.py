@@ -22,7 +22,7 @@ from dagdiff.jobs.stops import Stopped
 from dagdiff.jobs.workers import Workers
 
 MakePool = Callable[[], Executor]
-"""Makes the executor of a suite, or refuses one that can't be reached."""
+"""Makes the executor of a suite, or rejects one that can't be reached."""
 
 
 def run_cells(

@@ -106,7 +106,7 @@ def known_references(results: Content) -> dict[str, Content]:
 
 
 def open_results(out: Path, suite: str) -> Content:
-    """Return the results that the folder holds, or empty ones for a new folder; refuse anything else."""
+    """Return the results that the folder holds, or empty ones for a new folder; reject anything else."""
     file = out / "results.json"
     if not file.exists():
         if out.exists() and not (out.is_dir() and _ours(out)):

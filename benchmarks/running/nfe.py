@@ -1,10 +1,11 @@
 """What a run will cost, before it is run: its network evaluations, predicted from its configuration.
 
-Let B be chains, K steps, k the expert's sub-steps, beta the part of the roll-in steps that the expert drives, and M the
+Let B be chains, K steps, k the expert's sub-steps, beta the part of the rollout steps that the expert drives, and M the
 rows of a batch. A round costs
 
 * for each batch of chains of the student: K B evaluations of the student (none where beta = 1) and B beta w of the
-  expert, w its walk: K k, or where guesses must be right at data the sum of k t over the K times t, each rounded up;
+  expert, w its walk: K k, or where predictions must be right at data the sum of k t over the K times t, each rounded
+  up;
 * for each batch of the expert's chains: B w of the expert;
 * the labels of its fresh records, of the three sources; and once in a run, as the collector tries its policy, B of the
   student;
@@ -43,13 +44,17 @@ class Nfe(NamedTuple):
     @property
     def total(self) -> float:
         """Of both."""
-        return self.student + self.expert
+        return self.at(1.0)
+
+    def at(self, price: float) -> float:
+        """What all cost, in evaluations of the student, where one of the expert costs ``price`` of these."""
+        return self.student + price * self.expert
 
 
 class _Rates(NamedTuple):
     """What an objective asks of the expert: for a label, for each row of an update; and the batches of an update.
 
-    ``at_data`` says whether its guesses must be right at data.
+    ``at_data`` says whether its predictions must be right at data.
     """
 
     label: float
@@ -86,16 +91,21 @@ def predict_nfe(config: Config) -> Nfe:
     return Nfe(student, (expert + labelled) * twice, labelled * twice)
 
 
-def updates_for(config: Config, total: float) -> int:
+def updates_for(config: Config, total: float, price: float = 1.0) -> int:
     """Return the updates, whole in each round, with which a configuration costs as near ``total`` as can be.
 
+    Args:
+        config: of a run.
+        total: the cost, in evaluations of the student.
+        price: what an evaluation of the expert costs, in those of the student.
+
     Raises:
-        Refusal: if its roll-ins alone cost more.
+        Refusal: if its rollouts alone cost more.
     """
     rounds = config["rounds"]
 
     def cost(each: int) -> float:
-        return predict_nfe({**config, "updates": each * rounds}).total
+        return predict_nfe({**config, "updates": each * rounds}).at(price)
 
     if cost(1) > total:
         raise Refusal(

@@ -1,4 +1,4 @@
-"""The options of a suite: what is refused before its first run."""
+"""The options of a suite: what is rejected before its first run."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,13 +8,13 @@ from dagdiff.tasks.names import read_name
 
 
 def check_settings(settings: Mapping[str, Any], own: Mapping[str, str]) -> None:
-    """Refuse settings that are the suite's own to set; ``own`` maps each to its cure."""
+    """Reject settings that are the suite's own to set; ``own`` maps each to its cure."""
     for name in set(settings) & set(own):
         raise Refusal(f"--settings may not hold {name!r}: the suite sets it. {own[name]}")
 
 
 def check_choices(suite: Any, variants: Iterable[str], own: Mapping[str, str]) -> None:
-    """Refuse a suite's options before its first run: an empty list, an unknown task or variant, steps or seeds below 1.
+    """Reject a suite's options before its first run: an empty list, an unknown task or variant, steps or seeds below 1.
 
     Args:
         suite: options with ``tasks``, ``variants``, ``steps``, ``seeds`` and ``settings``.

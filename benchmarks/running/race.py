@@ -2,7 +2,7 @@
 
 Whatever else the machine does slows all alike, and nobody always comes after the same one. Everything runs on one
 thread, and each column has a global random stream of its own: training in turns is training alone, number for number.
-Times are CPU time of an update of the student with all that comes with it (critic updates, roll-ins).
+Times are CPU time of an update of the student with all that comes with it (critic updates, rollouts).
 """
 
 import statistics

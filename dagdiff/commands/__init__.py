@@ -1,6 +1,6 @@
 """The commands of ``dagdiff``, one module each; :mod:`dagdiff.cli` finds them by name.
 
-A command is a function of its words. It builds a parser from its docstring, reads the words, refuses what can't be, and
+A command is a function of its words. It builds a parser from its docstring, reads the words, rejects what can't be, and
 prints what it did.
 """
 
@@ -31,7 +31,7 @@ def make_parser(command: str, function: Callable[..., None]) -> ArgumentParser:
 
 
 def check_given(value: Path | None, option: str) -> Path:
-    """Refuse a folder that was not named, or can't be one."""
+    """Reject a folder that was not named, or can't be one."""
     if value is None:
         raise Refusal(f"{option} is missing. Name a folder, e.g. {option} runs/first.")
     check_path(option, value)
@@ -50,7 +50,7 @@ def add_batches(parser: ArgumentParser) -> None:
 
 
 def check_batches(batch_size: int | None) -> None:
-    """Refuse a batch of no rows."""
+    """Reject a batch of no rows."""
     if batch_size is not None:
         check_at_least("batch_size", batch_size, 1)
 

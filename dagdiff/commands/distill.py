@@ -11,7 +11,7 @@ from dagdiff.runs.words import read_yaml, spell, spread
 
 
 def distill(words: Sequence[str]) -> None:
-    """Distil a teacher into a few-step student, and keep the run in a folder.
+    """Distil a teacher into a few-step student, and save the run in a folder.
 
     A run that was stopped is resumed by the same command, or by --resume FOLDER alone, as if it had never stopped.
     """
@@ -133,35 +133,38 @@ def _run(chosen: dict[str, Any], out: Path, logger: str, save_every: float, fres
         told = "stopped; the same command resumes the run" if str(stop) == "stopped" else str(stop)
         raise Stopped(told, stop.status) from None
     if report:
-        _tell(report["metrics"], out)
+        _tell(report["metrics"], report["teacher"], out)
         if "nfe_gathered" in report:
             print(f"{report['nfe_gathered']:,} evaluations of the expert were paid for by {chosen['gathered']}")
         if report["teacher"]["behind"]:
-            print(_behind(report["teacher"], chosen))
+            print(_behind(chosen))
 
 
-def _tell(found: dict[str, float], out: Path) -> None:
-    """Print what a run came to: what students are judged by, W2, and what dagdiff's own metrics do not measure."""
+def _tell(found: dict[str, float], expert: dict[str, Any], out: Path) -> None:
+    """Print what a run came to: what students are judged by, W2, and what dagdiff's own metrics do not measure.
+
+    Beside it stands the expert in the student's place, and their difference with its interval.
+    """
+    from dagdiff.metrics.statistics import Interval
     from dagdiff.report.glossary import DISTANCES, METRICS
 
     named = {metric: METRICS[metric].title or metric if metric in METRICS else metric for metric in found}
     shown = [metric for metric in found if metric in (*DISTANCES, "w2") or metric not in METRICS]
     print(", ".join(f"{named[metric]} {found[metric]:.4g}" for metric in shown))
-    print(f"imitation loss {found['loss_own']:.3g} on own states, {found['loss_forward']:.3g} on forward states")
-    print(f"the run is kept in {out}")
+    difference = Interval(*expert["difference"])
+    print(
+        f"the expert in its place: {DISTANCES[expert['metric']]} {expert['teacher']:.4g}; difference {difference:.2g}"
+    )
+    print(f"imitation loss {found['loss_own']:.3g} on student states, {found['loss_forward']:.3g} on forward states")
+    print(f"the run is saved in {out}")
 
 
-def _behind(found: dict[str, Any], chosen: dict[str, Any]) -> str:
-    """Say that the student is behind its teacher, by which number, and what to try."""
-    from dagdiff.report.glossary import DISTANCES
-
+def _behind(chosen: dict[str, Any]) -> str:
+    """Say that the student is behind its expert, and what to try."""
     steps = chosen["stages"][-1] if chosen["stages"] else chosen["steps"]
-    name = DISTANCES[found["metric"]]
     now = {option: value for option in ("lr", "updates", "shares") if (value := chosen[option]) is not None}
     told = ", ".join(f"{option} {value}" for option, value in now.items())
     return (
-        f"Behind the expert, which in the student's place reaches {name} {found['teacher']:.4g} in {steps} steps; the "
-        f"student's is "
-        f"{found['student']:.4g} (difference {found['student'] - found['teacher']:.2g}, standard error "
-        f"{found['error']:.2g}). Try --lr ten times higher or lower, more --updates, or other --shares; now {told}."
+        f"Behind the expert in {steps} steps, by more than chance explains. Try --lr ten times higher or lower, more "
+        f"--updates, or other --shares; now {told}."
     )

@@ -111,7 +111,8 @@ def _pipeline(it: Experiment, form: str, dtype: str | None) -> Made:
     read = told.get("variant"), size, told.get("allow_pickle", False), kind
     record = chain_of(it.student, it.sampler, it.times, it.threshold)
     pipeline: Any = build_pipeline(it.student, it.sampler, it.times, it.threshold, base, *read)
-    arguments = call_arguments(pipeline, steps, size, record.call)
+    family = getattr(getattr(it.student, "network", None), "family", None)
+    arguments = call_arguments(pipeline, steps, it.task.shape[1:], record.call, family)
     body = merged(body_of(it.student))
     agreed = check_agreement(pipeline, it.student, body, record, arguments, it.sampler, it.threshold)
     chain, named = _chain(it, record, arguments, agreed), type(pipeline).__name__

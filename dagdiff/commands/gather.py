@@ -88,7 +88,7 @@ def _gather(given: dict[str, Any], own: dict[str, Any], kind: Any) -> None:
                 manifest = fill(chosen, out, pool, own["workers"], own["runs"], own["shard_rows"])
         except KeyboardInterrupt as stop:
             raise Stopped(
-                f"stopped; finished shards are kept in {out}. Run the same command again to resume.",
+                f"stopped; finished shards are saved in {out}. Run the same command again to resume.",
                 getattr(stop, "status", 130),
             ) from None
     shards = manifest["shards"].values()

@@ -52,7 +52,7 @@ def judge(words: Sequence[str]) -> None:
     print(told(found))
     if given.out is not None:
         keep(found, given.out)
-        print(f"\nkept in {given.out}: {', '.join(sorted(each.name for each in given.out.iterdir()))}")
+        print(f"\nsaved in {given.out}: {', '.join(sorted(each.name for each in given.out.iterdir()))}")
 
 
 def _judged(given: Any) -> "Judgement":
@@ -114,7 +114,7 @@ def _umask() -> int:
 
 
 def _check_new(out: Path) -> None:
-    """Refuse a folder that holds something, or can't be made."""
+    """Reject a folder that holds something, or can't be made."""
     from dagdiff.checkpoint import check_writable
 
     if out.is_file() or (out.is_dir() and any(out.iterdir())):

@@ -5,6 +5,7 @@ comes at once.
 """
 
 import argparse
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -37,10 +38,10 @@ examples:
   dagdiff distill --task digits-biased --objective progressive --stages 8,4,2 --out runs/digits
   dagdiff distill --task pipeline --pipeline.path FOLDER --policy lora --out runs/adapters
 
-Parts, such as --objective, are named by a short name or by an import path (pkg.mine.MyObjective), and bring options
-of their own: --objective distribution --objective.gan_weight 1e-3. `dagdiff list objectives` says what each one is;
-`dagdiff distill --objective distribution --help` shows its options. Defaults are those of the task and the objective
-that are named."""
+The groups follow the order of the decisions. Defaults are those of the task and the objective that are named.
+Parts, such as --objective, have a short name or an import path (pkg.mine.MyObjective), and options of their own:
+--objective distribution --objective.gan_weight 1e-3. `dagdiff list objectives` says what each one is; `dagdiff distill
+--objective distribution --help` shows its options."""
 
 _OWN = [
     Option("out", None, "Path", "folder to fill; new, empty, or that of the same run, which is then resumed."),
@@ -94,14 +95,14 @@ def text(given: Mapping[str, Any], summary: str) -> str:
     parser = argparse.ArgumentParser(
         prog="dagdiff distill",
         usage="dagdiff distill [options] --out FOLDER",
-        description=f"{summary}\n\n{EXAMPLES}",
+        description=f"{inspect.cleandoc(summary)}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
     for group in groups(given):
         section = parser.add_argument_group(group.title)
         for option in group.options:
-            meaning = f"{without_stop(option.meaning)}{_default(option)}".replace("%", "%%")
+            meaning = f"{_sentence(option.meaning)}{_default(option)}".replace("%", "%%")
             if option.type:
                 section.add_argument(f"--{option.name}", metavar=_metavar(option.type), help=meaning)
             else:
@@ -112,6 +113,12 @@ def text(given: Mapping[str, Any], summary: str) -> str:
 def without_stop(meaning: str) -> str:
     """A sentence without its full stop; dots that stand for more stay."""
     return meaning if meaning.endswith("..") else meaning.removesuffix(".")
+
+
+def _sentence(meaning: str) -> str:
+    """A meaning with a capital and a full stop; a value that it begins with stays as it is spelt."""
+    whole = meaning if meaning.endswith(".") else f"{meaning}."
+    return whole if whole.split(",")[0].strip() in ("csv", "auto") else whole[:1].upper() + whole[1:]
 
 
 def written(value: Any) -> str:
@@ -133,8 +140,8 @@ def _prefixed(owner: str, described: Described, said: Mapping[str, Any]) -> list
 
 def _default(option: Option) -> str:
     if option.value is REQUIRED:
-        return " (required)"
-    return "" if option.value in (None, []) else f" (default: {written(option.value)})"
+        return " Required."
+    return "" if option.value in (None, []) else f" Default: {written(option.value)}."
 
 
 def _metavar(kind: str) -> str:

@@ -92,7 +92,7 @@ def _open(given: Any) -> Experiment:
 
 
 def _label(experiment: Experiment, told: str) -> int:
-    """The number of the class that was named; refuse it where nothing, or something else, is asked for."""
+    """The number of the class that was named; reject it where nothing, or something else, is asked for."""
     task, teacher = experiment.task, getattr(experiment.task, "teacher", None)
     if not task.conditional:
         raise Refusal(f"--label: the student of {task.name!r} is asked for no class. Train on a task NAME-labelled.")

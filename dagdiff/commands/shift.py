@@ -54,7 +54,7 @@ def shift(words: Sequence[str]) -> None:
     found = measure(experiment, given.num, given.seed, progress=True)
     kept = keep(found, given.folder, experiment.task.pictures)
     note = f"\n\n{_MATCHED}" if isinstance(experiment.objective, DistributionMatching) else ""
-    print(f"{told(found)}{note}\n\nkept in {given.folder}: {', '.join(kept)}")
+    print(f"{told(found)}{note}\n\nsaved in {given.folder}: {', '.join(kept)}")
 
 
 class Found(NamedTuple):

@@ -49,7 +49,7 @@ def shift_pair(words: Sequence[str]) -> None:
         save_csv(given.out / "shift.csv", [row.as_row() for row in shift.rows])
         figures.save(shift_figure(shift.rows), given.out / "shift.png")
         ends = save_ends(shift, given.out, pair.teacher.autoencoder.decode)
-        print(f"\nkept in {given.out}: {', '.join(['shift.csv', 'shift.png', *ends])}")
+        print(f"\nsaved in {given.out}: {', '.join(['shift.csv', 'shift.png', *ends])}")
 
 
 class Pair(NamedTuple):
@@ -83,6 +83,7 @@ def load_pair(given: Any) -> Pair:
         for path in (given.expert, of)
     )  # fmt: skip
     check_alike(teacher, student, f"--expert {given.expert}", f"--student {of}")
+    given.guidance, given.student_guidance = teacher.guided(given.guidance), student.guided(given.student_guidance)
     if given.lora:
         with_adapters(student, of, given.lora, given.variant, given.allow_pickle)
     scheduler = read_scheduler(of, given.scheduler)

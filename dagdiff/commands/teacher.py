@@ -11,7 +11,7 @@ from dagdiff.tasks.names import PLANE, make_task, read_name
 
 
 def teacher(words: Sequence[str]) -> None:
-    """Train the learned teacher of a task on its whole world; it is cached by the content of its configuration.
+    """Train the learned teacher of a task on its whole dataset; it is cached by the content of its configuration.
 
     A training that was stopped is resumed.
     """

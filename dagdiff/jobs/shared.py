@@ -74,7 +74,7 @@ class Shared:
         """Do all jobs, or wait for those that other commands are at; yield each key and answer as it comes.
 
         Where there are ``failures``, a loss that is not finite and a worker that dies are noted there, and the other
-        jobs go on; else the first is refused, and the second tried again.
+        jobs go on; else the first is rejected, and the second tried again.
 
         Raises:
             Refusal: what a job raises, by its name; or a pool that is broken.

@@ -151,7 +151,7 @@ def _columns(scores: Mapping[str, Any]) -> list[str]:
 
 
 def _judged(scores: Mapping[str, Any]) -> str:
-    """The distance that counts: the Fréchet distance of images, the energy distance in the plane."""
+    """The distance that counts: the Fréchet distance of images, the energy distance in 2-D."""
     return "fd" if "fd" in scores else "energy"
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_finite, check_times, first_line
 from dagdiff.envs.array_files import Array, open_arrays
+from dagdiff.importing import imported, reach_working_folder
 from dagdiff.policy import Foreign, StudentPolicy
 from dagdiff.runs.folder import open_run
-from dagdiff.runs.parts import imported, reach_working_folder
 from dagdiff.shapes import Denoiser, Times
 from dagdiff.tasks.base import Task
 from dagdiff.transition import Transition
@@ -165,7 +165,7 @@ def _file(path: Path) -> Student:
 
 
 def _points(path: Path, name: str, array: Array) -> Tensor:
-    """An array as float32; refuse what is no finite numbers."""
+    """An array as float32; reject what is no finite numbers."""
     if array.dtype.kind not in "fiu":
         raise Refusal(f"{name!r} in {path} must be numbers; got {array.dtype}. Save it as float32.")
     values = torch.from_numpy(np.ascontiguousarray(array.read(), dtype=np.float32))
@@ -173,7 +173,7 @@ def _points(path: Path, name: str, array: Array) -> Tensor:
 
 
 def fitted(student: Student, task: Task, steps: int, seeds: int, count: int) -> Student:
-    """Return the student with its points as they are needed; refuse what does not fit the task.
+    """Return the student with its points as they are needed; reject what does not fit the task.
 
     Args:
         student: that was handed in.

@@ -23,7 +23,7 @@ SUBSTEPS = 16
 """The expert's sub-steps: within a step under DDIM, and from noise to data under re-noising."""
 
 LAWS = {"ddim": "step", "renoise": "data"}
-"""The laws of motion by name -> where a guess must be right, as PD's labels spell it."""
+"""The transitions by name -> where a prediction must be right, as PD's labels spell it."""
 
 HEADLINE = ("gaussians8-biased", "imbalanced-biased")
 """The tasks of the table of entries."""
@@ -50,7 +50,7 @@ class Card(NamedTuple):
 
 
 def check_task(task: str) -> str:
-    """Return the name of a task that can be judged; refuse another."""
+    """Return the name of a task that can be judged; reject another."""
     if read_name(task).kind is PIPELINE:
         raise Refusal(
             "--task pipeline has no truth to judge by: no samples of its law are known. Name another; "

@@ -1,15 +1,15 @@
 r"""Error amplification: what an error made at step k costs by the end of the chain, relative to its size.
 
 The student is followed to step k. There it acts once, and beside it, from the same state, the expert; then the expert
-finishes both chains, with the same fresh noise. With guesses :math:`a_k`, ends :math:`y`, and root mean squares over
-rows and coordinates,
+finishes both chains, with the same fresh noise. With predictions :math:`a_k`, ends :math:`y`, and root mean squares
+over rows and coordinates,
 
 .. math:: A_k = \frac{\lVert y(a_k^S) - y(a_k^E) \rVert}{\lVert a_k^S - a_k^E \rVert}.
 
 It is the cost-to-go of one wrong action, the quantity that AggreVaTe learns from (Ross and Bagnell 2014,
 https://arxiv.org/abs/1406.5979), in the form in which it can be compared between steps. Below 1 the rest of the chain
-forgives the error, above 1 it makes it worse; at the last step the guess is the end and A = 1. The profile says why
-imitating all steps alike need not be right, and where the worst case of theory, every error kept to the end, stops
+forgives the error, above 1 it makes it worse; at the last step the prediction is the end and A = 1. The profile says
+why imitating all steps alike need not be right, and where the worst case of theory, every error kept to the end, stops
 short: the constant u of the bound u e K.
 """
 
@@ -64,8 +64,8 @@ def measure_amplification(
 
     Args:
         policy: the student in its role, or any denoiser.
-        expert: the expert; it acts up to ``transition.horizon(s)``, as in roll-ins.
-        transition: the student's law of motion.
+        expert: the expert; it acts up to ``transition.horizon(s)``, as in rollouts.
+        transition: the student's transition.
         times: its grid, K + 1 times.
         noise: where the chains start, ``(B, *D)``.
         condition: of the chains.

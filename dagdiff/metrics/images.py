@@ -263,7 +263,7 @@ def lpips_diversity(samples: Tensor) -> float:
 
 
 def _features(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Refuse features that can't be compared; answer in float64 on one device."""
+    """Reject features that can't be compared; answer in float64 on one device."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise Refusal(f"features must be (n, F) and (m, F) with 2 rows at least; got {shapes}. Use one classifier.")

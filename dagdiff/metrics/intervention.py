@@ -7,8 +7,8 @@ follow. *Where*: let the expert act at step k alone. A step whose repair gains n
 
 Every run starts from the same noise, meets the same fresh noise, and lets the expert drive nested sets of chains (who
 is driven at p = 0.25 is at p = 0.5 too), so runs differ by the intervention only and their errors are those of paired
-differences. The chain is :func:`dagdiff.transition.chain`, and the expert's answer is the guess that its sub-steps
-amount to up to ``transition.horizon(s)``, as in the roll-ins of DAgger (Ross, Gordon & Bagnell 2011,
+differences. The chain is :func:`dagdiff.transition.chain`, and the expert's answer is the prediction that its sub-steps
+amount to up to ``transition.horizon(s)``, as in the rollouts of DAgger (Ross, Gordon & Bagnell 2011,
 https://arxiv.org/abs/1011.0686). Its evaluations are measurement and are not charged.
 """
 
@@ -75,10 +75,10 @@ def measure_interventions(
     Args:
         policy: the student in its role, or any denoiser.
         expert: the expert; it may be asked anywhere.
-        transition: the student's law of motion.
+        transition: the student's transition.
         times: its grid, K + 1 times.
         noise: where the chains start, ``(B, *D)``.
-        reference: clean points of the true law, ``(n, *D)``.
+        reference: clean points of the target, ``(n, *D)``.
         generator: of the fresh noise, and then of who is driven. The run with p = 0 is ``sample`` with this generator.
         condition: of the chains.
         probabilities: parts of the chains that the expert drives at every step.
@@ -117,13 +117,13 @@ def measure_interventions(
 class Mixed:
     """A policy that lets the expert act in a given part of the rows at each step; a denoiser itself.
 
-    As in the roll-ins, exactly round(p B) of B rows are driven, only they are shown to the expert, and where one of the
+    As in the rollouts, exactly round(p B) of B rows are driven, only they are shown to the expert, and where one of the
     two drives all rows the other is not asked.
 
     Args:
         policy: the student in its role, or any denoiser.
         expert: the expert; it is asked for free.
-        transition: the law that the chain moves by; it says where a guess must land.
+        transition: the law that the chain moves by; it says where a prediction must land.
         times: the chain's grid, K + 1 times.
         shares: the expert's part of the rows at each of the K steps.
         order: ``(K, B)``: who is driven first, a permutation of the rows at each step.
@@ -150,7 +150,7 @@ class Mixed:
 
     @torch.no_grad()
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
-        """Return the guess of x0, ``(B, *D)``: the expert's where it drives, else the policy's."""
+        """Return the prediction of x0, ``(B, *D)``: the expert's where it drives, else the policy's."""
         step = int((self.times[:-1] - t[0]).abs().argmin())
         rows = self.order[step, : round(self.shares[step] * len(x_t))].sort().values.to(x_t.device)
         guess = x_t if len(rows) == len(x_t) else self.policy(x_t, t, condition)

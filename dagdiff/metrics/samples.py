@@ -124,12 +124,12 @@ class Modes(NamedTuple):
 def mode_statistics(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor) -> Modes:
     """Count the modes of samples ``x`` ``(n, *D)`` of a mixture: ``means`` ``(M, *D)``, ``stds``, ``weights`` ``(M,)``.
 
-    *on_mode*: share of samples within 3 standard deviations of the nearest mean; 0.989 for the true law in the plane.
+    *on_mode*: share of samples within 3 standard deviations of the nearest mean; 0.989 for the target in 2-D.
 
     *mode_kl*: KL(h || weights) in nats, h the shares of samples nearest to each mean. A mode without samples adds 0 to
     the sum; it shows in the surplus of the others (one of eight equal modes lost: log(8/7)). Chance gives (M - 1) / 2n.
 
-    *spread*: rms distance of the on-mode samples to their own centre over its value in the true law cut off at
+    *spread*: rms distance of the on-mode samples to their own centre over its value in the target cut off at
     3 deviations, averaged over modes with at least 10 such samples. 1 is true, 0 collapsed; NaN if no mode has 10.
     """
     x, means = _clouds(x, means, least=1, other="means")
@@ -287,7 +287,7 @@ _NEAR = 5000  # rows among which neighbours are looked for
 
 
 def _clouds(x: Tensor, y: Tensor, least: int = 2, other: str = "y") -> tuple[Tensor, Tensor]:
-    """Flatten both to float64 rows on one device; refuse too few rows, NaN and infinity, and rows of two shapes."""
+    """Flatten both to float64 rows on one device; reject too few rows, NaN and infinity, and rows of two shapes."""
     for name, cloud in (("x", x), (other, y)):
         if cloud.ndim < 1 or len(cloud) < least:
             raise Refusal(f"{name} must hold at least {least} rows; got shape {tuple(cloud.shape)}. Draw more samples.")

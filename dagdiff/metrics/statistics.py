@@ -46,7 +46,7 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Interval of the mean of ``a - b`` where ``a[i]`` and ``b[i]`` share a seed; refuses unequal lengths."""
+    """Interval of the mean of ``a - b`` where ``a[i]`` and ``b[i]`` share a seed; rejects unequal lengths."""
     first, second = _values("a", a), _values("b", b)
     if len(first) != len(second):
         raise Refusal(

@@ -69,9 +69,9 @@ def median_bandwidths(x: Tensor, y: Tensor, factors: tuple[float, ...] = (0.25, 
 
 
 def scaled_mmd(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared MMD, its bandwidths fixed in the plane (:func:`mmd`'s own) and else by the median heuristic.
+    """Unbiased squared MMD, its bandwidths fixed in 2-D (:func:`mmd`'s own) and else by the median heuristic.
 
-    Fixed bandwidths make numbers comparable across steps and runs; they suit the toys, which live in the plane with
+    Fixed bandwidths make numbers comparable across steps and runs; they suit the toys, which live in 2-D with
     unit deviation. In other dimensions distances grow as the root of the dimension and no fixed scale will do.
     """
     return mmd(x, y) if x.shape[1:].numel() == 2 else mmd(x, y, median_bandwidths(x, y))
@@ -128,7 +128,7 @@ def _right(scores: Tensor) -> float:
 
 
 def _check(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Refuse clouds that can't be compared; flatten them to float64 rows on one device."""
+    """Reject clouds that can't be compared; flatten them to float64 rows on one device."""
     for name, cloud in (("x", x), ("y", y)):
         if cloud.ndim < 2 or len(cloud) < 4:
             raise Refusal(f"{name} must hold at least 4 rows; got shape {tuple(cloud.shape)}. Draw more samples.")

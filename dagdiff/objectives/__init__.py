@@ -1,16 +1,17 @@
 r"""The objectives: what a student is asked to match, at whatever states it is trained on.
 
-========================  =====================================  =========================  ==========================
-objective                 the expert annotates                   loss on a state            reflected: threshold on
-========================  =====================================  =========================  ==========================
-Progressive (PD)          the guess that k sub-steps amount to   distance to that guess     expert's guesses and target
-GaussianKL                the same                               KL of the two steps'       as PD
+========================  =====================================  ===========================  ========================
+objective                 the expert annotates                   loss on a state              reflected: threshold on
+========================  =====================================  ===========================  ========================
+Progressive (PD)          the prediction of k sub-steps          distance to that prediction  expert's predictions,
+                                                                                              and the target
+GaussianKL                the same                               KL of the two steps'         as PD
                                                                  Gaussian kernels
-Consistency (LCM)         its next state, one solver step on     distance to the EMA        expert's guess and the EMA
-                                                                 student's answer there     student's answer
-DistributionMatching      nothing: it is asked at loss time      fake minus real score      both scores' guesses
+Consistency (LCM)         its next state, one solver step on     distance to the EMA          expert's prediction, and
+                                                                 student's output there       the EMA student's output
+DistributionMatching      nothing: it is asked at loss time      fake minus real score        both scores' predictions
 (DMD2)
-========================  =====================================  =========================  ==========================
+========================  =====================================  ===========================  ========================
 
 No loss looks at where a state came from: one loss, three state laws. States are constants; nothing differentiates
 through a chain. The operator of the reflected formulation is the expert's own (``expert.threshold``), so there is one

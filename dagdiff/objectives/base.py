@@ -29,10 +29,10 @@ class Objective:
     """
 
     sampler: Any = Ddim
-    """Makes the law by which the student is sampled, and so rolled in, from the noise schedule."""
+    """Makes the law by which the student is sampled, and so rolled out, from the noise schedule."""
 
     backward_simulation: bool = False
-    """Whether the published method already trains on the student's own states, as DMD2 does."""
+    """Whether the published method already trains on student states, as DMD2 does."""
 
     version: int = 1
     """Of labels and loss: whoever changes what the same settings train raises it, and old results are not reused."""
@@ -44,7 +44,7 @@ class Objective:
     """How often ``improve_critic`` runs, each on a batch of its own, before an update of the student."""
 
     def check_student(self, student: nn.Module) -> None:
-        """Refuse a student that lacks what the losses need; nothing is kept."""
+        """Reject a student that lacks what the losses need; nothing is kept."""
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Called once before training: keep what the losses need (copies of the student, the expert, clean data)."""
@@ -53,7 +53,7 @@ class Objective:
     """Whether the loss holds for chains of the law that ``sampler`` makes alone, to the width of its fresh noise."""
 
     def horizon(self, s: Times) -> Times | None:
-        """The time at which the guesses taught for a step to ``s`` are right, as a law's ``horizon`` asks for it.
+        """The time at which the predictions taught for a step to ``s`` are right, as a law's ``horizon`` asks for it.
 
         None, as objectives of one's own may leave it, fits every law.
         """
@@ -64,14 +64,14 @@ class Objective:
         return times
 
     def settle(self, records: TensorDict, generator: torch.Generator | None) -> TensorDict:
-        """Move roll-in records (they also hold ``action``, the guess made there) to where the objective trains."""
+        """Move rollout records (they also hold ``action``, the prediction made there) to where the objective trains."""
         return records
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
         """Add the expert's label to states that enter the aggregate. A label never ages: the expert is frozen.
 
         Beside it stands its ``end``, ``(B,)``: the time to which the expert walked for it.
-        States of a roll-in still hold ``action``, the guess made there; it is dropped afterwards.
+        States of a rollout still hold ``action``, the prediction made there; it is dropped afterwards.
         """
         return states
 
@@ -113,10 +113,10 @@ def denoising_loss(
     condition: Condition = None,
     *origin: Tensor,
 ) -> Tensor:
-    """Return the mean squared error in v, which is ((alpha^2 + sigma^2) / sigma)^2 times that of the guess of x0.
+    """Return the mean squared error in v, which is ((alpha^2 + sigma^2) / sigma)^2 times that of the prediction of x0.
 
-    It weighs a guess by how hard it is, stays finite for t > 0, and equals the flow-matching loss on rectified flow up
-    to the schedule's norm. Teachers and fake scores train with it. ``origin`` is what a critic takes beside the
+    It weighs a prediction by how hard it is, stays finite for t > 0, and equals the flow-matching loss on rectified
+    flow up to the schedule's norm. Teachers and fake scores train with it. ``origin`` is what a critic takes beside the
     condition.
     """
     alpha, sigma = (column(values, x0) for values in schedule(t))

@@ -56,9 +56,9 @@ class Consistency(Objective):
             walk), "uniform" (a time of the grid below t, drawn), or the time on, in (0, 1].
         ema: decay of the target network, an update.
         huber_width: c of the pseudo-Huber distance.
-        renoise: spread on-policy states over the solver's times, by perturbing each guess of a roll-in to a time of the
-            step it was made in. The student's own grid has few times, and the answer at each leans on the answers just
-            below it.
+        renoise: spread on-policy states over the solver's times, by perturbing each prediction of a rollout to a time
+            of the step it was made in. The student's own grid has few times, and the answer at each leans on the
+            answers just below it.
     """
 
     label_options = ("solver_steps", "renoise", "label_end")
@@ -97,9 +97,9 @@ class Consistency(Objective):
         return step_grid(self.solver_steps).to(times.device)
 
     def settle(self, records: TensorDict, generator: torch.Generator | None) -> TensorDict:
-        """With ``renoise``, perturb each guess to a time of the solver's grid, drawn between its step's start and end.
+        """With ``renoise``, perturb each prediction to a time of the solver's grid, drawn within its step.
 
-        A guess made at much noise is rough, and states of little noise made from it are none that a chain leads to.
+        A prediction made at much noise is rough, and states of little noise made from it are none of a chain.
         """
         if not self.renoise:
             return records

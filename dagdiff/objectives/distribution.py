@@ -7,10 +7,10 @@ score) and a network that learns online to denoise what the student makes (the *
 
 .. math:: L = \tfrac12 \lVert x - sg(x - g) \rVert^2, \qquad g = (\mu_{fake} - \mu_{real}) / mean|x - \mu_{real}|
 
-whose gradient with respect to x is g. A GAN head on the fake score's features can be added; it compares with real data.
-The critic (fake score and head) learns on answers to the same mixture of states as the student, several updates to one.
+whose gradient with respect to x is g. A GAN head on the critic's features can be added; it compares with real data.
+The critic (with its head) learns on answers to the same mixture of states as the student, several updates to one.
 
-A few-step student answers at K times, and only the last answer is a sample. One fake score for all, as published, sees
+A few-step student answers at K times, and only the last answer is a sample. One critic for all, as published, sees
 their pool: where the answers at one time have too much of a mode and those at another too little, the pool looks right,
 nothing pulls, and modes are lost. So the critic here is told the *origin* of an answer, the time t at which the student
 made it, and each time is matched on its own; ``tell_origin=False`` is the published pool. Drawing tau within the step
@@ -20,7 +20,7 @@ https://arxiv.org/abs/2510.27684) do so.
 
 For the same reason the mixture is one of own and of expert states: there the answers at any time should follow the
 whole law. Answers at forward states should follow the law of the data shown; where that is not the teacher's, matching
-the pool bends the answers at own states the other way.
+the pool bends the answers at student states the other way.
 
 A label can stand beside the matching: with ``label_weight`` the answer is also drawn to the end of the expert's walk
 from its state. DMD had such a term, on pairs from noise (Yin et al. 2023, https://arxiv.org/abs/2311.18828), and DMD2
@@ -59,7 +59,7 @@ Seen = tuple[Any, ...]
 
 
 class Critic(nn.Module):
-    """The fake score and the GAN's head as one network: several processes see its forward alone.
+    """The critic and the GAN's head as one network: several processes see its forward alone.
 
     Args:
         fake: a denoiser, with ``features`` where there is a head.
@@ -72,9 +72,9 @@ class Critic(nn.Module):
         self.head = head
 
     def forward(self, seen: Seen | None, judged: Sequence[Seen] = ()) -> tuple[States | None, list[Tensor]]:
-        """Return the fake score's guess at what is ``seen``, and of all that is ``judged`` a logit of being real.
+        """Return the critic's prediction at what is ``seen``, and of all that is ``judged`` a logit of being real.
 
-        A guess is ``(B, *D)``, a logit ``(B, 1)``.
+        A prediction is ``(B, *D)``, a logit ``(B, 1)``.
         """
         guess = None if seen is None else self.fake(*seen)
         return guess, [self.head(self.fake.features(*each)) for each in judged if self.head is not None]
@@ -84,13 +84,13 @@ class DistributionMatching(Objective):
     """DMD2 on states of any source; data are needed for forward states and a GAN head alone.
 
     Args:
-        critic_updates: updates of the fake score (and head) before each update of the student; 5 as published, which
+        critic_updates: updates of the critic (and its head) before each update of the student; 5 as published, which
             a critic that is not told the origin needs.
         critic_lr: learning rate of the critic (AdamW).
         critic_betas: AdamW's decay rates of the first and the second moment.
         gan_weight: weight of the GAN loss of the student; 0 leaves the head away. Needs a student network with
             ``features(x_t, t, condition) -> (B, F)`` and ``feature_size``, and real data.
-        gan_critic_weight: weight of the head's own loss beside the fake score's.
+        gan_critic_weight: weight of the head's own loss beside the critic's.
         tau: the range of the random time at which the two scores are compared.
         tell_origin: tell the critic at which time an answer was made. Needs a student network with ``with_origin()``,
             a copy that takes the origin as one more argument.
@@ -124,13 +124,13 @@ class DistributionMatching(Objective):
         self.tell_origin, self.tau_by_step, self.label_weight = tell_origin, tau_by_step, label_weight
 
     def check_student(self, student: nn.Module) -> None:
-        """Refuse a student that can't be told an origin, or has no features for the head, where these are needed."""
+        """Reject a student that can't be told an origin, or has no features for the head, where these are needed."""
         fake = _with_origin(student) if self.tell_origin else student
         if self.gan_weight:
             _feature_size(fake)
 
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
-        """Start the fake score from the student (which starts from the teacher)."""
+        """Start the critic from the student (which starts from the teacher)."""
         self.expert, self.clean, self.generator = expert, clean, generator
         self.fake: Any = _with_origin(student) if self.tell_origin else copy.deepcopy(student)
         self.head = _head(self.fake, generator) if self.gan_weight else None
@@ -140,7 +140,7 @@ class DistributionMatching(Objective):
         self.learner = Learner(self.critic, Learning(adam, clip=10.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the critic's: fake score, head and optimiser."""
+        """Return the critic's state: its network, head and optimiser."""
         return {"learner": self.learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,7 +186,7 @@ class DistributionMatching(Objective):
         return RowLoss.of(loss, parts, partial(_by_row, each))
 
     def improve_critic(self, student: nn.Module, batch: TensorDict) -> Mapping[str, Tensor]:
-        """Teach the fake score to denoise the student's answers, and the head to tell them from real data."""
+        """Teach the critic to denoise the student's answers, and the head to tell them from real data."""
         condition, origin = batch.get("condition"), self._origin(batch)
         with torch.no_grad():
             answer = student(batch["x_t"], batch["t"], condition)

@@ -1,6 +1,6 @@
 r"""Per-step Gaussian KL: take the steps that the expert would take, where a step is a draw and not a point.
 
-An ancestral step draws x_s from a Gaussian whose mean a guess of x0 fixes and whose variance it does not
+An ancestral step draws x_s from a Gaussian whose mean a prediction of x0 fixes and whose variance it does not
 (:meth:`dagdiff.transition.Ddim.kernel`). Student and expert then differ by
 
 .. math:: KL\big(N(\mu_S, v) \,\|\, N(\mu_E, v)\big) = \frac{\lVert \mu_S - \mu_E \rVert^2}{2 v}
@@ -30,7 +30,7 @@ from dagdiff.transition import Ddim
 
 
 def kernel_kl(one: States, other: States, t: Times, s: Times, law: Ddim) -> Tensor:
-    """Return the KL divergence of the steps from t to s with two guesses of x0, each coordinate's, ``(B, *D)``.
+    """Return the KL divergence of the steps from t to s with two predictions of x0, each coordinate's, ``(B, *D)``.
 
     A row's sum is the divergence in nats. The state does not matter: it moves both means alike.
     """
@@ -65,7 +65,7 @@ class GaussianKL(Objective):
         return s
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add ``target``: the expert's guess for the step from t to s."""
+        """Add ``target``: the expert's prediction for the step from t to s."""
         target = expert.target(states["x_t"], states["t"], states["s"], states.get("condition"))
         return states.set("target", target).set("end", states["s"].clone())
 

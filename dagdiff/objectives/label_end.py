@@ -83,7 +83,7 @@ def as_label_end(value: "float | str | LabelEnd", steps: int) -> LabelEnd:
 
 
 def check_label_end(end: Times, t: Times) -> Times:
-    """Return the ends that a law drew for states at t; refuse those outside [0, t]."""
+    """Return the ends that a law drew for states at t; reject those outside [0, t]."""
     outside = ~((end >= 0.0) & (end <= t))
     if end.shape != t.shape or (not end.is_meta and bool(outside.any())):
         got = (

@@ -4,15 +4,15 @@ Source: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512.
 
 .. math:: L = \mathbb{E}\; w(t)\, \lVert x_0^S(x_t, t) - x^*(x_t, t, s) \rVert^2, \qquad w = \max(SNR_t, 1)
 
-where x* is the guess with which one DDIM step from t to s lands where the expert's k sub-steps land. With labels that
-end at data s is 0: x* is where the expert's whole walk ends, and the student answers every state with data, for a chain
-that perturbs each guess afresh.
+where x* is the prediction with which one DDIM step from t to s lands where the expert's k sub-steps land. With labels
+that end at data s is 0: x* is where the expert's whole walk ends, and the student answers every state with data, for a
+chain that perturbs each prediction afresh.
 
-Two things may change while it trains. ``ease`` blends the label of a roll-in's state with the guess that the policy
-itself made there, an easier target (coaching: He, Daume and Eisner 2012,
-https://papers.nips.cc/paper/4545-imitation-learning-by-coaching). It must be the guess of *then*, kept as a label:
-blending with the present guess f would leave the gradient's direction, as f - ((1 - e) x* + e sg(f)) is (1 - e)(f - x*)
-in value. ``by_time`` weighs the loss once more, by the step's start.
+Two things may change while it trains. ``ease`` blends the label of a rollout's state with the prediction that the
+policy itself made there, an easier target (coaching: He, Daume and Eisner 2012,
+https://papers.nips.cc/paper/4545-imitation-learning-by-coaching). It must be the prediction of *then*, kept as a label:
+blending with the present prediction f would leave the gradient's direction, as f - ((1 - e) x* + e sg(f)) is (1 - e)(f
+- x*) in value. ``by_time`` weighs the loss once more, by the step's start.
 """
 
 from collections.abc import Callable
@@ -45,8 +45,8 @@ def unweighted(alpha: Tensor, sigma: Tensor) -> Tensor:
 def snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     """SNR: the squared distance becomes that in epsilon.
 
-    For a network that predicts epsilon and a grid that starts in almost pure noise: its guess of x0 there is off by
-    1 / alpha of its error, and with any other weight that first step outweighs all others.
+    For a network that predicts epsilon and a grid that starts in almost pure noise: its prediction of x0 there is off
+    by 1 / alpha of its error, and with any other weight that first step outweighs all others.
     """
     return (alpha / sigma).square()
 
@@ -83,7 +83,7 @@ class Progressive(Objective):
         return torch.zeros_like(s) if self.label_end == "data" else s
 
     def annotate(self, expert: Expert, states: TensorDict) -> TensorDict:
-        """Add ``target``: the expert's guess for the walk from t, with ``ease`` blended with the policy's own."""
+        """Add ``target``: the expert's prediction for the walk from t, with ``ease`` blended with the policy's own."""
         end = self.horizon(states["s"])
         target = expert.target(states["x_t"], states["t"], end, states.get("condition"))
         own = states.get("action", None)

@@ -30,7 +30,7 @@ from dagdiff.report.glossary import variant_name
 
 
 class StepLosses(NamedTuple):
-    """Imitation losses at the K steps of a grid ``t`` ``(K,)``: on forward and on own states, ``(seeds, K)`` each."""
+    """Imitation losses at the steps of a grid ``t`` ``(K,)``, on forward and student states, ``(seeds, K)`` each."""
 
     t: ArrayLike
     forward: ArrayLike
@@ -40,7 +40,7 @@ class StepLosses(NamedTuple):
 def loss_by_step(panels: Mapping[str, Mapping[str, StepLosses]]) -> Figure:
     """Draw imitation loss by step, a panel for each objective and a colour for each variant in it.
 
-    Solid is the loss on the student's own states, dashed on forward states; lines are means over seeds, bands run from
+    Solid is the loss on the student states, dashed on forward states; lines are means over seeds, bands run from
     the least to the greatest seed.
     """
     figure, grid = make_grid(len(panels), len(panels), 3.2, 3.0, sharey=True)
@@ -83,6 +83,34 @@ def quality_by_nfe(
         ticks = sorted({*expert, *(steps for points in variants.values() for steps in points)})
         axes.set_xticks(ticks, [str(steps) for steps in ticks])
         axes.minorticks_off()
+    grid[0].set_ylabel(ylabel)
+    legend_below(figure, grid)
+    return figure
+
+
+def quality_by_evaluations(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], ylabel: str = "energy distance"
+) -> Figure:
+    """Draw quality against what the expert was asked in training: a panel an objective, a line a variant.
+
+    Args:
+        panels: objective -> variant -> evaluations of the expert, and the interval over seeds.
+        ylabel: what quality is, with its unit; smaller is better.
+    """
+    figure, grid = make_grid(len(panels), min(len(panels), 3), 4.6, 3.6)
+    for axes, (title, variants) in zip(grid, panels.items(), strict=True):
+        others = [name for name in variants if name not in VARIANTS]
+        shades = dict(zip(others, colormaps["tab20"](np.linspace(0.0, 1.0, max(len(others), 2))), strict=False))
+        for variant, looks in variants.items():
+            x = [evaluations for evaluations, _ in looks]
+            mean, low, high = zip(*(interval for _, interval in looks), strict=True)
+            colour = VARIANTS[variant] if variant in VARIANTS else shades[variant]
+            style = "-" if variant in VARIANTS else "--"
+            axes.plot(x, mean, style, marker="o", ms=3, color=colour, label=variant_name(variant))
+            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1.0)
+        dress(axes, title, "evaluations of the expert in training")
     grid[0].set_ylabel(ylabel)
     legend_below(figure, grid)
     return figure

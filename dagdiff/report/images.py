@@ -42,7 +42,7 @@ def image_panels(panels: Mapping[str, Points], columns: int = 4, shown: int = 32
             )
     figure, grid = make_grid(len(panels), min(columns, len(panels)), 2.6, 1.6)
     for axes, (title, images) in zip(grid, panels.items(), strict=True):
-        _show(axes, title, images[:shown], across=8)
+        _show(axes, title, images[:shown], across=_across(len(images[:shown])))
     return figure
 
 
@@ -110,6 +110,11 @@ def save_grid(images: Points, path: Path) -> int:
     picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
     write_atomically(path, lambda partial: picture.save(partial, "PNG"))
     return shown
+
+
+def _across(count: int, most: int = 8) -> int:
+    """How many images stand side by side: as many as leave the fewest places without one; of these the most."""
+    return min(range(min(most, count), min(most, count) // 2, -1), key=lambda across: -count % across)
 
 
 def _show(axes: Axes, title: str, images: Points, across: int) -> None:

@@ -1,4 +1,4 @@
-"""Figures of points in the plane: clouds side by side, and chains from noise to data.
+"""Figures of points in 2-D: clouds side by side, and chains from noise to data.
 
 See :mod:`dagdiff.report.figures` for what all figures share.
 """
@@ -44,7 +44,7 @@ def scatter_panels(
 
 
 def chain_panels(chains: Mapping[str, Points], truth: Points) -> Figure:
-    """Draw chains ``(n, K + 1, 2)``, a panel for each name, over points of the true law in grey.
+    """Draw chains ``(n, K + 1, 2)``, a panel for each name, over points of the target in grey.
 
     A ring marks the noise a chain starts from, a dot where it ends. Names of :data:`ROLES` and :data:`VARIANTS` have
     their colour; "expert" is the role.

@@ -57,7 +57,7 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path) -> "Results":
-        """Read ``results.json``; refuse a folder without it, or one that holds something else or no finished run."""
+        """Read ``results.json``; reject a folder without it, or one that holds something else or no finished run."""
         file = folder / "results.json"
         if not file.exists():
             raise Refusal(f"{folder} holds no results.json. Name the --out folder of `dagdiff bench`.")
@@ -105,7 +105,7 @@ class Results:
         return f"dagdiff {self.version} on {machine} (torch {torch}), {seeds} seed{'s' * (seeds > 1)}"
 
     def arrays(self, path: str) -> dict[str, Any]:
-        """Read the arrays of a record's or a reference's ``samples`` file; refuse a missing or broken one."""
+        """Read the arrays of a record's or a reference's ``samples`` file; reject a missing or broken one."""
         from dagdiff.envs.array_files import open_arrays  # it loads torch
 
         try:

@@ -89,12 +89,13 @@ def shares_figure(panels: Mapping[str, Mapping[Shares, float]]) -> Figure:
 def growth_figure(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, Interval]]]]) -> Figure:
     """Draw how a chain's error grows with its number of steps K, beside the laws e K and e K^2 of imitation learning.
 
-    With error e a step on the states of training, the error summed over the chain's own states is at most of order e K
-    under dataset aggregation and e K^2 under behaviour cloning (Ross, Gordon and Bagnell 2011,
+    With error e a step on the states of training, the error summed over the chain's student states is at most of order
+    e K under dataset aggregation and e K^2 under behaviour cloning (Ross, Gordon and Bagnell 2011,
     https://arxiv.org/abs/1011.0686). Dashed and dotted are these laws with each variant's own e.
 
     Args:
-        panels: title -> variant -> K -> e, the mean loss a step on forward states, and the summed loss on own states.
+        panels: title -> variant -> K -> e, the mean loss a step on forward states, and the summed loss on student
+            states.
     """
     figure, grid = make_grid(len(panels), len(panels), 3.4, 3.3)
     for axes, (title, variants) in zip(grid, panels.items(), strict=True):

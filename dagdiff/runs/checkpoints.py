@@ -114,7 +114,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, place: Path) -> tuple[State, Mapping[str, str]]:
-        """Return a checkpoint; refuse one that is not as it was written."""
+        """Return a checkpoint; reject one that is not as it was written."""
         manifest = read_json(place / "manifest.json")
         files, made = manifest.get("files"), manifest.get("made")
         if not isinstance(files, dict) or not isinstance(made, dict):
@@ -157,7 +157,7 @@ class Checkpoints:
 
 
 def _check(file: Path, digest: str) -> None:
-    """Refuse a file that is not as it was written."""
+    """Reject a file that is not as it was written."""
     if not file.is_file() or file_hash(file) != digest:
         raise Refusal(f"{file} is damaged: its SHA-256 is not the one that was noted when it was written.")
 

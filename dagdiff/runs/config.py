@@ -17,8 +17,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dagdiff.checks import Refusal, check_path
+from dagdiff.importing import reach_working_folder
 from dagdiff.reading import has_aliases
-from dagdiff.runs.parts import GIVEN, PARTS, reach_working_folder, resolve
+from dagdiff.runs.parts import GIVEN, PARTS, resolve
 from dagdiff.runs.recipes import Usual, usual
 from dagdiff.runs.settings import Settings, check_settings
 from dagdiff.runs.trust import names_code
@@ -55,7 +56,7 @@ def typed(config: Mapping[str, Any]) -> Namespace:
 
 
 def read(parser: ArgumentParser, given: Sequence[str] | Mapping[str, Any]) -> Namespace:
-    """Let ``parser`` read words, or names and values; what it complains of becomes a one-line refusal."""
+    """Let ``parser`` read words, or names and values; what it complains of becomes a one-line error."""
     try:
         found = parser.parse_args(given) if isinstance(given, Sequence) else parser.parse_object(_known(parser, given))
         for name, value in found.items():
@@ -88,7 +89,7 @@ def _checked(parser: ArgumentParser, given: Given) -> Namespace:
 
 
 def _check_text(name: str, value: str) -> None:
-    """Refuse text that no option takes: too long, with a zero byte, or YAML that would grow when it is read."""
+    """Reject text that no option takes: too long, with a zero byte, or YAML that would grow when it is read."""
     if len(value) > _LONGEST or "\0" in value:
         what = "a zero byte" if "\0" in value else f"{len(value):,} characters"
         raise Refusal(f"--{name} holds {what}, which no option takes. Pass a shorter value.")
@@ -97,7 +98,7 @@ def _check_text(name: str, value: str) -> None:
 
 
 def _known(parser: ArgumentParser, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return names and values nested, as the parser takes them; refuse names that it lacks."""
+    """Return names and values nested, as the parser takes them; reject names that it lacks."""
     there = {action.dest for action in parser._actions}
     groups = {name.rpartition(".")[0] for name in there if not name.endswith(".help")}  # of options, and no options
     for name, value in given.items():

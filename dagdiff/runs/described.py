@@ -39,7 +39,7 @@ REQUIRED = inspect.Parameter.empty
 
 
 def describe_part(part: str, name: str) -> Described:
-    """Return what the part of that name is and takes, apart from what the loop gives it; refuse an unknown name."""
+    """Return what the part of that name is and takes, apart from what the loop gives it; reject an unknown name."""
     path = path_of(part, name)
     own = EXECUTORS if part == "executor" else PARTS.get(part, {})
     found = describe_source(path) if path in own.values() else describe(resolve(part, name))

@@ -31,7 +31,7 @@ from dagdiff.metrics.standing import Standing
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.policies.autocast import in_bfloat16
-from dagdiff.policies.compiled import check_compiler, compiled
+from dagdiff.policies.compiled import check_compiled, check_compiler, compiled
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import ExpertPolicy, StudentPolicy
 from dagdiff.progress import Progress
@@ -139,7 +139,7 @@ class Experiment:
             denoiser,
             self.task.schedule,
             chosen.substeps,
-            chosen.guidance,
+            self.task.unmet(chosen.guidance),
             self.threshold,
             solver=solver,
             span=self.span,
@@ -147,7 +147,7 @@ class Experiment:
 
     @property
     def span(self) -> float | None:
-        """The time that the expert's sub-steps are for: the whole chain, where guesses must be right at data."""
+        """The time that the expert's sub-steps are for: the whole chain, where predictions must be right at data."""
         ends = self.transition.horizon(self.times[1:])
         return 1.0 if bool((ends == 0.0).all()) else None
 
@@ -180,7 +180,15 @@ class Experiment:
         return self.transition if scale == 1.0 else EpsilonScaling(self.transition, scale)
 
     def training(self) -> Halving:
-        """Return the whole training, its stages one after the other; nothing has run yet."""
+        """Return the whole training, its stages one after the other; nothing has run yet.
+
+        Raises:
+            Refusal: if a compiled student does not answer or learn as it does uncompiled.
+        """
+        if self.settings.compile:
+            noise, condition, _ = self.start(4, seed=0)
+            with torch.random.fork_rng(devices=[]):
+                check_compiled(self.student, noise, torch.full((4,), 0.5, device=self.device), condition)
         stages = self.settings.stages or [self.settings.steps]
         engine.shard(self.expert.denoiser)
         return Halving(stages, self.student, self.expert, self.loop, self.curriculum)
@@ -302,7 +310,7 @@ class Experiment:
         return replace(self, times=self.task.grid(steps, self.transition).to(self.device))
 
     def check(self, steps: int) -> None:
-        """Refuse what no loop could be made of, without making one: a loop keeps copies of its networks."""
+        """Reject what no loop could be made of, without making one: a loop keeps copies of its networks."""
         chosen = self.settings
         if engine.sharding() and len(chosen.stages or ()) > 1:
             raise Refusal("stages copy their students, and sharded ones (FSDP2) can't be. Take --steps, or DDP.")
@@ -346,11 +354,11 @@ class Experiment:
         return torch.cat([self.task.pictures(part).cpu() for part in shown.over(parts)])
 
     def clouds(self, samples: Tensor | None = None) -> dict[str, Any]:
-        """Return what is drawn side by side: points shown to the student, of the truth, and of the student."""
+        """Return what is drawn side by side: training data, points of the target, and of the student."""
         n, generator = self.settings.samples, self.generator(6)
         panels = {
-            "shown to the student": self.task.data.sample(n, generator),
-            "truth": self.task.world.sample(n, generator),
+            "training data": self.task.data.sample(n, generator),
+            "target": self.task.world.sample(n, generator),
             "student": self.sample(n, seed=0) if samples is None else samples,
         }
         return {name: self.task.pictures(each[: self.task.saved]).numpy(force=True) for name, each in panels.items()}

@@ -153,7 +153,7 @@ def _trained(
 def _rescue(error: Exception, experiment: Experiment, loop: DAgger | None, keeper: Keeper, out: Path) -> None:
     """Save the student of the last good round, and the best; what can't be saved does not hide why.
 
-    Of a run that is refused before its first round nothing is left.
+    Of a run that is rejected before its first round nothing is left.
     """
     if loop is None or (isinstance(error, Refusal) and not keeper.rounds and not keeper.checkpoints.names):
         clear(out)
@@ -180,7 +180,7 @@ def _closed(experiment: Experiment, loop: DAgger, keeper: Keeper, out: Path, pro
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
     if loop.gathering.ready is not None:
         nfe["nfe_gathered"] = loop.gathering.ready.saved
-    teacher = {**level._asdict(), "behind": level.behind}
+    teacher = {**level._asdict(), "difference": list(level.difference), "behind": level.behind}
     report = {"metrics": metrics, "by_step": by_step, "teacher": teacher, "best": best, **nfe, "versions": keeper.made}
     save_json(out / "metrics.json", report)
     keeper.draw()
@@ -261,7 +261,7 @@ def open_run(
 
 
 def _asked(file: Path, make: Callable[[], Kept]) -> Kept:
-    """Return what ``make`` makes of a file's content; what it can't take becomes a refusal that names the file."""
+    """Return what ``make`` makes of a file's content; what it can't take becomes an error that names the file."""
     try:
         return make()
     except (TypeError, ValueError, RuntimeError) as error:

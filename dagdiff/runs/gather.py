@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 
 def check_gatherable(config: Config) -> None:
-    """Refuse a configuration whose records can't be made ahead."""
+    """Reject a configuration whose records can't be made ahead."""
     if config["stages"]:
         raise Refusal(f"--stages {config['stages']} change the expert on the way. Gather for one number of --steps.")
     if config["gathered"]:
@@ -146,7 +146,7 @@ def _experiment(config: str) -> Experiment:
 
 
 def _check_folder(config: Config, out: Path) -> None:
-    """Refuse a folder that holds something else, or records of another configuration or seed."""
+    """Reject a folder that holds something else, or records of another configuration or seed."""
     if out.is_file():
         raise Refusal(f"--out {out} is a file. Name a folder.")
     check_writable("--out", out)

@@ -2,7 +2,7 @@
 
 That is its resolved configuration, in which every default is written out, and the versions of the code that makes
 labels, losses and scores. Equal identities are one run, whatever the processor, the versions of Python and of packages,
-or the spelling. No number in it comes from a computation: parts that need one, such as the box of a world, are given
+or the spelling. No number in it comes from a computation: parts that need one, such as the box of a dataset, are given
 the task when they are built.
 """
 
@@ -29,8 +29,8 @@ _LABELS = (
 _LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None, "compile": False, "value_range": None}
 """Settings with the value that leaves a run what it was before they were there."""
 
-_LATER_OF_PIPELINES: dict[str, Any] = {"lora": None}
-"""The same of ``--pipeline.NAME``."""
+_LATER_OF_PIPELINES: dict[str, Any] = {"family": None, "few_step": False, "lora": None}
+"""The same for what is told of a pipeline."""
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,10 +48,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         name: value for name, value in config.items() if name not in _PLACES and (name, value) not in _LATER.items()
     }
     if isinstance(settings.get("pipeline"), Mapping):
-        later = _LATER_OF_PIPELINES.items()
-        settings["pipeline"] = {
-            name: value for name, value in settings["pipeline"].items() if (name, value) not in later
-        }
+        told = settings["pipeline"].items()
+        settings["pipeline"] = {each: value for each, value in told if (each, value) not in _LATER_OF_PIPELINES.items()}
     found = {"settings": settings, "code": CODE, "parts": own}
     return found | ({"gathered": gathered(Path(config["gathered"]))} if config.get("gathered") else {})
 
@@ -82,7 +80,7 @@ def gathered(folder: Path) -> str:
 
 
 def check_labels(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse records made ahead that are not those that a run would make; name the first setting that differs."""
+    """Reject records made ahead that are not those that a run would make; name the first setting that differs."""
     manifest, wanted = read_manifest(folder), label_identity(config)
     if config.get("stages"):
         raise Refusal("--gathered holds answers of one expert, and --stages change it. Leave one of them away.")

@@ -153,7 +153,7 @@ class Keeper:
         more = done.updates - bar.done
         if replayed:
             bar.skip(more)
-        own = {"on own states": sum(done.loss_own) / len(done.loss_own)} if done.loss_own else {}
+        own = {"on student states": sum(done.loss_own) / len(done.loss_own)} if done.loss_own else {}
         bar.advance(0 if replayed else more, round=len(self.rounds), loss=done.losses["loss"], **own)
 
     def _look(self, loop: DAgger, done: Round) -> None:

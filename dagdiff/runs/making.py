@@ -38,7 +38,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 
 def _checked(part: str, made: Any) -> Any:
-    """Return what a part's constructor has returned; refuse what can't be the part."""
+    """Return what a part's constructor has returned; reject what can't be the part."""
     kind, wanted = _KINDS[part]
     if not isinstance(made, kind):
         raise Refusal(f"the {part} must be {wanted}; got a {type(made).__name__}. Name another with --{part}.")

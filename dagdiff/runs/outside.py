@@ -82,7 +82,7 @@ def ask_in_turn(task: Task, file: Path, column: str | None) -> None:
 
 
 def check_base(task: Task, config: Config, folder: Path, student: Any = None) -> None:
-    """Refuse a base pipeline that is not the one that the run in a folder was trained from.
+    """Reject a base pipeline that is not the one that the run in a folder was trained from.
 
     Its network and its autoencoder are compared, by some values of each of their tensors; so is the few-step network
     on which a student's adapters stand.

@@ -63,7 +63,7 @@ PLANE = Recipe(
         "distribution": {**WHOLE_WALK_BESIDE, "shares": (0.0, 0.5, 0.5), "reuse": 24.0},
     },
 )
-"""Points in the plane and small networks, tuned on the worlds gaussians8 and grid25. Labels walk to data where this
+"""Points in 2-D and small networks, tuned on the datasets gaussians8 and grid25. Labels walk to data where this
 pays (docs/labels.md). DMD2 leaves forward states out: answers at states that are made from half of the data cannot
 follow the whole distribution. Its states are re-used until a round needs about one batch of chains."""
 
@@ -120,7 +120,7 @@ PIXELS = Recipe(
     },
 )
 """A small pretrained pipeline of pixels. Measured on U-Nets of 8 x 8 digits that predict v and epsilon: students end
-ahead of the teacher's own 4 steps with both. docs/scaling.md has higher rates that suit one of the two better."""
+ahead of the teacher's own 4 steps with both. docs/pipeline.md has higher rates that suit one of the two better."""
 
 
 LORA = Recipe({**LATENTS.settings, "lr": 1e-4}, LATENTS.objectives)
@@ -193,7 +193,7 @@ def usual(given: Mapping[str, Any], task: str) -> Usual:
 
 
 def _refuse_second_teacher(given: Mapping[str, Any], named: Mapping[str, str], own: Mapping[str, str]) -> None:
-    """Refuse a second teacher: where the expert is a learned network, a student that starts from one starts from it."""
+    """Reject a second teacher: where the expert is a learned network, a student that starts from one starts from it."""
     policy = named.get("policy", own["policy"])
     if own["policy"] == "expert" and policy in ("teacher", "unet"):
         raise Refusal(
@@ -223,7 +223,7 @@ def pipeline_kind(path: str | None, policy: str) -> str:
 def _described(path: str, *files: str) -> Values:
     """The first of a pipeline's JSON files that can be had, from a folder or from the hub; empty if there is none.
 
-    A pipeline that can't be had at all is refused where it is loaded, with the reason.
+    A pipeline that can't be had at all is rejected where it is loaded, with the reason.
     """
     for file in files:
         try:

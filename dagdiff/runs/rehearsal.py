@@ -21,7 +21,7 @@ LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 
 def check_run(experiment: Experiment, logger: str) -> list[str]:
-    """Refuse a run that could not be finished; return what later commands will not do with it, a line each.
+    """Reject a run that could not be finished; return what later commands will not do with it, a line each.
 
     Nobody's evaluations are counted, and no random stream of the run is moved.
 
@@ -35,7 +35,7 @@ def check_run(experiment: Experiment, logger: str) -> list[str]:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an output folder that is a file, is not empty, or can't be written."""
+    """Reject an output folder that is a file, is not empty, or can't be written."""
     if os.path.isfile(out):  # unlike Path, at home with names that are too long
         raise Refusal(f"--out {out} is a file. Name a folder.")
     check_writable("--out", out)
@@ -44,7 +44,7 @@ def check_folder(out: Path) -> None:
 
 
 def check_logger(name: str) -> None:
-    """Refuse a logger that is unknown or not installed."""
+    """Reject a logger that is unknown or not installed."""
     check_in("logger", name, LOGGERS)
     if name != "csv" and find_spec(name) is None:
         raise Refusal(

@@ -36,13 +36,13 @@ class Settings:
         steps: number of steps of the student.
         stages: progressive halving: the steps of each stage, e.g. 16,8,4; the student of one stage is the expert of
             the next.
-        updates: number of student updates over all rounds; with --stages, of each stage. The first rounds make one
-            more where they do not divide.
-        rounds: number of rounds of sampling and training; with --stages, of each stage.
+        updates: number of student updates over all rounds; with --stages, per stage. The first rounds make one more
+            where they do not divide.
+        rounds: number of rounds of sampling and training; with --stages, per stage.
         batch_size: number of states of an update.
         chains: number of chains that are sampled at a time.
-        substeps: number of steps of the expert within one step of the student; where guesses must be right at data
-            (LCM, DMD2), on its way from noise to data, and a part of them from a state between.
+        substeps: number of steps of the expert within one step of the student; where predictions must be right at
+            data (LCM, DMD2), on its way from noise to data, and a part of them from a state between.
         guidance: weight of classifier-free guidance of the expert, on labelled tasks.
         per_chain: let one driver keep a chain to its end.
         stepwise: give the student a network of its own for each step.
@@ -70,7 +70,7 @@ class Settings:
         heldout: number of chains of the measurement that closes a round; 0 measures nothing.
         samples: number of points drawn from the student for its final score.
         size: side to which your own pictures are cropped, square and in their middle; null leaves them as they are.
-        skip_broken: train without those of your own pictures that can't be read, instead of refusing them all.
+        skip_broken: train without those of your own pictures that can't be read, instead of rejecting them all.
         value_range: black and white of your own .npy or .npz file, e.g. 0,1, where its numbers leave it open; null lets
             their type, or an array `range` in the file, say it.
         seed: seed of everything random, from 0 to 2^32 - 1.
@@ -137,7 +137,7 @@ def lists_of(kind: type) -> tuple[str, ...]:
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse settings that can't be, each under the name that the user gave it."""
+    """Reject settings that can't be, each under the name that the user gave it."""
     check_shares(tuple(settings.shares))
     for name in ("guidance", "input_perturbation", "epsilon_scale", "reuse", "lr"):
         check_number(name, getattr(settings, name))

@@ -52,7 +52,7 @@ def standing(out: Path) -> int:
 
 
 def _settings(out: Path) -> Config:
-    """The settings of a run in a folder; refuse what holds none."""
+    """The settings of a run in a folder; reject what holds none."""
     try:
         return read_yaml(out / "config.yaml")
     except Refusal as error:
@@ -60,7 +60,7 @@ def _settings(out: Path) -> Config:
 
 
 def check_same(out: Path, config: Config) -> None:
-    """Refuse to resume a run with other settings than its own, by the first that differs."""
+    """Reject to resume a run with other settings than its own, by the first that differs."""
     kept, given = flat(_settings(out)), flat(config)
     for name in sorted({*kept, *given} - set(ANY)):
         if kept.get(name) != given.get(name):
@@ -85,7 +85,7 @@ def seal(out: Path) -> None:
 
 
 def check_whole(folder: Path, names: Iterable[str]) -> None:
-    """Refuse files of a finished run that are not as they were written."""
+    """Reject files of a finished run that are not as they were written."""
     if not (folder / "manifest.json").exists():
         return
     files = read_json(folder / "manifest.json").get("files")

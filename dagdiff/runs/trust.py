@@ -22,7 +22,7 @@ _DEPTH, _VALUES = 8, 10_000  # what a file of settings may hold
 
 
 def check_registered(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse a configuration that ``file`` holds if it names code outside the registry; nothing has been imported then.
+    """Reject a configuration that ``file`` holds if it names code outside the registry; nothing has been imported then.
 
     Raises:
         Refusal: for an import path, weights in pickles, or what is no configuration.
@@ -55,10 +55,13 @@ def check_registered(config: Mapping[str, Any], file: Path) -> None:
         raise Refusal(f"{file} holds {_short(pipeline)} where pipeline has its options. Make the run again.")
     if pipeline.get("allow_pickle", False) is not False:
         raise _untrusted(file, "pipeline.allow_pickle")
+    family = pipeline.get("family")
+    if family is not None and not (isinstance(family, str) and family.isidentifier()):
+        raise _untrusted(file, f"pipeline.family {_short(family)}")
 
 
 def check_plain(content: Any, file: Path) -> None:
-    """Refuse what no file of settings holds: keys that are no text, values that JSON lacks, too many or too deep."""
+    """Reject what no file of settings holds: keys that are no text, values that JSON lacks, too many or too deep."""
     left = [(content, 0)]
     for count in range(_VALUES):
         if not left:
@@ -80,7 +83,9 @@ def check_plain(content: Any, file: Path) -> None:
 def names_code(given: Mapping[str, Any]) -> bool:
     """Whether an option of a part, among names and values, names somebody's function or class by its path."""
     return any(
-        name.partition(".")[0] in PARTS and isinstance(value, str) and _FOREIGN.match(value)
+        (name.partition(".")[0] in PARTS or name == "pipeline.family")
+        and isinstance(value, str)
+        and _FOREIGN.match(value)
         for name, value in given.items()
     )
 

@@ -99,7 +99,7 @@ def nested(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of settings; refuse one that is missing or holds none."""
+    """Read a file of settings; reject one that is missing or holds none."""
     content = parse_yaml(read_text(path, MEGABYTE), str(path))
     if not isinstance(content, dict):
         raise Refusal(f"{path} holds {type(content).__name__}, not settings. Write `name: value` lines.")

@@ -1,1 +1,1 @@
-"""Who drives a roll-in, and which states are trained on when: drivers, curricula, halving."""
+"""Who drives a rollout, and which states are trained on when: drivers, curricula, halving."""

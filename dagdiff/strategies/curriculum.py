@@ -106,7 +106,7 @@ def _let_learn(weights: Iterable[nn.Parameter], learn: bool) -> None:
 
 @dataclass(frozen=True)
 class Coaching:
-    """Easy targets first: labels between the expert's guess and the one the policy made there, going to the expert's.
+    """Easy targets first: labels go from the prediction that the policy made there to the expert's.
 
     A label keeps the ease it was given, as in the paper; let old records go (``rounds_kept``), or the early ones stay
     eased. Source: He, Daume and Eisner 2012, https://papers.nips.cc/paper/4545-imitation-learning-by-coaching.
@@ -124,7 +124,7 @@ class Coaching:
         check_above("until", self.until, 0.0)
 
     def __call__(self, loop: DAgger) -> Iterator[Round]:
-        """Yield the rounds; refuse an objective without such labels."""
+        """Yield the rounds; reject an objective without such labels."""
         objective, ramp = _progressive(loop, "coaching eases"), LinearRamp(self.ease, 0.0, self.until)
         objective.ease = ramp(0.0)
         for done in loop:
@@ -152,7 +152,7 @@ class CostToGo:
         check_at_least("chains", self.chains, 1)
 
     def __call__(self, loop: DAgger) -> Iterator[Round]:
-        """Yield the rounds; refuse an objective that can't be weighed by step."""
+        """Yield the rounds; reject an objective that can't be weighed by step."""
         objective, times = _progressive(loop, "cost-to-go weighs"), loop.env.times
         objective.by_time = weight = ByStep(times, torch.ones_like(times[:-1]))
         for done in loop:
@@ -203,7 +203,7 @@ class ByStep:
 class AdaptiveShares:
     """Take as many on-policy states as the shift of the last round calls for (ours).
 
-    The part of the loss on own states that forward states do not show, 1 - loss_forward / loss_own, is 0 without a
+    The part of the loss on student states that forward states do not show, 1 - loss_forward / loss_own, is 0 without a
     shift and goes to 1 with it. It scales the two on-policy shares that the run was given, which so are the most there
     can be; forward states take the rest. The held-out measurement that it looks at is training now, and is charged.
 
@@ -217,7 +217,7 @@ class AdaptiveShares:
         check_share("least", self.least)
 
     def __call__(self, loop: DAgger) -> Iterator[Round]:
-        """Yield the rounds; refuse a loop that measures nothing."""
+        """Yield the rounds; reject a loop that measures nothing."""
         if loop.heldout is None:
             raise Refusal("adaptive shares look at the held-out loss gap; got heldout=0. Pass e.g. heldout=128.")
         most, measured = loop.shares, len(loop.heldout.x0) * (len(loop.env.times) - 1)

@@ -1,4 +1,4 @@
-"""Other behaviour policies: who acts in a roll-in, beside the plain mixture of :class:`dagdiff.rollout.MixturePolicy`.
+"""Other behaviour policies: who acts in a rollout, beside the plain mixture of :class:`dagdiff.rollout.MixturePolicy`.
 
 A driver decides which *states* are visited; the labels stay the expert's, whoever acted. What it asks of the expert and
 of the student in order to decide is training, and is charged like everything else.
@@ -15,20 +15,20 @@ from dagdiff.transition import Transition
 
 
 class Dart(MixturePolicy):
-    """Expert chains with noise: where the expert drives, its guess errs as much as the student's does (DART).
+    """Expert chains with noise: where the expert drives, its prediction errs as much as the student's does (DART).
 
     The noise of a step is Gaussian, and in each coordinate as large as the student's error there: the root mean square,
-    over the rows that the expert drives, of the student's guess minus the expert's. So the chains visit the
+    over the rows that the expert drives, of the student's prediction minus the expert's. So the chains visit the
     neighbourhood of the expert's path that the student will need, without its being led by a poor student. Where the
     student drives nothing changes; use expert chains, e.g. shares 0.25,0,0.75.
 
     Source: Laskey et al. 2017, https://arxiv.org/abs/1703.09327. There the noise has a full covariance, fitted between
-    rounds; a deviation for each coordinate works for images too, and measuring it in the roll-in itself costs one more
+    rounds; a deviation for each coordinate works for images too, and measuring it in the rollout itself costs one more
     student evaluation a row and never lags behind.
     """
 
     def advice(self, x_t: States, t: Times, s: Times, condition: Condition) -> States:
-        """Return the expert's guess with the noise of this step."""
+        """Return the expert's prediction with the noise of this step."""
         advice = super().advice(x_t, t, s, condition)
         deviation = (self.student(x_t, t, condition) - advice).square().mean(0).sqrt()
         return advice + deviation * torch.randn(
@@ -37,9 +37,9 @@ class Dart(MixturePolicy):
 
 
 class Gate(MixturePolicy):
-    """Let the student drive until it goes astray: the expert acts where their guesses differ too much (SafeDAgger).
+    """Let the student drive until it goes astray: the expert acts where their predictions differ too much (SafeDAgger).
 
-    The difference is the root mean square over a row's coordinates, in units of x. So early roll-ins of a poor student
+    The difference is the root mean square over a row's coordinates, in units of x. So early rollouts of a poor student
     do not waste labels on states where no good student comes, and later ones are the student's own. Rows that ``beta``
     gives to the expert are the expert's as ever, so its own chains stay what they are.
 
@@ -49,7 +49,7 @@ class Gate(MixturePolicy):
     Args:
         student, expert, transition, per_chain, generator, conditional: as in the mixture.
         threshold: the difference that is let pass.
-        budget: the part of the chains about which the expert may be asked at each step, drawn afresh: a roll-in of B
+        budget: the part of the chains about which the expert may be asked at each step, drawn afresh: a rollout of B
             chains and K steps costs at most budget B K k evaluations of an expert with k sub-steps.
     """
 

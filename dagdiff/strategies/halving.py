@@ -21,7 +21,7 @@ from dagdiff.strategies.curriculum import Curriculum
 
 
 def check_stages(stages: Sequence[int]) -> None:
-    """Refuse stages that do not fall, each dividing the one before."""
+    """Reject stages that do not fall, each dividing the one before."""
     for steps in stages:
         check_at_least("stages", steps, 1)
     if not stages or any(before % after or after >= before for before, after in pairwise(stages)):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # it needs diffusers
 
 @dataclass(frozen=True)
 class Task:
-    """A world, the data the student is shown, the noise schedule, and whether chains are conditioned on labels."""
+    """A dataset, the data the student is shown, the noise schedule, and whether chains are conditioned on labels."""
 
     name: str
     world: "World | ImageWorld | PipelineWorld"
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def conditions(self) -> Callable[[int, torch.Generator | None], Tensor] | None:
-        """Draws the labels of new chains by the world's own weights; None for unconditional tasks."""
+        """Draws the labels of new chains by the dataset's own weights; None for unconditional tasks."""
         return self._label if self.conditional else None
 
     def _label(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -93,8 +93,12 @@ class Task:
         return self.world.sample(n, generator)
 
     def pair(self, expert: Expert, noise: Tensor, times: Times, condition: Condition) -> Tensor | None:
-        """What the expert makes of the same noise, if samples are compared one by one; in the plane they are not."""
+        """What the expert makes of the same noise, if samples are compared one by one; in 2-D they are not."""
         return None
+
+    def unmet(self, guidance: float) -> float:
+        """Return the weight of classifier-free guidance that the expert has to add to reach the one asked for."""
+        return guidance
 
     def probes(self, samples: int) -> int:
         """How many chains measure the held-out losses, where so many samples are scored."""

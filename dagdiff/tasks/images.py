@@ -1,6 +1,6 @@
 """Tasks of images: a data set, the part of it the student is shown, and a U-Net teacher that has learned all of it.
 
-The name's world is one of :data:`WORLDS` (``digits-biased``, ``fashion14-matched-labelled``, ``avatars-matched``), or
+The name's dataset is one of :data:`WORLDS` (``digits-biased``, ``fashion14-matched-labelled``, ``avatars-matched``), or
 the path of your own pictures (``photos/cats-matched``): a folder of pictures, a folder that ``datasets`` saved, or a
 .npy or .npz file.
 
@@ -49,12 +49,12 @@ WORLDS: dict[str, Callable[[], ImageWorld]] = {
     "avatars": avatars,
     "avatars-glasses": avatars_by_glasses,
 }
-"""The worlds that have a name, in the order of :data:`dagdiff.tasks.names.PICTURES`."""
+"""The datasets that have a name, in the order of :data:`dagdiff.tasks.names.PICTURES`."""
 
 
 @dataclass(frozen=True)
 class ImageTask(Task):
-    """A world of images. Its expert is learned, and its student starts as that expert."""
+    """A dataset of images. Its expert is learned, and its student starts as that expert."""
 
     world: ImageWorld
     data: Points
@@ -176,7 +176,7 @@ class Teacher(teachers.Teacher):
     """A U-Net to be learned on the whole training split, cached by the content hash of data and configuration.
 
     Args:
-        task: the task whose world, schedule and classes it learns.
+        task: the task whose dataset, schedule and classes it learns.
         channels: of each level of the U-Net, comma-separated; null takes what suits the image's size.
         layers: residual blocks a level.
         updates: of training.

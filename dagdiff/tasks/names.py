@@ -1,8 +1,8 @@
 """The registry of tasks: what a name means, and what kind of task it is.
 
-A name is ``WORLD-SET`` or ``WORLD-SET-labelled``: a world with a set of its points that the student is trained on. The
-worlds are those of :data:`dagdiff.envs.toy2d.WORLDS` or :data:`dagdiff.tasks.images.WORLDS`, or a path of your own
-pictures. ``pipeline`` is a diffusers pipeline, which is named beside it. A new kind is a module like
+A name is ``WORLD-SET`` or ``WORLD-SET-labelled``: a dataset with a set of its points that the student is trained on.
+The datasets are those of :data:`dagdiff.envs.toy2d.WORLDS` or :data:`dagdiff.tasks.images.WORLDS`, or a path of your
+own pictures. ``pipeline`` is a diffusers pipeline, which is named beside it. A new kind is a module like
 :mod:`dagdiff.tasks.plane` and an entry here. Names stand here as text, so that they are read before torch is loaded.
 """
 
@@ -26,7 +26,7 @@ PICTURES = ("digits", "fashion14", "fashion28", "avatars", "avatars-glasses")
 """Worlds of images, all with labels."""
 
 SETS = ("matched", "scarce", "biased")
-"""The points of a world that a student is trained on: all, few, or a part of the world."""
+"""The points of a dataset that a student is trained on: all, few, or a part of the dataset."""
 
 
 class Kind(NamedTuple):
@@ -53,7 +53,7 @@ class Kind(NamedTuple):
         return import_module(self.module)
 
     def teacher(self) -> Any:
-        """Return the class of its teachers; refuse a kind that learns none."""
+        """Return the class of its teachers; reject a kind that learns none."""
         found = getattr(self.imported(), "Teacher", None)
         if found is None:
             raise Refusal(f"a {self.expert} is its own teacher: there is none to train. Use dagdiff distill.")
@@ -68,7 +68,7 @@ PIPELINE = Kind(
 
 
 class Name(NamedTuple):
-    """A task's name, read: its kind, its world, the set the student is shown, and whether chains have a condition."""
+    """A task's name, read: its kind, its dataset, the set the student is shown, and whether chains have a condition."""
 
     text: str
     kind: Kind
@@ -78,7 +78,7 @@ class Name(NamedTuple):
 
 
 def read_name(text: str) -> Name:
-    """Read a task's name; refuse an unknown one with the nearest name."""
+    """Read a task's name; reject an unknown one with the nearest name."""
     if text == "pipeline":
         return Name(text, PIPELINE)
     world, _, shown = text.removesuffix("-labelled").rpartition("-")

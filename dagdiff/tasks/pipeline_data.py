@@ -71,7 +71,7 @@ class PipelineWorld:
 
     @property
     def box(self) -> float:
-        """Half the side of the box in which pixels lie; refused for latents."""
+        """Half the side of the box in which pixels lie; rejected for latents."""
         if self.latent:
             raise Refusal("latents lie in no box. Leave --threshold away, or take --threshold quantile.")
         return 1.0
@@ -90,7 +90,7 @@ class PipelineWorld:
         return points, condition
 
     def reference(self, n: int, generator: Generator | None = None) -> Tensor:
-        """Draw ``n`` different held-out points; refuse more than there are."""
+        """Draw ``n`` different held-out points; reject more than there are."""
         held = self.splits[1].points
         if not 2 <= n <= len(held):
             raise Refusal(

@@ -1,4 +1,4 @@
-"""Tasks in the plane: a world, the part of it the student is shown, and experts that are exact or learned.
+"""Tasks in 2-D: a dataset, the part of it the student is shown, and experts that are exact or learned.
 
 Below stand the parts that need such a task to be built, as classes or functions whose first parameter is ``task``.
 Parts of your own follow the same rule.
@@ -30,7 +30,7 @@ def make(name: Name, schedule: Schedule | None = None, settings: Any = None) -> 
 
 
 def exact_expert(task: Task) -> GaussianMixtureExpert:
-    """The exact posterior mean of the world, closed form; only Gaussian mixtures have one."""
+    """The exact posterior mean of the dataset, closed form; only Gaussian mixtures have one."""
     mixture = task.world.mixture
     if mixture is None:
         raise Refusal(f"{task.name!r} has no exact expert: its world is not a Gaussian mixture. Use --expert learned.")
@@ -38,10 +38,10 @@ def exact_expert(task: Task) -> GaussianMixtureExpert:
 
 
 class Teacher(teachers.Teacher):
-    """A small network to be learned on the whole world, cached by the content hash of its configuration.
+    """A small network to be learned on the whole dataset, cached by the content hash of its configuration.
 
     Args:
-        task: the task whose world, schedule and classes it learns.
+        task: the task whose dataset, schedule and classes it learns.
         width: units of each hidden layer.
         depth: hidden layers.
         updates: of training.
@@ -60,10 +60,10 @@ class Teacher(teachers.Teacher):
 
 
 def learned_expert(task: Task, width: int = 128, depth: int = 3, updates: int = 4000, seed: int = 0) -> nn.Module:
-    """A teacher network learned on the whole world by denoising score matching, trained once and cached.
+    """A teacher network learned on the whole dataset by denoising score matching, trained once and cached.
 
     Args:
-        task: whose world it is.
+        task: whose dataset it is.
         width: units of each hidden layer.
         depth: hidden layers.
         updates: of its training.
@@ -78,7 +78,7 @@ def student_from_teacher(
     """A student that starts from a learned teacher's weights, for experts that are no network.
 
     Args:
-        task: whose world it is.
+        task: whose dataset it is.
         width: units of each hidden layer.
         depth: hidden layers.
         updates: of the teacher's training.
@@ -91,7 +91,7 @@ def fresh_student(task: Task, width: int = 128, depth: int = 3, prediction: str 
     """A student with weights of its own.
 
     Args:
-        task: whose world it is.
+        task: whose dataset it is.
         width: units of each hidden layer.
         depth: hidden layers.
         prediction: what the network predicts: x0, epsilon, v or flow.
@@ -102,27 +102,27 @@ def fresh_student(task: Task, width: int = 128, depth: int = 3, prediction: str 
 
 
 def box_threshold(task: Task) -> StaticThreshold:
-    """Clamp to the box in which the whole world lies."""
+    """Clamp to the box in which the whole dataset lies."""
     return StaticThreshold(-task.world.box, task.world.box)
 
 
 def dynamic_threshold(task: Task, quantile: float = 0.995) -> DynamicThreshold:
-    """Clamp each row to its own quantile, the box in which the whole world lies at least, and rescale to the box.
+    """Clamp each row to its own quantile, the box in which the whole dataset lies at least, and rescale to the box.
 
     Args:
-        task: whose world it is.
+        task: whose dataset it is.
         quantile: of a row's absolute values.
     """
     return DynamicThreshold(quantile, task.world.box)
 
 
 def fold_threshold(task: Task) -> Fold:
-    """Reflect at the walls of the box in which the whole world lies."""
+    """Reflect at the walls of the box in which the whole dataset lies."""
     return Fold(-task.world.box, task.world.box)
 
 
 def quantile_threshold(task: Task, quantile: float = 0.999, points: int = 20_000) -> QuantileBox:
-    """Clamp each axis to the central ``quantile`` of samples of the whole world."""
+    """Clamp each axis to the central ``quantile`` of samples of the whole dataset."""
     return QuantileBox.estimate(task.world.sample(points, torch.Generator().manual_seed(0)), quantile)
 
 

@@ -1,4 +1,4 @@
-"""Learned teachers: networks trained by denoising score matching on a whole world, once, and kept in the cache."""
+"""Learned teachers: networks trained by denoising score matching on a whole dataset, once, and kept in the cache."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ class Teacher(ABC):
     """A teacher to be learned; a kind of task says which network it is and on what it is trained.
 
     Args:
-        task: whose world, schedule and classes it learns.
+        task: whose dataset, schedule and classes it learns.
         network: options of its network.
         training: options of :func:`train_teacher`, ``updates`` among them.
         seed: of weights, data and noise.
@@ -63,7 +63,7 @@ class Teacher(ABC):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What tells its data apart, where a world's name does not."""
+        """What tells its data apart, where a dataset's name does not."""
         return {}
 
     @property

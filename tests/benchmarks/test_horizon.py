@@ -48,7 +48,7 @@ def test_the_exponent_is_found_again(exponent: float) -> None:
 def test_tables_say_what_the_records_hold() -> None:
     rows = [row(records("bc", 1.5, 2.0, 20)), row(records("dagger", 1.0, 1.0, 10))]
     lines = compounding.by_growth(rows).splitlines()
-    assert "expert states (BC) | 1.50" in lines[2] and "own states (DAgger) | 1.00" in lines[3]
+    assert "expert states (BC) | 1.50" in lines[2] and "student states (DAgger) | 1.00" in lines[3]
     assert lines[0].endswith("| K = 1 | K = 2 | K = 4 | K = 8 | K = 16 |")
     assert compounding.by_horizon(rows).splitlines()[2] == (
         "| gaussians8-matched, width 128 | 3 |" + " -50 [-50, -50] |" * len(STEPS)

@@ -11,7 +11,7 @@ from dagdiff.benchmarks.measure.memory import adapters, held, record_bytes, tabl
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 
-DOCS = ROOT / "docs" / "scaling.md"
+DOCS = ROOT / "docs" / "memory.md"
 
 
 def bytes_of(tensors: Any) -> int:

@@ -67,7 +67,7 @@ def test_a_new_setting_is_in_the_manual_without_a_word_elsewhere(monkeypatch: py
     monkeypatch.setattr(manual, "Settings", More)
     (group,) = (group for group in manual.groups({}) if group.title == "More")
     assert group.options[-1] == ("patience", 3, "int", "how long to wait.")
-    assert re.search(r"--patience N +how long to wait \(default: 3\)", manual.text({}, "Distil."))
+    assert re.search(r"--patience N +How long to wait\. Default: 3\.", manual.text({}, "Distil."))
 
 
 @pytest.mark.parametrize("given", CHOICES, ids=str)

@@ -239,7 +239,7 @@ def test_a_run_of_two_processes_is_one_run(own_folder: Path) -> None:
     told = {"objective": "distribution", "objective.gan_weight": 1e-3}
     done = together("-m", "dagdiff", "distill", *spelled(**told, curriculum="laws.Looking"), "--out=pair")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the run is kept in pair") == 1
+    assert done.stdout.count("the run is saved in pair") == 1
     assert main(["distill", *spelled(**told), "--out=lone"]) == 0
     assert {file.name for file in Path("pair").iterdir()} == {file.name for file in Path("lone").iterdir()}
     assert told_of(Path("pair")) == told_of(Path("lone"))

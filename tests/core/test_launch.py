@@ -174,4 +174,4 @@ def test_each_launcher_starts_a_run(own_folder: Path, launcher: str) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the run is kept in run") == 1
+    assert done.stdout.count("the run is saved in run") == 1

@@ -10,10 +10,12 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from helpers import ROOT
+from PIL import Image
 
 import dagdiff
 from dagdiff.cli import main
@@ -23,6 +25,7 @@ from dagdiff.report.glossary import METRICS
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TINY = "--updates 4 --rounds 2 --chains 8 --batch_size 16 --heldout 8 --samples 50 --device cpu"
+WIDEST = 88  # characters of a line of code that a page shows without scrolling
 WINGS = ("envs", "policies", "benchmarks")
 
 
@@ -75,6 +78,28 @@ def test_the_tables_of_commands_are_those_of_the_program(make_tables: ModuleType
     assert make_tables.filled(text, make_tables.commands()) == text, "run: python docs/make_tables.py"
 
 
+@pytest.mark.parametrize(("page", "tables"), [("settings.md", "recipes"), ("reproduce.md", "reproduced")])
+def test_recipes_and_commands_are_those_of_the_program(page: str, tables: str, make_tables: ModuleType) -> None:
+    text = text_of(page)
+    assert make_tables.filled(text, getattr(make_tables, tables)()) == text, "run: python docs/make_tables.py"
+
+
+def test_a_command_over_several_lines_is_the_same_command(make_tables: ModuleType) -> None:
+    line = 'dagdiff bench images --settings \'{"expert": {"class": "unet"}}\' ' + " ".join(
+        f"--option{i} {i}" for i in range(20)
+    )
+    lines = list(make_tables._wrapped(line))
+    assert shlex.split("\n".join(lines).replace("\\\n", " ")) == shlex.split(line)
+    assert len(lines) > 2 and all(each.startswith("  ") for each in lines[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(DOCS)) for page in PAGES])
+def test_no_code_is_cut_at_the_right(page: Path) -> None:
+    for kind, block in re.findall(r"(?ms)^```(.*?)\n(.*?)^```", page.read_text(encoding="utf-8")):
+        for line in () if kind == "text" else block.splitlines():  # output wraps
+            assert len(line) <= WIDEST or len(line.strip(" \\").split()) <= 2, "only one word may be longer"
+
+
 def test_every_command_is_told() -> None:
     from dagdiff.cli import COMMANDS
 
@@ -110,7 +135,8 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[str]:
-    return [line for _, block in blocks("sh") for line in block.splitlines() if line.startswith("dagdiff ")]
+    lines = (line for _, block in blocks("sh") for line in block.replace("\\\n", " ").splitlines())
+    return [line for line in lines if line.startswith("dagdiff ")]
 
 
 @pytest.fixture
@@ -120,8 +146,8 @@ def mine(own_folder: Path) -> None:
 
 
 def test_extending_has_commands_and_code() -> None:
-    assert len(commands()) == 7
-    assert len(blocks("python")) == 8
+    assert len(commands()) == 8
+    assert len(blocks("python")) == 10
 
 
 @pytest.mark.parametrize("line", commands(), ids=lambda line: line.split("--out runs/")[-1])
@@ -133,7 +159,7 @@ def test_the_commands_of_extending_run(line: str, capsys: pytest.CaptureFixture[
 
 
 def test_the_environment_of_extending_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = (code for told, code in blocks("python") if "mine.py" not in told)
+    (code,) = (code for told, code in blocks("python") if not told)
     names: dict[str, object] = {}
     exec(compile(code.replace("rounds=20", "rounds=2"), "extending.md", "exec"), names)
     assert names["points"].shape == (500, 2)  # type: ignore[attr-defined]
@@ -145,6 +171,15 @@ def test_the_program_of_does_it_drift_runs(capsys: pytest.CaptureFixture[str]) -
     exec(compile(code, "does-it-drift.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert "the student errs at every step" in "\n".join(lines) and len(lines[-1].split()) == 5
+
+
+def test_the_loop_and_the_chain_of_extending_run(capsys: pytest.CaptureFixture[str]) -> None:
+    loop, chain = (code for told, code in blocks("python") if told and "mine.py" not in told)
+    names: dict[str, Any] = {}
+    exec(compile(loop.replace("rounds=20", "rounds=2"), "extending.md", "exec"), names)
+    assert names["points"].shape == (2000, 2) and len(capsys.readouterr().out.splitlines()) == 2
+    exec(compile(chain, "extending.md", "exec"), names)
+    assert set(names["observation"]) == {"x_t", "t", "s", "step"}
 
 
 def test_the_program_of_inside_the_loop_runs(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +195,19 @@ def test_the_floors_are_those_that_the_program_measures(make_tables: ModuleType)
     text = text_of("metrics.md")
     with torch.random.fork_rng(devices=[]):
         assert make_tables.filled(text, make_tables.floors()) == text, "run: python docs/make_tables.py"
+
+
+@pytest.mark.slow
+def test_the_slides_are_drawn_by_one_command(tmp_path: Path) -> None:
+    (line,) = (line for line in text_of("teaching.md").splitlines() if line.startswith("python docs/make_slides.py"))
+    words = [sys.executable, *line.split()[1:-1], str(tmp_path / "slides")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    drawn = [Path(name) for name in done.stdout.splitlines()]
+    slides = text_of("teaching.md").partition("## Slides")[2]
+    assert len(drawn) == len(re.findall(r"(?m)^\| \d ", slides)) and all(path.stat().st_size > 10_000 for path in drawn)
+    with Image.open(drawn[0]) as first:
+        assert first.size == (1920, 1080)
 
 
 class Requests(HTMLParser):
@@ -184,7 +232,11 @@ def test_the_site_builds_without_warnings_and_fetches_nothing(tmp_path: Path) ->
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     built = sorted((tmp_path / "site").rglob("*.html"))
-    assert len(built) == len(PAGES) + 1  # and 404.html
+    lessons = list((ROOT / "notebooks").rglob("*.ipynb"))
+    assert len(built) == len(PAGES) + len(lessons) + 1  # and 404.html
+    for notebook in lessons:
+        shown = (tmp_path / "site/lessons" / notebook.relative_to(ROOT / "notebooks").with_suffix(".html")).read_text()
+        assert "<img" in shown and "Open in Colab" in shown
     for page in built:
         text = page.read_text(encoding="utf-8")
         reader = Requests()

@@ -1,4 +1,4 @@
-"""The lessons: each source has its executed notebook beside it, and runs from its first cell to its last."""
+"""Lessons and solutions: each source has its executed notebook beside it, and runs from its first cell to its last."""
 
 import importlib.util
 import re
@@ -15,7 +15,8 @@ pytest.importorskip("nbclient", reason="needs the dev extra")
 import nbformat
 
 FOLDER = ROOT / "notebooks"
-SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+SOURCES = [*LESSONS, *(FOLDER / "solutions" / path.name for path in LESSONS)]
 LARGEST = 1_500_000
 ABSOLUTE = re.compile(
     r"(?<![\w.:/])/(home|root|Users|tmp|work|usr|opt|var|private)/|[A-Z]:\\\\|site-packages|ipykernel_\d"
@@ -32,7 +33,7 @@ def load_tool() -> Any:
 
 
 tool = load_tool()
-every_lesson = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+every_source = pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 
 
 def saved(source: Path) -> Any:
@@ -52,19 +53,49 @@ def texts(output: Any) -> Iterator[str]:
             yield re.sub(r"data:image/[^\"]*", "", value)
 
 
-def test_lessons_and_notebooks_pair_up() -> None:
-    assert len(SOURCES) == 6
-    assert [path.stem for path in SOURCES] == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+def test_sources_notebooks_and_solutions_pair_up() -> None:
+    assert len(LESSONS) == 6
+    assert sorted(path.with_suffix(".ipynb") for path in SOURCES) == sorted(FOLDER.rglob("*.ipynb"))
+    assert tool.sources([]) == SOURCES and tool.sources(["02"]) == [SOURCES[1], SOURCES[7]]
 
 
-@every_lesson
+@pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_ends_in_exercises(source: Path) -> None:
+    _, found, exercises = source.read_text(encoding="utf-8").rpartition("# ## Exercises\n")
+    assert found and f"(solutions/{source.stem}.ipynb)" in exercises
+    answers = (FOLDER / "solutions" / source.name).read_text(encoding="utf-8")
+    for kind in ("Predict", "Change one thing", "Explain"):
+        assert exercises.count(f"**{kind}.**") == answers.count(f"# ## {kind}\n") == 1
+
+
+def test_every_notebook_begins_alike() -> None:
+    """It installs dagdiff where it is missing, from the address that pyproject.toml names, and turns figures on."""
+    (first,) = {next(cell.source for cell in tool.read(source).cells if cell.cell_type == "code") for source in SOURCES}
+    (home,) = re.findall(r'(?m)^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert f'"git+{home}"' in first and "\n%matplotlib inline\n" in first
+    assert f"repository: {home} " in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
+def test_the_first_cell_installs_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("subprocess.run", lambda words, check: calls.append(words))
+    code = next(cell.source for cell in tool.read(SOURCES[0]).cells if cell.cell_type == "code")
+    plain = code.replace("%matplotlib inline\n", "")
+    for folder, wanted in ((FOLDER, str(ROOT)), (tmp_path, "git+https://")):
+        monkeypatch.chdir(folder)
+        exec(plain, {})
+        assert calls[-1][1:5] == ["-m", "pip", "install", "--quiet"] and calls[-1][5].startswith(wanted)
+
+
+@every_source
 def test_the_saved_notebook_is_its_source(source: Path) -> None:
     """An edited source must be executed anew: `make notebooks`."""
     told, kept = tool.read(source).cells, saved(source).cells
     assert [(cell.cell_type, cell.source) for cell in kept] == [(cell.cell_type, cell.source) for cell in told]
 
 
-@every_lesson
+@every_source
 def test_outputs_are_there_clean_and_small(source: Path) -> None:
     notebook = saved(source)
     nbformat.validate(notebook)
@@ -80,14 +111,16 @@ def test_outputs_are_there_clean_and_small(source: Path) -> None:
 
 
 @pytest.mark.slow
-@every_lesson
+@every_source
 def test_the_lesson_runs(
     source: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a small size, in a folder of its own, where it leaves nothing behind."""
     monkeypatch.setenv("DAGDIFF_FAST", "1")
+    monkeypatch.setenv("MPLBACKEND", "agg")  # a setting of servers, under which notebooks must have figures
     monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path_factory.mktemp("cache")))
     copy = Path(shutil.copy(source, tmp_path))
     notebook = tool.execute(copy, tmp_path)
     assert not [output for output in outputs(notebook) if output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
     assert list(tmp_path.iterdir()) == [copy]

@@ -33,6 +33,14 @@ def test_panels_and_chains_are_drawn(generator: torch.Generator) -> None:
     assert image_chains({"student": chains}).axes[0].images[0].get_array().shape[:2] == (4 * 9 - 1, 5 * 9 - 1)
 
 
+@pytest.mark.parametrize(
+    ("count", "down", "across"), [(3, 1, 3), (8, 1, 8), (20, 4, 5), (32, 4, 8), (7, 1, 7), (11, 2, 6)]
+)
+def test_few_images_leave_no_blank_strip(count: int, down: int, across: int) -> None:
+    (axes,) = image_panels({"x": np.zeros((count, 1, 8, 8))}).axes
+    assert axes.images[0].get_array().shape[:2] == (down * 9 - 1, across * 9 - 1)
+
+
 def test_samples_are_drawn_as_what_they_are(generator: torch.Generator) -> None:
     assert sample_panels({"x": torch.randn(40, 1, 8, 8, generator=generator).numpy()}).axes[0].images
     assert not sample_panels({"x": torch.randn(40, 2, generator=generator).numpy()}).axes[0].images

@@ -308,7 +308,9 @@ def test_effects_are_drawn_with_their_intervals(tmp_path: Path) -> None:
     figure = forest_figure(overview(results.rows))
     assert figure is not None
     (axes,) = figure.axes
-    assert [each.get_text() for each in axes.get_yticklabels()] == [f"{TASK}, LCM", f"{TASK}, PD"]
+    assert [each.get_text() for each in axes.texts] == [f"{TASK}, LCM", f"{TASK}, PD"]
+    phone = 350 / figure.get_figwidth()  # pixels an inch on a phone 390 pixels wide
+    assert all(each.get_fontsize() / 72 * phone > 10 for each in axes.texts), "letters of 10 pixels can be read"
     bars = [segment for each in axes.containers for segment in each[2][0].get_segments()]
     found = [row.against["forward"]["energy"].interval for row in results.rows if row.variant == "mixture"]
     for bar, interval in zip(bars, found, strict=True):

@@ -9,13 +9,26 @@
 # ---
 
 # %% [markdown]
-# # 6. When there is nothing to repair
+# # 6. When there is no gap
 #
-# The lessons before this one were staged: the data showed half of the world, so forward states were the wrong states.
-# Now the data are the whole world. **Nothing is wrong, and DAgger should change nothing.** If it seemed to, our
+# The lessons before this one were staged: the data held half of the target, so forward states were the wrong states.
+# Now the data are the whole target. **Nothing is wrong, and DAgger should change nothing.** If it seemed to, our
 # measuring would be at fault.
 #
 # We run both cases side by side, three seeds each, and let intervals speak.
+
+# %%
+# Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.
+# %matplotlib inline
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("dagdiff") is None:
+    checkouts = [str(folder) for folder in Path.cwd().parents if (folder / "dagdiff/__init__.py").exists()]
+    source = [*checkouts, "git+https://github.com/dagdiff/dagdiff"][0]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
 
 # %%
 import copy
@@ -48,7 +61,7 @@ def seeded(seed):
 # %% [markdown]
 # ## The experiment
 #
-# Progressive distillation, 4 steps. A seed fixes everything random: forward noise, roll-ins, batches, and the noise
+# Progressive distillation, 4 steps. A seed fixes everything random: forward noise, rollouts, batches, and the noise
 # that is sampled from. The two variants of a seed share it, so that they can be compared **in pairs**; only the
 # shares differ. The student starts as a copy of a learned teacher, as it would in earnest. To be done in minutes, the
 # runs are short, with small batches and three times our usual learning rate.
@@ -62,7 +75,7 @@ start = student_from_teacher(tasks["matched"], updates=300 if FAST else 4000)  #
 
 
 def run(task, shares, seed):
-    """Train; return the samples' energy distance to the true law, the student, and the network evaluations."""
+    """Train; return the samples' energy distance to the target, the student, and the network evaluations."""
     env = DenoisingEnv(task.shape, objective.sampler(task.schedule), times, generator=seeded(100 + seed))
     loop = DAgger(
         copy.deepcopy(start),
@@ -106,7 +119,7 @@ for name in tasks:
     for variant in variants:
         print(f"{name}, {variant}: {bootstrap_mean(quality[name, variant]):.4f}")
     gain = paired_difference(quality[name, "forward"], quality[name, "mixture"])
-    print(f"{name}, forward minus mixture: {gain:.4f}, clear of zero: {gain.clear_of_zero}\n")
+    print(f"{name}, forward minus mixture: {gain:.4f}, excludes 0: {gain.clear_of_zero}\n")
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(7, 3), layout="constrained", sharey=True)
@@ -118,15 +131,15 @@ for panel, name in zip(panels, tasks, strict=True):
         panel.scatter([place] * len(seeds), quality[name, variant], color=colour, zorder=2)
     panel.axhline(0.0, color="#999999", ls=":")
     panel.set(xticks=[0, 1], xticklabels=list(variants), xlim=(-0.5, 1.5), title=name)
-panels[0].set_ylabel("energy distance to the true law")
-figure.suptitle("a line joins the two runs of a seed; dotted: equal laws")
+panels[0].set_ylabel("energy distance to the target")
+figure.suptitle("a line joins the two runs of a seed; dotted: equal distributions")
 plt.show()
 
 # %% [markdown]
 # ## A trap
 #
-# On `biased` every forward run is worse than its partner, and the interval is clear of zero. On `matched` it holds 0.
-# But do not lean on that flag alone. A bootstrap can only reshuffle what it has, so it says "clear of zero" of *any*
+# On `biased` every forward run is worse than its partner, and the interval excludes 0. On `matched` it holds 0.
+# But do not lean on that flag alone. A bootstrap can only reshuffle what it has, so it excludes 0 for *any*
 # three numbers of one sign; and three tosses of a fair coin fall alike once in four. Where nothing is to be found, one
 # such comparison in four would still claim something. So ask a second question: **is the difference large beside what
 # two sets of real samples differ by?**
@@ -137,25 +150,25 @@ world = tasks["matched"].world
 real = [
     energy_distance(world.sample(count, seeded(600 + i)), world.reference(count, seeded(700 + i))) for i in range(8)
 ]
-print("real samples against the true law:", " ".join(f"{value:.4f}" for value in real))
+print("real samples against the target:", " ".join(f"{value:.4f}" for value in real))
 for name in tasks:
     pairs = zip(quality[name, "forward"], quality[name, "mixture"], strict=True)
     print(f"{name}, forward minus mixture, by seed:", " ".join(f"{a - b:.5f}" for a, b in pairs))
 
 # %% [markdown]
-# The real samples lie within 0.0005 of one another. On `matched` the differences are an eighth of that or less; on
-# `biased` even the least of the three is larger, and the others are many times so. The honest verdict on `matched`:
+# The real samples lie within 0.0005 of one another. On `matched` the differences are a quarter of that or less; on
+# `biased` even the least of the three is larger, and the others are many times so. The honest result on `matched`:
 # no difference that these runs could show.
 #
 # ## Why
 #
-# The expert's chain carries noise through the very laws that forward diffusion of the *whole* world makes: that is
+# The states of the expert's chain have the same distributions as forward diffusion of the *whole* target: that is
 # what it means to sample correctly. A student close to the expert therefore meets, in use, the states it was trained
-# on. On `matched` the forward states *are* the on-policy states, and roll-ins gather nothing that was not there.
+# on. On `matched` the forward states *are* the on-policy states, and rollouts gather nothing that was not there.
 #
 # The shift by step says the same, and says it before any training on the mixture: for the **forward** students, the
-# distance of own from forward states, and the ratio of the losses on the two. On `matched` that ratio is about 1 or
-# below; on `biased` it climbs towards the data, where the student ends on modes that it was never shown.
+# distance of student from forward states, and the ratio of the losses on the two. On `matched` that ratio is about 1 or
+# below; on `biased` it climbs towards the data, where the student ends on modes that it was never trained on.
 
 
 # %%
@@ -172,10 +185,10 @@ for name, colour in (("matched", "#009E73"), ("biased", "#D55E00")):
         shift, label = shift_of(tasks[name], student, seed), name if seed == 0 else None
         distance.plot(times[:-1], [row.energy_forward for row in shift], "o-", color=colour, alpha=0.7, label=label)
         ratio.plot(times[:-1], [row.loss_own / row.loss_forward for row in shift], "o-", color=colour, alpha=0.7)
-distance.set(title="own states to forward states", ylabel="energy distance")
+distance.set(title="student states to forward states", ylabel="energy distance")
 distance.legend(frameon=False)
 ratio.axhline(1.0, color="#999999", ls=":")
-ratio.set(title="loss on own states / on forward states")
+ratio.set(title="loss on student states / on forward states")
 for panel in (distance, ratio):
     panel.set(xlabel="time t (noise 1 → data 0)", xlim=(1.05, 0.2))
 plt.show()
@@ -189,20 +202,24 @@ for name in tasks:
 # %% [markdown]
 # ## The honest lesson
 #
-# - **Measure the shift first.** It takes a handful of chains. If own states cost what forward states cost, there is
-#   nothing for DAgger to repair, and a paper or a product that claims otherwise has measured something else.
+# - **Measure the shift first.** It takes a handful of chains. If student states cost what forward states cost, there is
+#   nothing for DAgger to gain, and a paper or a product that claims otherwise has measured something else.
 # - **Three seeds say little.** The interval never leaves the range of the three values, and is too narrow. Take it as
 #   a warning against claims, not as a licence for them.
 # - **Look at differences in pairs.** Seeds differ more from one another than variants do. Pairing takes that out.
 # - **A number near the floor is no ranking.** The energy distance estimate is unbiased, so good samplers scatter
 #   around 0, some below.
-# - **Say what it costs.** Equal updates are not equal work. PD with a mixture re-uses labels and happens to be
-#   cheaper here; with other objectives roll-ins come on top.
+# - **Say what it costs.** Equal updates are not equal work. Here the mixture takes about twice the
+#   evaluations, because rollouts come on top of the labels.
 #
-# ## To try
+# ## Exercises
 #
-# 1. Run ten seeds. Does the verdict on `matched` change? Does the interval on `biased` get wider or narrower, and which
-#    would you expect?
-# 2. Try `gaussians8-scarce`, sixteen points of the ring. On which side of the line does it fall?
-# 3. Make the student worse: a tenth of the updates, or a narrow network. Its own states now differ from the expert's,
-#    even with matched data. Is there something to repair after all?
+# **Predict.** `gaussians8-scarce` trains on sixteen points of the ring. Will it behave like `matched` or like `biased`?
+#
+# **Change one thing.** On `matched`, make the student worse: a tenth of the updates, from random weights
+# (`fresh_student`). Its own states now differ from the expert's. Is there something to gain?
+#
+# **Explain.** Run six seeds on `biased` instead of three. Does the interval get wider or narrower, and which would you
+# expect?
+#
+# [Solutions](solutions/06_when_there_is_no_gap.ipynb)
