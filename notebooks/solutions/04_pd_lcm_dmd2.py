@@ -104,8 +104,8 @@ scatter_panels({name: points.numpy() for name, points in clouds.items()}, column
 # ## Change one thing
 #
 # The critic must know what the student makes *now*: the student follows the difference between the critic and the
-# expert. A critic that is behind points to where the student was. In this small target one update is not yet too few to
-# train at all; compare the distances, and try a higher learning rate of the student.
+# expert. A critic that is behind points to where the student was. Here one update instead of two leaves the samples
+# several times as far from the target.
 #
 # ## Explain
 #
