@@ -26,7 +26,7 @@ from dagdiff.report.records import Record
 from dagdiff.report.results import IDENTITY, Results
 from dagdiff.report.rows import Row
 from dagdiff.report.summary import write_summary
-from dagdiff.report.verdict import change, outcome
+from dagdiff.report.verdict import change, counts, outcome
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted({made.page for made in TABLES.values()})
@@ -275,6 +275,13 @@ def test_the_demo_tells_how_to_go_on() -> None:
     for text in (TEXT, (ROOT / "docs/index.md").read_text(encoding="utf-8")):
         assert re.search(r"(?m)^make demo .*\nsource \.venv/bin/activate  #", text)
     assert "BIN := $(VENV)/bin" in makefile and "VENV ?= .venv" in makefile
+
+
+def test_the_demo_s_last_lines_are_those_of_its_results() -> None:
+    (shown,) = re.findall(r"```text\n(.*?)```", (ROOT / "docs/install.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    echoed = re.findall(r'(?m)^\t@echo "(.*)"$', (ROOT / "Makefile").read_text(encoding="utf-8"))[:2]
+    told = [*counts(kept("toy2d-quick").rows), "", "report: runs/demo/report.html", *echoed]
+    assert shown.splitlines() == [line.replace("$(BIN)", ".venv/bin") for line in told]
 
 
 def test_extras_that_readme_installs_are_there() -> None:
