@@ -87,6 +87,19 @@ def by_length(rows: Sequence[Row]) -> str:
     return _by_task([row for row in rows if row.records[0].about.endswith("updates")])
 
 
+def by_price(rows: Sequence[Row]) -> str:
+    """A line a label and price of the expert, all of one price at equal cost, a column a task: distance, updates."""
+    priced = [row for row in rows if row.records[0].about.startswith("price")]
+    tasks = list(dict.fromkeys(row.task for row in priced))
+    found = {(row.records[0].about, row.variant, row.task): row for row in priced}
+    lines = head("", *(task.replace("-", ", ") for task in tasks), "updates")
+    for about, variant in dict.fromkeys(key[:2] for key in found):
+        mine = [found[about, variant, task] for task in tasks]
+        updates = {row.records[0].updates for row in mine}
+        lines += line(f"{about}: {variant}", *(level(row.distance, row.judged_by) for row in mine), f"{min(updates):,}")
+    return "\n".join(lines)
+
+
 def _by_task(rows: Sequence[Row]) -> str:
     tasks = list(dict.fromkeys(row.task for row in rows))
     found = {(row.objective, row.variant, row.records[0].about, row.task): row for row in rows}

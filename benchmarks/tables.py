@@ -189,6 +189,23 @@ def which_one(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def at_equal_evaluations(rows: Sequence[Row], of: str = "dagger") -> str:
+    """The imitation suite while it trains: distances when the expert had answered as often for each variant.
+
+    That is as often as in the whole training of the variant ``of``.
+    """
+    looked = [row for row in rows if row.course]
+    budgets = {row.case: row.course[-1].evaluations for row in looked if row.variant == of}
+    if not budgets:
+        return f"No student of {variant_name(of)} was scored while it trained."
+    lines = head("variant", *(f"{case}: {budget / 1e3:.0f} k" for case, budget in budgets.items()))
+    for variant in dict.fromkeys(row.variant for row in looked):
+        found = {row.case: row.at(budgets[row.case]) for row in looked if row.variant == variant}
+        cells = [level(found.get(case), looked[0].judged_by) if found.get(case) else "–" for case in budgets]
+        lines += line(variant_name(variant), *cells)
+    return "\n".join(lines)
+
+
 def by_peer(rows: Sequence[Row]) -> str:
     """The peers suite: a line a variant, a column a task: distance, coverage; then update time to the first's."""
     variants = list(dict.fromkeys(row.variant for row in rows))

@@ -29,6 +29,7 @@ _PUBLIC = {
     "VPSchedule": "dagdiff.schedule",
     "configure": "dagdiff.runs.config",
     "judge": "dagdiff.judging.judge",
+    "measure": "dagdiff.report.measured",
     "sample": "dagdiff.transition",
     "states": "dagdiff.labelled",
 }
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from dagdiff.objectives.consistency import Consistency
     from dagdiff.objectives.distribution import DistributionMatching
     from dagdiff.objectives.progressive import Progressive
+    from dagdiff.report.measured import measure
     from dagdiff.round import Round
     from dagdiff.runs.config import configure
     from dagdiff.runs.experiment import Experiment
@@ -82,6 +84,7 @@ __all__ = [
     "__version__",
     "configure",
     "judge",
+    "measure",
     "sample",
     "states",
 ]

@@ -25,11 +25,11 @@ from dagdiff.policies.autocast import in_bfloat16
 from dagdiff.policies.compiled import check_compiler, compiled
 from dagdiff.policies.student import Student
 from dagdiff.policies.unet import image_unet
-from dagdiff.reading import read_csv
+from dagdiff.reading import parse_json, read_csv, read_text
 from dagdiff.schedule import CosineSchedule
 from dagdiff.versions import versions
 
-KEPT, PAGE = Path("benchmarks/results/compute"), Path("docs/cost.md")
+KEPT, PAGE = (Path("benchmarks/results/compute"), Path("benchmarks/results/compute-amd")), Path("docs/cost.md")
 
 WAYS = ("plain", "channels-last", "bf16", "channels-last, bf16", "compiled", "compiled, bf16")
 CHANNELS = {14: (32, 64), 32: (16, 32, 64)}
@@ -170,8 +170,14 @@ def read(folder: Path) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    """Write the page's table from what is kept."""
-    save_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), "compute", table(read(KEPT))))
+    """Write the page's tables, a processor each, from what is kept."""
+    save_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), "compute", "\n\n".join(map(kept, KEPT))))
+
+
+def kept(folder: Path) -> str:
+    """Return the table of a folder under the name of its processor."""
+    processor = parse_json(read_text(folder / "machine.json"), str(folder))["processor"]
+    return f"**{processor}**\n\n{table(read(folder))}"
 
 
 if __name__ == "__main__":

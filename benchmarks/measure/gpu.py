@@ -1,8 +1,9 @@
 """``dagdiff bench gpu``: throughput, memory, overhead, compilation, bfloat16 and several GPUs, on one CUDA machine.
 
-It takes less than ten minutes and writes ``gpu.csv`` and ``gpu.md`` to ``--out``; what there is no time for is left out
-and named. Each line is a loop of :mod:`dagdiff.benchmarks.measure.loops`. The overhead is the time of a forward round
-over that of the same mathematics in bare torch, both in turns.
+It takes less than ten minutes and writes ``gpu.csv`` and ``gpu.md`` to ``--out``; what there is no time for, or what
+the device does not allow (compilers, CUDA graphs), is left out and named. Each line is a loop of
+:mod:`dagdiff.benchmarks.measure.loops`. The overhead is the time of a forward round over that of the same mathematics
+in bare torch, both in turns.
 """
 
 import time
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from dagdiff.benchmarks.measure.loops import Images, Size, build, networks, now, smaller, timed
 from dagdiff.benchmarks.measure.scale import launched
 from dagdiff.checkpoint import save_csv, save_text
-from dagdiff.checks import Refusal, check_at_least
+from dagdiff.checks import Refusal, check_at_least, first_line
 from dagdiff.engine import find_device
 from dagdiff.expert import Expert
 from dagdiff.schedule import CosineSchedule, perturb, step_grid
@@ -67,6 +68,7 @@ def lines(options: Options, cards: int) -> Iterator[tuple[str, Size, int]]:
     compiler = "eager" if options.tiny else "inductor"
     yield "compiled", replace(base, compiler=compiler), 1
     yield "bfloat16, compiled", replace(base, bf16=True, compiler=compiler), 1
+    yield "CUDA graphs", replace(base, compiler="eager" if options.tiny else "cudagraphs"), 1
     for times in (2, 4):
         yield f"batch x {times}", replace(base, batch=times * base.batch, chains=times * base.chains), 1
     count = 2
@@ -83,9 +85,15 @@ def run(options: Options, cards: int, told: Callable[[str], None] = print) -> li
         if time.monotonic() > ends:
             told(f"left out, for the time is up: {what}")
             continue
-        found: Mapping[str, Any] = (
-            timed(size, device)._asdict() if ranks == 1 else launched(size, ranks, options.device)
-        )
+        try:
+            found: Mapping[str, Any] = (
+                timed(size, device)._asdict() if ranks == 1 else launched(size, ranks, options.device)
+            )
+        except Exception as error:
+            if not size.compiler:
+                raise
+            told(f"{what}: this device or torch does not allow it ({first_line(error)})")
+            continue
         rows.append({"what": what, "batch": size.batch, **found, "overhead": ""})
         told(f"{what}: {found['throughput']:.0f} rows a second, {found['memory'] / 1e6:.0f} MB")
     forward = Size(rounds=options.rounds, shares=(1.0, 0.0, 0.0), reuse=1.0)

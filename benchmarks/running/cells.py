@@ -3,8 +3,8 @@
 Cells with equal configurations are one run, listed under each name.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ class Cell:
 
     Variants are compared where task, objective, steps and ``setup`` agree. ``about`` says in words what sets a
     comparison apart from the suite's plain one ("learned expert"), and ``free`` names settings in which the variants of
-    that comparison may differ.
+    that comparison may differ. ``looks`` is how often the student is scored while it trains, at even distances and the
+    last time at the end: they make the curve of quality against cost.
     """
 
     objective: str
@@ -32,6 +33,7 @@ class Cell:
     config: Config
     about: str = ""
     free: tuple[str, ...] = ()
+    looks: int = 0
 
     def __str__(self) -> str:
         where = f"{self.case} {self.objective} {self.variant}"
@@ -72,14 +74,29 @@ class Cell:
 
     @cached_property
     def setup(self) -> str:
-        """Hash of what the labels leave out: the configuration but for task, steps, seed, shares and threshold."""
+        """Hash of what the labels leave out: the configuration but for task, steps, seeds, shares and threshold."""
         rest = {name: value for name, value in self.config.items() if name not in (*_LABELS, *self.free)}
+        if "expert" in rest:
+            rest["expert"] = {name: value for name, value in rest["expert"].items() if name != "seed"}
         return digest({**rest, "about": self.about} if self.free else rest)
 
     @property
     def yardstick(self) -> str:
         """Hash of what the floor and the expert's own score depend on."""
         return digest({name: self.config[name] for name in YARDSTICK})
+
+
+def at_seed(cell: Cell, seed: int, settings: Mapping[str, Any]) -> Cell:
+    """Return a cell at another seed, with a learned expert of its own: its seed is the run's.
+
+    An interval over seeds is one over teachers then. Settings that name the expert's seed keep it.
+    """
+    config = {**cell.config, "seed": seed}
+    own = settings.get("expert")
+    named = "expert.seed" in settings or (isinstance(own, Mapping) and "seed" in own)
+    if "seed" in cell.config["expert"] and not named:
+        config["expert"] = {**cell.config["expert"], "seed": seed}
+    return replace(cell, config=config)
 
 
 class Shard(NamedTuple):

@@ -44,7 +44,11 @@ class Nfe(NamedTuple):
     @property
     def total(self) -> float:
         """Of both."""
-        return self.student + self.expert
+        return self.at(1.0)
+
+    def at(self, price: float) -> float:
+        """What all cost, in evaluations of the student, where one of the expert costs ``price`` of these."""
+        return self.student + price * self.expert
 
 
 class _Rates(NamedTuple):
@@ -87,8 +91,13 @@ def predict_nfe(config: Config) -> Nfe:
     return Nfe(student, (expert + labelled) * twice, labelled * twice)
 
 
-def updates_for(config: Config, total: float) -> int:
+def updates_for(config: Config, total: float, price: float = 1.0) -> int:
     """Return the updates, whole in each round, with which a configuration costs as near ``total`` as can be.
+
+    Args:
+        config: of a run.
+        total: the cost, in evaluations of the student.
+        price: what an evaluation of the expert costs, in those of the student.
 
     Raises:
         Refusal: if its rollouts alone cost more.
@@ -96,7 +105,7 @@ def updates_for(config: Config, total: float) -> int:
     rounds = config["rounds"]
 
     def cost(each: int) -> float:
-        return predict_nfe({**config, "updates": each * rounds}).total
+        return predict_nfe({**config, "updates": each * rounds}).at(price)
 
     if cost(1) > total:
         raise Refusal(

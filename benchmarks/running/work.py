@@ -9,8 +9,10 @@ from dagdiff.benchmarks.running.cells import YARDSTICK, Cell
 from dagdiff.checkpoint import save_arrays
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import score
+from dagdiff.round import Round
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.identity import digest
+from dagdiff.runs.looks import look
 from dagdiff.schedule import step_grid
 from dagdiff.sealed import read_sealed, save_sealed
 from dagdiff.transition import Ddim, sample
@@ -26,11 +28,41 @@ def run_cell(cell: Cell, out: Path) -> dict[str, Any]:
     """Train and score one student; return its record, and keep its samples and chains beside the results."""
     torch.set_num_threads(THREADS)
     experiment = Experiment.build(cell.config)
-    *_, (loop, last) = experiment.rounds()
+    course = Course(experiment, cell.looks)
+    for done in experiment.rounds():
+        loop, last = done
+        course.close(last)
     cost = {"nfe_student": last.nfe_student, "nfe_expert": last.nfe_expert, "seconds": last.seconds}
     if loop.gathering.ready is not None:
         cost["nfe_gathered"] = loop.gathering.ready.saved
-    return {**cell.labels, **cost, **scored(experiment, cell.key, out)}
+    return {**cell.labels, **cost, **scored(experiment, cell.key, out), **course.record}
+
+
+class Course:
+    """What a student scores while it trains, and what it has cost by then.
+
+    Args:
+        experiment: the run.
+        looks: how often it is scored, at even distances, the last time after the last round.
+    """
+
+    def __init__(self, experiment: Experiment, looks: int) -> None:
+        self.experiment, self.looks, self.rounds = experiment, looks, 0
+        self.all = experiment.settings.rounds * len(experiment.settings.stages or [1])
+        self.points = list[dict[str, float]]()
+
+    def close(self, done: Round) -> None:
+        """Count a round, and score the student where one is due; no random stream of the run is moved."""
+        self.rounds += 1
+        if self.rounds * self.looks // self.all > (self.rounds - 1) * self.looks // self.all:
+            cost = {"nfe_student": done.nfe_student, "nfe_expert": done.nfe_expert}
+            self.points.append({**cost, **look(self.experiment)})
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """That part of the run's record: a list for each number."""
+        names = self.points[0] if self.points else ()
+        return {"course": {name: [point[name] for point in self.points] for name in names}} if self.points else {}
 
 
 def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:

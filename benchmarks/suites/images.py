@@ -9,13 +9,12 @@ teacher has, most of all where the student's own outputs are its targets (LCM) o
 for PD, whose targets at any state are the teacher's; and the mixture to bring them back.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.benchmarks.running.cells import Cell, at_seed
 from dagdiff.benchmarks.running.options import check_choices
 from dagdiff.benchmarks.running.variants import LABELS, labelled, shares_of, threshold_of
 from dagdiff.benchmarks.suites.toy2d import OWN
@@ -35,7 +34,7 @@ class Suite:
         objectives: comma-separated; names or import paths.
         variants: comma-separated, of forward, published, mixture, mixture-box.
         steps: comma-separated numbers of student steps.
-        seeds: how many seeds, 0 to seeds - 1.
+        seeds: how many seeds, 0 to seeds - 1; each has a teacher of its own.
         updates: of the student in each run.
         device: auto, cpu, cuda, ...
         settings: more settings of every run, e.g. {"lr": 1e-3, "batch_size": 256}.
@@ -61,7 +60,7 @@ def cells(suite: Suite) -> Iterator[Cell]:
     grid = product(suite.tasks, suite.steps, suite.objectives, suite.variants)
     made = [_cell(suite, *chosen) for chosen in grid]
     for seed in range(suite.seeds):
-        yield from (dataclasses.replace(cell, config={**cell.config, "seed": seed}) for cell in made)
+        yield from (at_seed(cell, seed, suite.settings) for cell in made)
 
 
 def _cell(suite: Suite, task: str, steps: int, objective: str, variant: str) -> Cell:

@@ -50,6 +50,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """What sets each variant apart, as settings; shares may be those of a variant."""
 
+LOOKS = 10
+"""How often a student is scored while it trains: quality against evaluations of the expert."""
+
 PROGRESSIVE_ONLY = ("forward-training", "coaching", "cost-to-go", "gaussian-kl", "epsilon-scaling")
 """Variants that need the labels or the sampler of progressive distillation."""
 
@@ -108,7 +111,8 @@ def cells(suite: Suite) -> Iterator[Cell]:
                         chosen = {"task": task, "policy": student, "objective": objective, "steps": steps}
                         config = _config(suite, variant, chosen)
                         for seed in range(suite.seeds):
-                            yield Cell(objective, variant, {**config, "seed": seed}, f"{student} student", _FREE)
+                            seeded = {**config, "seed": seed}
+                            yield Cell(objective, variant, seeded, f"{student} student", _FREE, looks=LOOKS)
 
 
 def _applying(variants: list[str], objective: str) -> list[str]:

@@ -7,10 +7,12 @@ ends        where the walk ends (one solver step on, an eighth on, a uniform tim
             for a whole chain; training on the usual mixture
 sources     the states, under one label: the expert's whole walk to data
 long        the updates, for the one-step and the whole-walk label
+price       the label at equal cost, where an evaluation of the expert costs 1 or 10 of the student's: shorter labels
+            are cheaper and leave more updates
 ==========  ==========================================================================================================
 
-LCM alone is looked at by sources and long. In ends PD and DMD2 stand too: PD walks to its next step or to data, DMD2
-takes the label as a second term of its loss or not at all.
+LCM alone is looked at by sources, long and price. In ends PD and DMD2 stand too: PD walks to its next step or to data,
+DMD2 takes the label as a second term of its loss or not at all.
 
 Before the runs we expect (the second and third from trials on digits, one to three seeds):
 
@@ -21,14 +23,16 @@ Before the runs we expect (the second and third from trials on digits, one to th
 * sources: the student's states alone or with the expert's do at least as well as the usual mixture; forward states
   alone are worst on biased sets, where they show half of the data.
 * long: with one-step labels students get worse from some point on, with whole walks they stay.
+* price: at 1 the whole walk stays ahead, for one-step labels gain little from more updates; at 10 the order turns, and
+  8 sub-steps or a uniform end are best.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dagdiff.benchmarks.running.cells import Cell
+from dagdiff.benchmarks.running.cells import Cell, at_seed
+from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.running.options import check_settings
 from dagdiff.benchmarks.running.variants import shares_of
 from dagdiff.benchmarks.suites.toy2d import OWN
@@ -41,7 +45,7 @@ WHOLE: dict[str, Any] = {"label_end": "data"}
 
 ENDS: dict[str, dict[str, dict[str, Any]]] = {
     "consistency": {
-        "one step": {"objective": STEP},
+        "one step": {"objective": STEP, "substeps": 8, "solver": "ddim"},
         "an eighth": {"objective": {"label_end": 0.125}, "substeps": 8, "solver": "dpm"},
         "uniform": {"objective": {"label_end": "uniform"}, "substeps": 8, "solver": "dpm"},
         "data, 8": {"objective": WHOLE, "substeps": 8, "solver": "dpm"},
@@ -49,13 +53,13 @@ ENDS: dict[str, dict[str, dict[str, Any]]] = {
         "data, 16 of DDIM": {"objective": WHOLE, "substeps": 16, "solver": "ddim"},
     },
     "progressive": {
-        "its step": {"objective": STEP},
+        "its step": {"objective": STEP, "solver": "ddim"},
         "its step, DPM-Solver++": {"objective": STEP, "solver": "dpm"},
         "data, 8": {"objective": WHOLE, "substeps": 8, "solver": "dpm"},
         "data, 16": {"objective": WHOLE, "substeps": 16, "solver": "dpm"},
     },
     "distribution": {
-        "none": {"objective": {"label_weight": 0.0}},
+        "none": {"objective": {"label_weight": 0.0}, "substeps": 8, "solver": "ddim"},
         "data, 16, weight 0.3": {"objective": {"label_weight": 0.3}, "substeps": 16, "solver": "dpm"},
         "data, 16, weight 1": {"objective": {"label_weight": 1.0}, "substeps": 16, "solver": "dpm"},
     },
@@ -66,8 +70,12 @@ LABEL = ENDS["consistency"]["data, 16"]
 """The label of the block of sources."""
 
 SOURCES = ("forward", "expert", "student", "mixture-0/50/50", "mixture-25/50/25")
+_PRICED = ("one step", "uniform", "data, 8", "data, 16")
 LENGTHS = (1, 4, 16)
 """Of training, in the suite's updates."""
+
+PRICES = (1, 10)
+"""Of an evaluation of the expert, in evaluations of the student."""
 
 _OWN = {
     **OWN,
@@ -83,10 +91,10 @@ class Suite:
     """What is run: some or all blocks, on every task, for every seed.
 
     Args:
-        blocks: comma-separated, of ends, sources, long.
+        blocks: comma-separated, of ends, sources, long, price.
         tasks: comma-separated; `dagdiff list tasks` names them.
         objectives: comma-separated, of consistency, progressive, distribution: those of ends.
-        seeds: how many seeds, 0 to seeds - 1.
+        seeds: how many seeds, 0 to seeds - 1; each has a learned expert of its own.
         updates: of the student in each run, but where they are what varies.
         device: auto, cpu, cuda, ...
         settings: more settings of every run, e.g. {"lr": 1e-3}.
@@ -114,7 +122,7 @@ def cells(suite: Suite) -> Iterator[Cell]:
         check_in("objective", objective, ENDS)
     made = [cell for task in suite.tasks for block in suite.blocks for cell in BLOCKS[block](suite, task)]
     for seed in range(suite.seeds):
-        yield from (dataclasses.replace(cell, config={**cell.config, "seed": seed}) for cell in made)
+        yield from (at_seed(cell, seed, suite.settings) for cell in made)
 
 
 def _ends(suite: Suite, task: str) -> Iterator[Cell]:
@@ -135,7 +143,22 @@ def _long(suite: Suite, task: str) -> Iterator[Cell]:
             yield _cell(suite, task, "consistency", label, f"{length * suite.updates:,} updates", own)
 
 
-BLOCKS: dict[str, Callable[[Suite, str], Iterator[Cell]]] = {"ends": _ends, "sources": _sources, "long": _long}
+def _price(suite: Suite, task: str) -> Iterator[Cell]:
+    for price in PRICES:
+        about, labels = f"price {price}", ENDS["consistency"]
+        made = {name: _cell(suite, task, "consistency", name, about, labels[name]) for name in _PRICED}
+        budget = predict_nfe(made["data, 16"].config).at(price)
+        for cell in made.values():
+            updates = updates_for(cell.config, budget, price)
+            yield replace(cell, config={**cell.config, "updates": updates}, free=(*cell.free, "updates"))
+
+
+BLOCKS: dict[str, Callable[[Suite, str], Iterator[Cell]]] = {
+    "ends": _ends,
+    "sources": _sources,
+    "long": _long,
+    "price": _price,
+}
 """The blocks, the most important first."""
 
 QUICK = Suite(blocks=["ends"], tasks=["gaussians8-matched"], objectives=["consistency"], seeds=1, updates=200)

@@ -1,5 +1,6 @@
 """``dagdiff distill``: the whole of a run, from its settings to its folder."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,50 @@ def distill(words: Sequence[str]) -> None:
 
 
 def _started(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the folder of a run as ``--policy``: a student of the same network, which starts where that one ended."""
+    """Take as ``--policy`` the folder of a run, or a few-step pipeline's folder or hub id: what the student starts as.
+
+    Of a run it has the same network, and starts where that one ended.
+    """
     named = given.get("policy.class")
     if not isinstance(named, str) or not (Path(named) / "config.yaml").is_file():
-        return given
+        return _few_step(given, named) if isinstance(named, str) and "/" in named else given
     from dagdiff.runs.trust import check_registered
 
     file = Path(named) / "config.yaml"
     config = read_yaml(file)
     check_registered(config, file)
+    _check_base(given, config, named)
     kept = {name: value for name, value in spread(config).items() if name.partition(".")[0] in ("policy", "stepwise")}
     return {**given, **kept, "start": named}
+
+
+def _few_step(given: dict[str, Any], path: str) -> dict[str, Any]:
+    """The settings of a student that starts as a few-step pipeline; with ``--policy.rank`` it trains adapters alone."""
+    if given.get("task") != "pipeline":
+        raise Refusal(
+            f"--policy {path} would start from a pipeline, and --task {given.get('task', 'gaussians8-biased')} is "
+            "none. Pass --task pipeline --pipeline.path EXPERT, or the folder of a run."
+        )
+    if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
+        raise Refusal(
+            f"--policy {path} holds neither a run (config.yaml) nor a pipeline (model_index.json). Name the --out "
+            "folder of dagdiff distill or export, or one that save_pretrained wrote."
+        )
+    kind = "few-step-lora" if "policy.rank" in given else "few-step"
+    return {**given, "policy.class": kind, "policy.path": path}
+
+
+def _check_base(given: dict[str, Any], config: dict[str, Any], folder: str) -> None:
+    """Refuse a run of adapters that stand on another network than this run's expert."""
+    if (config.get("policy") or {}).get("class") != "lora":
+        return
+    before, now = config.get("pipeline") or {}, {"path": given.get("pipeline.path"), "lora": given.get("pipeline.lora")}
+    for name, value in now.items():
+        if before.get(name) != (os.path.abspath(value) if value and os.path.exists(value) else value):
+            raise Refusal(
+                f"the student of {folder} is adapters on {before.get('path')}, and this run's expert has other "
+                f"weights. Merge them first: dagdiff export {folder} --out FEW, then --policy FEW."
+            )
 
 
 def _kept(folder: Path, given: dict[str, Any], trusted: bool) -> dict[str, Any]:
@@ -99,35 +133,38 @@ def _run(chosen: dict[str, Any], out: Path, logger: str, save_every: float, fres
         told = "stopped; the same command resumes the run" if str(stop) == "stopped" else str(stop)
         raise Stopped(told, stop.status) from None
     if report:
-        _tell(report["metrics"], out)
+        _tell(report["metrics"], report["teacher"], out)
         if "nfe_gathered" in report:
             print(f"{report['nfe_gathered']:,} evaluations of the expert were paid for by {chosen['gathered']}")
         if report["teacher"]["behind"]:
-            print(_behind(report["teacher"], chosen))
+            print(_behind(chosen))
 
 
-def _tell(found: dict[str, float], out: Path) -> None:
-    """Print what a run came to: what students are judged by, W2, and what dagdiff's own metrics do not measure."""
+def _tell(found: dict[str, float], expert: dict[str, Any], out: Path) -> None:
+    """Print what a run came to: what students are judged by, W2, and what dagdiff's own metrics do not measure.
+
+    Beside it stands the expert in the student's place, and their difference with its interval.
+    """
+    from dagdiff.metrics.statistics import Interval
     from dagdiff.report.glossary import DISTANCES, METRICS
 
     named = {metric: METRICS[metric].title or metric if metric in METRICS else metric for metric in found}
     shown = [metric for metric in found if metric in (*DISTANCES, "w2") or metric not in METRICS]
     print(", ".join(f"{named[metric]} {found[metric]:.4g}" for metric in shown))
+    difference = Interval(*expert["difference"])
+    print(
+        f"the expert in its place: {DISTANCES[expert['metric']]} {expert['teacher']:.4g}; difference {difference:.2g}"
+    )
     print(f"imitation loss {found['loss_own']:.3g} on student states, {found['loss_forward']:.3g} on forward states")
     print(f"the run is saved in {out}")
 
 
-def _behind(found: dict[str, Any], chosen: dict[str, Any]) -> str:
-    """Say that the student is behind its teacher, by which number, and what to try."""
-    from dagdiff.report.glossary import DISTANCES
-
+def _behind(chosen: dict[str, Any]) -> str:
+    """Say that the student is behind its expert, and what to try."""
     steps = chosen["stages"][-1] if chosen["stages"] else chosen["steps"]
-    name = DISTANCES[found["metric"]]
     now = {option: value for option in ("lr", "updates", "shares") if (value := chosen[option]) is not None}
     told = ", ".join(f"{option} {value}" for option, value in now.items())
     return (
-        f"Behind the expert, which in the student's place reaches {name} {found['teacher']:.4g} in {steps} steps; the "
-        f"student's is "
-        f"{found['student']:.4g} (difference {found['student'] - found['teacher']:.2g}, standard error "
-        f"{found['error']:.2g}). Try --lr ten times higher or lower, more --updates, or other --shares; now {told}."
+        f"Behind the expert in {steps} steps, by more than chance explains. Try --lr ten times higher or lower, more "
+        f"--updates, or other --shares; now {told}."
     )

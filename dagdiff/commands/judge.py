@@ -66,7 +66,7 @@ def told(found: "Judgement") -> str:
     """Return what the bench says of a student: the table with its references, the shift, and the row alone."""
     from dagdiff.judging.judgement import expert, floor, header, row
     from dagdiff.metrics.shift import Bracket, Shift, StepShift
-    from dagdiff.report.anatomy import advice, format_shift
+    from dagdiff.report.anatomy import conclusion, format_shift
 
     lines = [
         f"{found.task}, {found.steps} steps; bench {found.bench}, {len(found.seeds)} seeds of {found.points} points",
@@ -78,7 +78,8 @@ def told(found: "Judgement") -> str:
     if found.ends is not None and "loss_own" in found.shift[0]:
         names = StepShift.__dataclass_fields__
         steps = [StepShift(**{name: step[name] for name in names if name in step}) for step in found.shift]  # type: ignore[arg-type]
-        lines += ["", format_shift(Shift(steps, Bracket(**found.ends))), "", advice(steps)]
+        shift = Shift(steps, Bracket(**found.ends))
+        lines += ["", format_shift(shift), "", conclusion(shift)]
     elif found.ends is not None:
         lines += ["", f"ends: W2 to the expert's ends is between {found.ends['low']:.3g} and {found.ends['high']:.3g}"]
     return "\n".join([*lines, "", "its row:", row(found)])

@@ -1,8 +1,10 @@
 """``dagdiff shift``: the covariate shift of a run's student, what its expert's help gains, and what its errors cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from torch import Tensor
 
 from dagdiff.checkpoint import save_csv
 from dagdiff.checks import check_at_least, check_at_most, check_seed
@@ -12,7 +14,8 @@ from dagdiff.metrics.intervention import SHARES, Intervention, format_interventi
 from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.progress import Progress
 from dagdiff.report import figures
-from dagdiff.report.anatomy import advice, format_shift
+from dagdiff.report.anatomy import conclusion, format_shift
+from dagdiff.report.measured import save_ends
 from dagdiff.report.shift import amplification_figure, intervention_figure, shift_figure
 from dagdiff.rollout import draw
 from dagdiff.runs import config
@@ -23,10 +26,10 @@ from dagdiff.tasks.plane import exact_expert
 
 
 def shift(words: Sequence[str]) -> None:
-    """Measure a student's covariate shift by step, what is gained where its expert acts instead, what its errors cost.
+    """Measure what each step of a student does wrong, what is gained where its expert acts instead, what errors cost.
 
-    Prints three tables and what to train on; writes shift.csv, intervention.csv and amplification.csv, each with its
-    figure (.png), to the folder.
+    Prints tables, and in sentences which steps err and what to train on; writes shift.csv, intervention.csv and
+    amplification.csv, each with its figure (.png), to the folder, and of images ends.png: one noise a column.
     """
     if "expert" in dict(split(words, flags=("trust_code",))):
         from dagdiff.commands.shift_pair import shift_pair  # only pipelines need diffusers
@@ -48,8 +51,8 @@ def shift(words: Sequence[str]) -> None:
     experiment = open_run(given.folder, given.device, given.weights, given.trust_code)
     experiment.rows = given.batch_size
     found = measure(experiment, given.num, given.seed, progress=True)
-    keep(found, given.folder)
-    print(f"{told(found)}\n\nsaved in {given.folder}: {', '.join(f'{name}.csv, {name}.png' for name in Found._fields)}")
+    kept = keep(found, given.folder, experiment.task.pictures)
+    print(f"{told(found)}\n\nsaved in {given.folder}: {', '.join(kept)}")
 
 
 class Found(NamedTuple):
@@ -77,19 +80,21 @@ def measure(it: Experiment, num: int, seed: int, progress: bool = False) -> Foun
     return Found(shifts, acted, costs)
 
 
-def keep(found: Found, folder: Path) -> None:
-    """Write a table and a figure of each."""
+def keep(found: Found, folder: Path, pictures: Callable[[Tensor], Tensor]) -> list[str]:
+    """Write a table and a figure of each, and the ends where they are images; return the names of the files."""
     tables = {**found._asdict(), "shift": found.shift.rows}
     for name, rows in tables.items():
         save_csv(folder / f"{name}.csv", [row.as_row() for row in rows])
     figures.save(shift_figure(found.shift.rows), folder / "shift.png")
     figures.save(intervention_figure(found.intervention), folder / "intervention.png")
     figures.save(amplification_figure(found.amplification), folder / "amplification.png")
+    names = [f"{name}.{kind}" for name in Found._fields for kind in ("csv", "png")]
+    return [*names, *save_ends(found.shift, folder, pictures)]
 
 
 def told(found: Found) -> str:
     """Return the tables, with what the first advises."""
     costs = f"the error made at each step, and its cost at the end:\n{format_amplification(found.amplification)}"
     return "\n\n".join(
-        (format_shift(found.shift), advice(found.shift.rows), format_interventions(found.intervention), costs)
+        (format_shift(found.shift), conclusion(found.shift), format_interventions(found.intervention), costs)
     )

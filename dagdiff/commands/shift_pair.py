@@ -19,11 +19,12 @@ from dagdiff.engine import find_device
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.pipelines.captions import folder_captions
-from dagdiff.pipelines.few_step import Sampler, read_sampler, read_scheduler, with_adapters
+from dagdiff.pipelines.few_step import Sampler, check_alike, read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.progress import Progress
 from dagdiff.report import figures
-from dagdiff.report.anatomy import advice, format_shift
+from dagdiff.report.anatomy import conclusion, format_shift
+from dagdiff.report.measured import save_ends
 from dagdiff.report.shift import shift_figure
 from dagdiff.runs import config
 from dagdiff.shapes import Condition, States
@@ -33,8 +34,8 @@ from dagdiff.tasks.pipeline_data import encoded_images, own_samples
 def shift_pair(words: Sequence[str]) -> None:
     """Measure the covariate shift of a few-step diffusers pipeline against its teacher's, step by step.
 
-    Prints two tables and what to train on. Forward states are made of the images, or, where none are given, of samples
-    that the teacher draws itself; they are kept in the cache.
+    Prints tables, and in sentences which steps err and what to train on. Forward states are made of the images, or,
+    where none are given, of samples that the teacher draws itself; they are kept in the cache.
     """
     given = config.read(_parser(), words)
     for name, least in {"num": 10, "steps": 1, "substeps": 1, "batch_size": 1}.items():
@@ -43,11 +44,12 @@ def shift_pair(words: Sequence[str]) -> None:
     pair = load_pair(given)
     x0, condition, told = _data(pair.teacher, given)
     shift = measure(pair, given, x0, condition)
-    print(f"{pair.told}\nforward states: {told}\n\n{format_shift(shift)}\n\n{advice(shift.rows)}")
+    print(f"{pair.told}\nforward states: {told}\n\n{format_shift(shift)}\n\n{conclusion(shift)}")
     if given.out is not None:
         save_csv(given.out / "shift.csv", [row.as_row() for row in shift.rows])
         figures.save(shift_figure(shift.rows), given.out / "shift.png")
-        print(f"\nsaved in {given.out}: shift.csv, shift.png")
+        ends = save_ends(shift, given.out, pair.teacher.autoencoder.decode)
+        print(f"\nsaved in {given.out}: {', '.join(['shift.csv', 'shift.png', *ends])}")
 
 
 class Pair(NamedTuple):
@@ -80,7 +82,8 @@ def load_pair(given: Any) -> Pair:
         )
         for path in (given.expert, of)
     )  # fmt: skip
-    check_alike(teacher, student, given.expert, of)
+    check_alike(teacher, student, f"--expert {given.expert}", f"--student {of}")
+    given.guidance, given.student_guidance = teacher.guided(given.guidance), student.guided(given.student_guidance)
     if given.lora:
         with_adapters(student, of, given.lora, given.variant, given.allow_pickle)
     scheduler = read_scheduler(of, given.scheduler)
@@ -99,23 +102,6 @@ def read_timesteps(text: str) -> list[float]:
         return [float(each) for each in text.strip("[]() ").split(",")]
     except ValueError:
         raise Refusal(f"--timesteps {text} are no numbers. Pass e.g. --timesteps 999,749,499,249.") from None
-
-
-def check_alike(teacher: DiffusersExpert, student: DiffusersExpert, expert: str, of: str) -> None:
-    """Refuse a student whose states are not its teacher's; both are named."""
-    if teacher.shape != student.shape:
-        raise Refusal(
-            f"the states of --expert {expert} are {teacher.shape}, those of --student {of} {student.shape}. "
-            "Name a student of this teacher, or pass --sample_size."
-        )
-    times = torch.linspace(0.0, 1.0, 101)
-    noise, other = (torch.stack(each.schedule(times)) for each in (teacher, student))
-    far = float((noise - other).abs().max())
-    if far > 1e-3:
-        raise Refusal(
-            f"--expert {expert} and --student {of} differ in their noise law, by up to {far:.2g} in alpha or sigma. "
-            "Compare their scheduler_config.json; a student keeps its teacher's betas."
-        )
 
 
 def measure(pair: Pair, given: Any, x0: States, condition: Condition) -> Shift:
@@ -189,5 +175,5 @@ def _parser() -> Any:
     parser.add_argument("--allow_pickle", type=bool, default=False, help="read weights from pickles; they can run code")
     parser.add_argument("--seed", type=int, default=0, help="of data and noise")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--out", type=Path | None, default=None, help="a folder for shift.csv and shift.png")
+    parser.add_argument("--out", type=Path | None, default=None, help="a folder for shift.csv, shift.png, ends.png")
     return parser

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_finite, check_times, first_line
 from dagdiff.envs.array_files import Array, open_arrays
+from dagdiff.importing import imported, reach_working_folder
 from dagdiff.policy import Foreign, StudentPolicy
 from dagdiff.runs.folder import open_run
-from dagdiff.runs.parts import imported, reach_working_folder
 from dagdiff.shapes import Denoiser, Times
 from dagdiff.tasks.base import Task
 from dagdiff.transition import Transition

@@ -11,12 +11,12 @@ forward states; what it does not see is the sum of two gaps,
 *Data mismatch*: the states of the data are not those to which an expert leads. Its own chains, or the student's, show
 them. *Own errors*: the student leaves the expert's states, and does worse where it goes. Only its own states show that:
 it is what DAgger is for. How far it goes is the *displacement*; its *growth* is what the rest of the chain, in the
-expert's hands, makes of it.
+expert's hands, makes of it. What each step adds to that is in :mod:`dagdiff.metrics.handover`.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,27 +24,30 @@ from torch import Tensor
 
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import Number
+from dagdiff.metrics.handover import StepBounds, hand_over, spread, step_bounds
 from dagdiff.metrics.samples import energy_distance, sliced_wasserstein
 from dagdiff.metrics.statistics import Interval, bootstrap_mean
 from dagdiff.metrics.twosample import classifier_accuracy, scaled_mmd
 from dagdiff.policy import ExpertPolicy
 from dagdiff.schedule import Schedule, perturb
 from dagdiff.shapes import Condition, Denoiser, States, Times
-from dagdiff.transition import Step, Transition, chain
+from dagdiff.transition import Transition
 
 
 @dataclass(frozen=True)
 class StepShift:
     """The shift at one step: the student's imitation loss on each law of states, and distances between the laws.
 
-    ``mismatch_*`` and ``errors_*`` bound data mismatch and own errors. ``displacement`` is the root mean square
-    distance of an own state to the expert's of the same noise; ``growth`` that of the ends to which the expert leads
-    both, over it. Distances compare the student's states with forward and with expert states: energy distance and
-    sliced 2-Wasserstein, both in units of x, and the squared MMD. ``accuracy_*`` is a classifier's share of right
-    answers when asked which of the two a held-out state is, 0.5 by chance give or take ``accuracy_error``. ``surprise``
-    is how much less likely own states are, in nats, than states of the true law are on average. ``loss_zero`` is the
-    mean square of the expert's guesses on own states: the loss of a student that always answers 0, a scale for the
-    others. What was not measured is NaN.
+    ``mismatch_*`` and ``errors_*`` bound data mismatch and own errors. ``step_error`` is the root of ``loss_own``: how
+    far the student's guess is from the expert's at the same state. ``displacement`` is the root mean square distance of
+    an own state to the expert's of the same noise; ``growth`` that of the ends to which the expert leads both, over it.
+    ``cost`` is what the error of this step alone moves the end by, and ``share`` its part of the distance between both
+    ends (:mod:`dagdiff.metrics.handover`); ``spread`` is that of the expert's ends, a scale. Distances compare the
+    student's states with forward and with expert states: energy distance and sliced 2-Wasserstein, both in units of x,
+    and the squared MMD. ``accuracy_*`` is a classifier's share of right answers when asked which of the two a held-out
+    state is, 0.5 by chance give or take ``accuracy_error``. ``surprise`` is how much less likely own states are, in
+    nats, than states of the true law are on average. ``loss_zero`` is the mean square of the expert's guesses on own
+    states: the loss of a student that always answers 0, a scale for the others. What was not measured is NaN.
     """
 
     step: int
@@ -69,6 +72,22 @@ class StepShift:
     displacement: float = math.nan
     growth: float = math.nan
     surprise: float = math.nan
+    step_error_low: float = math.nan
+    step_error_high: float = math.nan
+    displacement_low: float = math.nan
+    displacement_high: float = math.nan
+    growth_low: float = math.nan
+    growth_high: float = math.nan
+    cost: float = math.nan
+    share: float = math.nan
+    share_low: float = math.nan
+    share_high: float = math.nan
+    spread: float = math.nan
+
+    @property
+    def step_error(self) -> float:
+        """Root mean square distance of the student's guess to the expert's on own states, in units of x."""
+        return math.sqrt(self.loss_own)
 
     @property
     def data_mismatch(self) -> float:
@@ -97,8 +116,9 @@ class StepShift:
         return Interval(*(1.0 + gap / max(below, least, 1e-12) for gap in gaps))
 
     def as_row(self) -> dict[str, float]:
-        """The fields and the two gaps, by name."""
-        return {**asdict(self), "data_mismatch": self.data_mismatch, "own_errors": self.own_errors}
+        """The fields, the error of the step and the two gaps, by name."""
+        derived = {name: getattr(self, name) for name in ("step_error", "data_mismatch", "own_errors")}
+        return {**asdict(self), **derived}
 
 
 LOSSES = {
@@ -156,6 +176,9 @@ class Shift(NamedTuple):
 
     rows: list[StepShift]
     ends: Bracket
+    handed: States | None = None
+    """Ends of the first rows, ``(rows, K + 1, *D)``: where the expert ends that takes over at step k. The first is the
+    expert's own, the last the student's; a row is one noise."""
 
 
 class Density(Protocol):
@@ -200,7 +223,8 @@ def measure_shift(
 
     The bounds of both gaps come from a bootstrap over rows, row i of a law beside row i of the other (they share their
     condition, and chains their noise), and hold for all K steps at once with 95 % (each gap at 1 - 0.05 / 2 K,
-    Bonferroni).
+    Bonferroni); so do those of each other number (each at 1 - 0.05 / K). With k sub-steps the teacher is asked for some
+    K (K + 7) / 2 * k guesses a row, and the student for 4 K.
 
     Args:
         policy: the student in its role, or any denoiser.
@@ -215,33 +239,33 @@ def measure_shift(
         tell: called after each step.
     """
     noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-    fresh = int(torch.randint(2**31, (), generator=generator, device=x0.device))
-    led_by = ExpertPolicy(expert, transition, times)
-
-    def run(by: Denoiser, start: States, first: int) -> list[Step]:
-        draws = torch.Generator(x0.device).manual_seed(fresh + first)
-        return list(chain(by, transition, times[first:], start, condition, draws))
-
-    rows = []
+    fresh = torch.Generator(x0.device)
+    fresh.manual_seed(int(torch.randint(2**31, (), generator=generator, device=x0.device)))
+    acting = ExpertPolicy(expert, transition, times)
+    rows, errors = [], []
     with torch.no_grad(), expert.ledger.free():
-        own, led = run(policy, noise, 0), run(led_by, noise, 0)
-        for number, (mine, theirs) in enumerate(zip(own, led, strict=True)):
+        chains = hand_over(policy, acting, transition, times, noise, condition, fresh)
+        scale, count = spread(chains.led[-1].x_s), len(chains.own)
+        for number, (mine, theirs) in enumerate(zip(chains.own, chains.led, strict=True)):
             eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
             laws = {"forward": perturb(x0, eps, mine.t, expert.schedule), "own": mine.x_t, "expert": theirs.x_t}
             asked = {
                 law: _errors(policy, expert, transition, x_t, mine.t, mine.s, condition) for law, x_t in laws.items()
             }
-            found = _losses(asked, len(own)) | _distances(laws, generator)
-            found["displacement"] = _rms(mine.x_t - theirs.x_t)
+            errors.append(asked["own"][0])
+            found = _losses(asked, count) | _distances(laws, generator)
+            found["spread"], found["displacement"] = scale, _rms(mine.x_t - theirs.x_t)
             if found["displacement"] > 0.0:
-                ends = [run(led_by, start, number)[-1].x_s for start in (mine.x_t, theirs.x_t)]
-                found["growth"] = _rms(ends[0] - ends[1]) / found["displacement"]
+                found["growth"] = _rms(chains.ends[number] - chains.ends[0]) / found["displacement"]
             if density is not None and truth is not None:
                 found["surprise"] = surprise(density, mine.x_t, mine.t, truth, expert.schedule, generator)
             rows.append(StepShift(step=number, t=float(mine.t[0]), **found))
             if tell is not None:
                 tell()
-    return Shift(rows, bracket(own[-1].x_s, led[-1].x_s, generator))
+    bounds = step_bounds(chains, errors, 1.0 - 0.05 / count, least=1e-3 * scale)
+    rows = [_with_bounds(row, found) for row, found in zip(rows, bounds, strict=True)]
+    handed = torch.stack([end[:_HANDED] for end in chains.ends], dim=1)
+    return Shift(rows, bracket(chains.own[-1].x_s, chains.led[-1].x_s, generator), handed)
 
 
 def surprise(
@@ -288,6 +312,17 @@ def _losses(asked: dict[str, tuple[States, States]], steps: int) -> dict[str, An
     return found
 
 
+def _with_bounds(row: StepShift, found: StepBounds) -> StepShift:
+    """A step with what comes from all rows and steps."""
+    (error_low, error_high), (moved_low, moved_high) = found.step_error, found.displacement
+    (growth_low, growth_high), (share_low, share_high) = found.growth, found.share_bounds
+    return replace(
+        row, step_error_low=error_low, step_error_high=error_high, displacement_low=moved_low,
+        displacement_high=moved_high, growth_low=growth_low, growth_high=growth_high, cost=found.cost,
+        share=found.share, share_low=share_low, share_high=share_high,
+    )  # fmt: skip
+
+
 def bracket(own: States, led: States, generator: torch.Generator | None = None) -> Bracket:
     """Return the bounds for two clouds ``(B, *D)``, row by row from the same noise."""
     dimension = own[0].numel()
@@ -312,3 +347,4 @@ def _rms(difference: Tensor) -> float:
 
 
 _RESAMPLES = 4000
+_HANDED = 8  # rows whose ends are kept to be looked at

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dagdiff.metrics.base import Distance
+from dagdiff.metrics.statistics import Interval
 from dagdiff.metrics.truth import Truth
 
 
@@ -33,6 +34,12 @@ class Standing(NamedTuple):
     student: float
     teacher: float
     error: float
+
+    @property
+    def difference(self) -> Interval:
+        """The student's distance minus the expert's, with a 95 % interval: Student's t of ten groups."""
+        found = self.student - self.teacher
+        return Interval(found, found - _T * self.error, found + _T * self.error)
 
     @property
     def behind(self) -> bool:
@@ -78,6 +85,7 @@ def _jackknife(statistic: Callable[[Tensor], float], rows: Tensor) -> float:
     return (groups - 1) / groups * sum((each - mean) ** 2 for each in left)
 
 
+_T = 2.262  # the 97.5 % quantile of Student's t with nine degrees of freedom
 _CLEAR = 3.0  # standard errors; with ten groups that is a chance of 1 in 130
 _GROUPS = 10
 _MOST = 500

@@ -75,6 +75,24 @@ def bootstrap_mean(values: ArrayLike, level: float = 0.95, resamples: int = 10_0
     return Interval(float(data.mean()), float(low), float(high))
 
 
+def bootstrap_means(values: ArrayLike, resamples: int = 4000, seed: int = 0) -> Tensor:
+    """Return the means of resampled rows of ``values`` ``(n, m)``, ``(resamples, m)``: the columns stay together.
+
+    Percentiles of a function of the columns are bounds of that function of the means, such as a ratio of two.
+    """
+    data = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    if data.ndim != 2 or len(data) == 0:
+        raise Refusal(f"values must be a table with a row a draw; got shape {tuple(data.shape)}.")
+    check_at_least("resamples", resamples, 1)
+    n, rng, found = len(data), np.random.default_rng(seed), []
+    for left in range(resamples, 0, -(at_once := max(1, 10**7 // n))):
+        count = min(at_once, left)
+        places = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+        times = np.bincount(places.ravel(), minlength=count * n).reshape(count, n)
+        found.append(torch.from_numpy(times).double() @ data / n)
+    return torch.cat(found)
+
+
 def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
     """Chance that a run of ``a`` beats a run of ``b``, where smaller is better: the share of all pairs with a < b.
 

@@ -132,17 +132,16 @@ def _case(pipeline: Any, student: Any, record: ChainRecord, arguments: dict[str,
     told = _parameters(pipeline)
     usual = family.size(config)
     height, width = usual if isinstance(usual, list | tuple) else (usual, usual)
-    factor = getattr(pipeline, "vae_scale_factor", None)
-    if "height" in told and factor:
+    factor = family.cell(pipeline)
+    if "height" in told:
         least = max(family.multiple(config), 8)
         least += -least % family.multiple(config)
         height, width = min(least, height or least), min(least, width or least)
         call |= {"height": height * factor, "width": width * factor}
-    if hasattr(family, "spacing"):
-        law = replace(law, spacing=partial(family.spacing, config, (height, width)))
+    law = replace(law, spacing=partial(family.spacing, config, (height, width)))
     if not record.call:
         times = read_grid(copy.deepcopy(pipeline.scheduler), law, record.steps)
-    pixels = (height * (factor or 8), width * (factor or 8))
+    pixels = (height * factor, width * factor)
     null = getattr(network.conditions, "null", None)
     wanted = Wanted([PROMPT] if "prompt" in told else (), null, pixels)
     conditions = family.conditions(_network(pipeline), pipeline, wanted)
@@ -153,8 +152,7 @@ def _case(pipeline: Any, student: Any, record: ChainRecord, arguments: dict[str,
         kind = next(body.parameters()).dtype
         return PretrainedNetwork(body, family, _Rounded(conditions, kind), law)
 
-    pack = getattr(family, "pack", lambda x: x)
-    return _Case((taken, height, width), times, call, torch.zeros(1, dtype=torch.int64), asked, pack)
+    return _Case((taken, height, width), times, call, torch.zeros(1, dtype=torch.int64), asked, family.pack)
 
 
 class _Rounded(nn.Module):
@@ -208,7 +206,8 @@ def _drawn(noises: list[Tensor], pack: Callable[[Tensor], Tensor]) -> Iterator[l
 
     def draw(shape: Any, *given: Any, device: Any = None, dtype: Any = None, **named: Any) -> Tensor:
         noise = next(left)
-        noise = noise if tuple(noise.shape) == tuple(shape) else pack(noise)
+        alone = [side for side in shape if side != 1] == [side for side in noise.shape if side != 1]
+        noise = noise.reshape(tuple(shape)) if alone else pack(noise)
         drawn.append(noise)
         return noise.to(device=device, dtype=dtype)
 

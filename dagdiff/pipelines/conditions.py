@@ -23,19 +23,25 @@ from dagdiff.shapes import Condition, States
 
 
 class Text(NamedTuple):
-    """What networks are told of prompts, a row each: token embeddings, their pooled summary, and SDXL's sizes."""
+    """What networks are told of prompts, a row each: token embeddings, their pooled summary, sizes, and masks."""
 
     hidden: Tensor
     """``(N, L, F)``."""
     pooled: Tensor | None = None
     """``(N, P)``."""
     time_ids: Tensor | None = None
-    """``(N, 6)``: original size, crop and target size in pixels (Podell et al. 2023, arXiv 2307.01952)."""
+    """Sizes in pixels: ``(N, 6)`` of SDXL, the original, the crop and the target (Podell et al. 2023, arXiv
+    2307.01952); others tell them in an order of their own."""
+    mask: Tensor | None = None
+    """``(N, L)``: which tokens count."""
+    hidden_2: Tensor | None = None
+    """``(N, M, G)``: the same prompts by a second encoder, where the network takes both apart."""
+    mask_2: Tensor | None = None
+    """``(N, M)``."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Text":
         """Return the parts that there are, changed."""
-        pooled, sizes = (None if part is None else change(part) for part in (self.pooled, self.time_ids))
-        return Text(change(self.hidden), pooled, sizes)
+        return Text(*(None if part is None else change(part) for part in self))  # type: ignore[arg-type]
 
 
 class Unconditional(nn.Module):
@@ -127,6 +133,9 @@ class PromptBank(nn.Module):
     hidden: Tensor
     pooled: Tensor | None
     time_ids: Tensor | None
+    mask: Tensor | None
+    hidden_2: Tensor | None
+    mask_2: Tensor | None
 
     def __init__(self, text: Text, prompts: Sequence[str] = ()) -> None:
         super().__init__()
@@ -140,6 +149,11 @@ class PromptBank(nn.Module):
                 f"last one for the null condition; got {rows} rows, hidden of shape {tuple(text.hidden.shape)}."
             )
 
+    @property
+    def text(self) -> Text:
+        """All rows, the null row last."""
+        return Text(*(getattr(self, name) for name in Text._fields))
+
     def __len__(self) -> int:
         return len(self.hidden) - 1
 
@@ -148,7 +162,7 @@ class PromptBank(nn.Module):
 
     def forward(self, condition: Condition, x_t: States) -> Text:
         """Return the rows that a condition names, ``(B, ...)``; the null row where it is -1 or None."""
-        text = Text(self.hidden, self.pooled, self.time_ids)
+        text = self.text
         if condition is None:
             return text.each(lambda part: part[-1:].expand(len(x_t), *part.shape[1:]))
         place = _checked(condition, len(x_t), len(self)) % len(self.hidden)
@@ -159,7 +173,7 @@ class PromptBank(nn.Module):
         return _draw(len(self), n, generator) if len(self) else torch.full((n,), -1)
 
     def save(self, path: Path) -> None:
-        """Write the bank as safetensors: ``hidden``, ``pooled``, ``time_ids``; the prompts as JSON in its metadata."""
+        """Write the bank as safetensors: the parts of :class:`Text` by name; the prompts as JSON in its metadata."""
         from safetensors.torch import save_file
 
         tensors = {name: part.contiguous() for name, part in self.named_buffers()}

@@ -7,7 +7,7 @@ autoencoder, tokenizers, text encoders.
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import diffusers
@@ -24,7 +24,7 @@ from diffusers import (
 from torch import nn
 
 from dagdiff.checks import Refusal, first_line
-from dagdiff.pipelines.families import Flux
+from dagdiff.pipelines.families import FAMILIES, Family
 from dagdiff.pipelines.lora import merged
 from dagdiff.pipelines.pretrained import PretrainedNetwork, safetensors_only
 from dagdiff.pipelines.schedulers import ChainRecord, own_law, record_chain
@@ -140,7 +140,11 @@ def body_of(student: nn.Module) -> Any:
 
 
 def call_arguments(
-    pipeline: Any, steps: int, size: tuple[int, ...] | None = None, call: Mapping[str, Any] | None = None
+    pipeline: Any,
+    steps: int,
+    size: tuple[int, ...] | None = None,
+    call: Mapping[str, Any] | None = None,
+    family: Family | None = None,
 ) -> dict[str, Any]:
     """Return what an exported pipeline must be called with, so that it makes the student's chain.
 
@@ -150,20 +154,36 @@ def call_arguments(
     Args:
         pipeline: what was exported.
         steps: K.
-        size: of states, where it is not the network's usual one.
+        size: of states; told where it is not the one that the call takes by itself.
         call: timesteps or sigmas of the chain's record, in place of K.
+        family: of the student's network, which knows its weight; None takes the usual one.
     """
     told: dict[str, Any] = dict(call) if call else {"num_inference_steps": steps}
+    known, network = _parameters(pipeline), _network(pipeline)
     scheduler: Any = pipeline.scheduler
     if isinstance(pipeline, DDIMPipeline) and _clips(scheduler):
         told["use_clipped_model_output"] = True
-    if "guidance_scale" in _parameters(pipeline):
-        network: Any = getattr(pipeline, "transformer", None)
-        weighed = network is not None and network.config.get("guidance_embeds")
-        told["guidance_scale"] = Flux().guidance if weighed else 1.0
-    if size is not None and "height" in _parameters(pipeline):
-        told |= {name: side * pipeline.vae_scale_factor for name, side in zip(("height", "width"), size, strict=True)}
+    family = family or FAMILIES.get(type(network).__name__)
+    if family is None:
+        return told
+    told |= {name: value for name, value in family.calling(network.config).items() if name in known}
+    if size is not None and "height" in known:
+        cell = family.cell(pipeline)
+        wanted = {name: side * cell for name, side in zip(("height", "width"), size, strict=True)}
+        told |= {} if wanted == _usual_pixels(pipeline, family) else wanted
     return told
+
+
+def _usual_pixels(pipeline: Any, family: Family) -> dict[str, int]:
+    """The height and width of the image that a pipeline makes where its call names none."""
+    usual = family.size(_network(pipeline).config)
+    sides = usual if isinstance(usual, list | tuple) else (usual, usual)
+    own = (_parameters(pipeline)[name].default for name in ("height", "width"))
+    cell = family.cell(pipeline)
+    return {
+        name: default if default is not None else (side or 0) * cell
+        for name, side, default in zip(("height", "width"), sides, own, strict=True)
+    }
 
 
 def loading_program(
@@ -182,7 +202,10 @@ def loading_program(
         variant: of the weight files of the pipeline that the adapters are for.
         seeded: whether the pipeline hands its generator to its scheduler; else the program does.
     """
-    asked = next((text for name, text in _ASKED.items() if name in _parameters(pipeline)), "")
+    known = _parameters(pipeline)
+    asked = next((text for name, text in _ASKED.items() if name in known), "")
+    if "prompt" in known and next(iter(known)) != "prompt":
+        asked = f"prompt={asked}"
     call = asked + ", ".join(f"{key}={value}" for key, value in arguments.items())
     kind, place = type(pipeline.scheduler).__name__, '"path/to/this/folder"'
     wanted = [part for part in _empty(pipeline.config) if part not in pipeline._optional_components]
@@ -211,8 +234,17 @@ def loading_program(
     return "\n".join([*first, *loaded, f"image = pipeline({call}).images[0]"])
 
 
-def model_card(name: str, teacher: str, steps: int, program: str, facts: dict[str, Any]) -> str:
-    """Return the README.md of an exported folder: what it is, how it is loaded, and what was measured.
+def model_card(
+    name: str,
+    teacher: str,
+    steps: int,
+    program: str,
+    facts: dict[str, Any],
+    tags: Sequence[str] = (),
+    beside: str = "",
+    language: str = "python",
+) -> str:
+    """Return the README.md of an exported folder: what it is, how it is called, and what was measured.
 
     Args:
         name: of the student.
@@ -220,24 +252,28 @@ def model_card(name: str, teacher: str, steps: int, program: str, facts: dict[st
         steps: K.
         program: that loads it, see :func:`loading_program`.
         facts: more lines, name -> value: objective, updates, metrics.
+        tags: more lines of what the hub reads, such as the library.
+        beside: more of it, below the call: pictures, the recipe.
+        language: of the program.
     """
     lines = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    read = "\n".join(tags or ("library_name: diffusers",))
     return f"""---
-library_name: diffusers
+{read}
 tags: [distillation, few-step]
 ---
 # {name}
 
 A student of {steps} step{"s" if steps > 1 else ""}, distilled from {teacher} with dagdiff.
 
-```python
+```{language}
 {program}
 ```
 
 Call it with just these arguments. It was trained for {steps} step{"s" if steps > 1 else ""}, and its scheduler holds
 that grid: any other number is another chain, which it has not learned, and nothing will warn you. What guidance the
 teacher was given is in the student already: another weight than the one in this call is applied on top of it.
-
+{beside}
 | | |
 |---|---|
 {lines}

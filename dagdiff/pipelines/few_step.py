@@ -19,7 +19,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from dagdiff.checks import Refusal, first_line
+from dagdiff.pipelines.conditions import PromptBank
 from dagdiff.pipelines.grids import read_grid, unshifted
+from dagdiff.pipelines.lora import has_adapters, merged
 from dagdiff.pipelines.noise_law import NoiseLaw
 from dagdiff.pipelines.pretrained import PICKLES, DiffusersExpert, safetensors_only
 from dagdiff.schedule import FlowSchedule, Schedule
@@ -116,20 +118,27 @@ def read_sampler(scheduler: Any, law: NoiseLaw, steps: int, timesteps: Sequence[
 
 
 def with_adapters(
-    student: DiffusersExpert, path: str, adapters: str, variant: str | None = None, allow_pickle: bool = False
+    student: DiffusersExpert,
+    path: str,
+    adapters: str,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> DiffusersExpert:
     """Put a file's adapters on a student that was loaded from ``path``, as the pipeline there loads them; return it.
 
+    Its weights are read again, in ``dtype``; None takes the one that it has.
+
     Raises:
-        Refusal: if the file holds none that fit, or a package is missing.
+        Refusal: if the file holds none that fit, or some of a text encoder, or a package is missing.
     """
     body = student.network.body
     try:
         reading = {"use_safetensors": safetensors_only(allow_pickle)}
-        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, dtype=body.dtype, **reading)
+        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, dtype=dtype or body.dtype, **reading)
         pipeline.load_lora_weights(adapters, **reading)
         network = getattr(pipeline, "unet" if hasattr(pipeline, "unet") else "transformer")
-        found = any("lora_" in name for name, _ in network.named_parameters())
+        found = has_adapters(network)
     except Exception as error:  # missing and foreign files and packages raise many kinds
         raise Refusal(
             f"the adapters {adapters!r} can't be put on {path!r} ({first_line(error)}). Give a file or folder that "
@@ -137,8 +146,75 @@ def with_adapters(
         ) from None
     if not found:
         raise Refusal(f"{adapters!r} holds no adapters of the network of {path!r}. Name the pipeline they are for.")
+    for name, part in pipeline.components.items():
+        if name.startswith("text_encoder") and part is not None and has_adapters(part):
+            raise Refusal(
+                f"{adapters!r} holds adapters of the {name} too, and prompts are embedded without. Merge them first: "
+                "pipeline.load_lora_weights(FILE), pipeline.fuse_lora(), pipeline.save_pretrained(FOLDER)."
+            )
     student.network.body = network.to(body.device).requires_grad_(False).eval()
     return student
+
+
+def with_lora(
+    teacher: DiffusersExpert, path: str, adapters: str, variant: str | None = None, allow_pickle: bool = False
+) -> DiffusersExpert:
+    """Add a file's adapters to a teacher's weights, both in float32, and cast once; return it. Arguments as above."""
+    kind = teacher.network.body.dtype
+    with_adapters(teacher, path, adapters, variant, allow_pickle, torch.float32)
+    teacher.network.body = merged(teacher.network.body).to(kind).requires_grad_(False).eval()
+    return teacher
+
+
+def load_start(
+    teacher: DiffusersExpert,
+    path: str,
+    dtype: str = "float32",
+    variant: str | None = None,
+    allow_pickle: bool = False,
+) -> DiffusersExpert:
+    """Load the few-step model that a student is to start from; it is asked with the teacher's own prompts or classes.
+
+    Args:
+        teacher: the many-step model.
+        path: a pipeline's folder (an export of ours is one) or a hub id.
+        dtype: of the network's weights.
+        variant: of the weight files, such as fp16.
+        allow_pickle: read weights from pickles; a pickle can run code.
+
+    Raises:
+        Refusal: if there is no such pipeline, or its states are not the teacher's.
+    """
+    conditions, shape = teacher.network.conditions, teacher.shape
+    known = conditions if isinstance(conditions, PromptBank) else ()
+    side = shape[1] if shape[1] == shape[2] else None
+    null, device = getattr(conditions, "null", None), str(next(teacher.network.parameters()).device)
+    read = DiffusersExpert.from_pretrained(
+        path, known, side, null, dtype, device, variant, allow_pickle=allow_pickle
+    )  # fmt: skip
+    check_alike(teacher, read, "the expert", f"--policy {path}")
+    if type(read.network.body) is not type(teacher.network.body):
+        names = [type(each.network.body).__name__ for each in (read, teacher)]
+        raise Refusal(f"--policy {path} is a {names[0]}, and the expert a {names[1]}. Start from one of its kind.")
+    read.network.conditions = conditions
+    return read
+
+
+def check_alike(teacher: DiffusersExpert, student: DiffusersExpert, expert: str, of: str) -> None:
+    """Refuse a student whose states are not its teacher's; ``expert`` and ``of`` name both."""
+    if teacher.shape != student.shape:
+        raise Refusal(
+            f"the states of {expert} are {teacher.shape}, those of {of} {student.shape}. Name a student of this "
+            "teacher, or pass --sample_size."
+        )
+    times = torch.linspace(0.0, 1.0, 101)
+    noise, other = (torch.stack(each.schedule(times)) for each in (teacher, student))
+    far = float((noise - other).abs().max())
+    if far > 1e-3:
+        raise Refusal(
+            f"{expert} and {of} differ in their noise law, by up to {far:.2g} in alpha or sigma. "
+            "Compare their scheduler_config.json; a student keeps its teacher's betas."
+        )
 
 
 @torch.no_grad()

@@ -5,11 +5,11 @@ runs on z = scale (encode(x) - shift), about unit variance. Data are encoded onc
 natural range: estimate one on them with ``QuantileBox.estimate``.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from dagdiff.checks import Refusal, check_in
 from dagdiff.shapes import States
@@ -38,7 +38,7 @@ class Autoencoder(nn.Module):
     """A diffusers autoencoder in float32, frozen: half precision overflows in some of them.
 
     Args:
-        vae: AutoencoderKL, AutoencoderTiny or VQModel.
+        vae: one of those that :data:`KINDS` names.
         size: of the latents, height and width.
         batch_size: images that go through it at once.
     """
@@ -48,16 +48,13 @@ class Autoencoder(nn.Module):
 
     def __init__(self, vae: Any, size: tuple[int, int], batch_size: int = 8) -> None:
         super().__init__()
-        check_in("autoencoder", type(vae).__name__, _LATENTS)
+        self.kind = kind_of(vae)
         self.vae, self.batch_size = vae.float().requires_grad_(False).eval(), batch_size
-        config = vae.config
-        factor = 2 ** (len(getattr(config, "block_out_channels", config.get("encoder_block_out_channels"))) - 1)
-        self.image_shape = (config.in_channels, size[0] * factor, size[1] * factor)
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        shift = mean if mean is not None else config.get("shift_factor") or 0.0
-        scale = torch.tensor(config.scaling_factor) / torch.tensor(1.0 if std is None else std)
-        self.register_buffer("scale", scale.reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("shift", torch.tensor(shift).reshape(-1, 1, 1), persistent=False)
+        cell = self.kind.cell(vae)
+        self.image_shape = (self.kind.colours(vae), size[0] * cell, size[1] * cell)
+        shift, scale = self.kind.moments(vae)
+        self.register_buffer("scale", scale.float().reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.float().reshape(-1, 1, 1), persistent=False)
 
     @torch.no_grad()
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> States:
@@ -67,28 +64,134 @@ class Autoencoder(nn.Module):
             Refusal: for images of another size, or whose values can't be pixels in [-1, 1].
         """
         _checked(images, self.image_shape)
-        raw = _LATENTS[type(self.vae).__name__]
         chunks = images.to(self.scale.device, torch.float32).split(self.batch_size)
-        return torch.cat([(raw(self.vae.encode(chunk), generator) - self.shift) * self.scale for chunk in chunks])
+        raw = (self.kind.latents(self.vae, chunk, generator) for chunk in chunks)
+        return torch.cat([(each - self.shift) * self.scale for each in raw])
 
     @torch.no_grad()
     def decode(self, latents: States) -> Tensor:
         """Return images, ``(B, C, H, W)``."""
         chunks = (latents.float() / self.scale + self.shift).split(self.batch_size)
-        return torch.cat([self.vae.decode(chunk).sample for chunk in chunks])
+        return torch.cat([self.kind.images(self.vae, chunk) for chunk in chunks])
 
 
-def _draw(posterior: Any, generator: torch.Generator | None) -> Tensor:
-    latents: Tensor = posterior.latent_dist.mode() if generator is None else posterior.latent_dist.sample(generator)
-    return latents
+class Kind:
+    """How a kind of autoencoder is asked: that of Stable Diffusion, from which others differ in little."""
+
+    def channels(self, vae: Any) -> int:
+        """Return the channels of a latent."""
+        return int(vae.config.latent_channels)
+
+    def colours(self, vae: Any) -> int:
+        """Return the channels of an image."""
+        return int(vae.config.in_channels)
+
+    def cell(self, vae: Any) -> int:
+        """Return how many pixels a side of one place of a latent has."""
+        config = vae.config
+        levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+        return int(2 ** (len(levels) - 1))
+
+    def moments(self, vae: Any) -> tuple[Tensor, Tensor]:
+        """Return shift and scale of latents as the networks know them, a number or one a channel."""
+        config = vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        shift = mean if mean is not None else config.get("shift_factor") or 0.0
+        scale = torch.tensor(config.get("scaling_factor", 1.0)) / torch.tensor(1.0 if std is None else std)
+        return torch.tensor(shift), scale
+
+    def latents(self, vae: Any, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Encode images, before shift and scale; with a generator draw from the posterior."""
+        return _drawn(vae.encode(images), generator)
+
+    def images(self, vae: Any, latents: Tensor) -> Tensor:
+        """Decode latents after shift and scale."""
+        images: Tensor = vae.decode(latents).sample
+        return images
 
 
-_LATENTS: dict[str, Callable[[Any, torch.Generator | None], Tensor]] = {
-    "AutoencoderKL": _draw,
-    "AutoencoderTiny": lambda answer, generator: answer.latents,
-    "VQModel": lambda answer, generator: answer.latents,
+class Plain(Kind):
+    """An autoencoder without posterior: ``AutoencoderTiny``, ``VQModel``, Sana's ``AutoencoderDC``."""
+
+    def latents(self, vae: Any, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Encode; nothing is drawn."""
+        answer = vae.encode(images)
+        latents: Tensor = answer.latent if hasattr(answer, "latent") else answer.latents
+        return latents
+
+
+class OneFrame(Kind):
+    """Qwen-Image's autoencoder of films, which takes a picture as a film of one frame."""
+
+    def channels(self, vae: Any) -> int:
+        """Return the channels of a latent."""
+        return int(vae.config.z_dim)
+
+    def colours(self, vae: Any) -> int:
+        """Return the channels of an image."""
+        return int(vae.config.get("input_channels", 3))
+
+    def cell(self, vae: Any) -> int:
+        """A halving a level."""
+        return int(2 ** len(vae.config.temperal_downsample))
+
+    def latents(self, vae: Any, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Encode a film of one frame."""
+        return _drawn(vae.encode(images.unsqueeze(2)), generator).squeeze(2)
+
+    def images(self, vae: Any, latents: Tensor) -> Tensor:
+        """Decode a film of one frame."""
+        images: Tensor = vae.decode(latents.unsqueeze(2)).sample
+        return images.squeeze(2)
+
+
+class Patches(Kind):
+    """FLUX.2's autoencoder: a place of a state is a patch of latents, scaled by running means and variances."""
+
+    def channels(self, vae: Any) -> int:
+        """Return the channels of a patch."""
+        return int(vae.bn.num_features)
+
+    def cell(self, vae: Any) -> int:
+        """Return the pixels of a side of a patch."""
+        return super().cell(vae) * int(vae.config.patch_size[0])
+
+    def moments(self, vae: Any) -> tuple[Tensor, Tensor]:
+        """Return those of its batch norm."""
+        variance = vae.bn.running_var + vae.config.batch_norm_eps
+        return vae.bn.running_mean, variance.rsqrt()
+
+    def latents(self, vae: Any, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Encode, and take a patch as one place."""
+        return pixel_unshuffle(_drawn(vae.encode(images), generator), int(vae.config.patch_size[0]))
+
+    def images(self, vae: Any, latents: Tensor) -> Tensor:
+        """Take a place as a patch, and decode."""
+        images: Tensor = vae.decode(pixel_shuffle(latents, int(vae.config.patch_size[0]))).sample
+        return images
+
+
+KINDS: dict[str, Kind] = {
+    "AutoencoderKL": Kind(),
+    "AutoencoderTiny": Plain(),
+    "VQModel": Plain(),
+    "AutoencoderDC": Plain(),
+    "AutoencoderKLQwenImage": OneFrame(),
+    "AutoencoderKLFlux2": Patches(),
 }
-"""How to take latents from what each autoencoder's ``encode`` answers."""
+"""The autoencoders that are served, by their class in diffusers."""
+
+
+def kind_of(vae: Any) -> Kind:
+    """Return how an autoencoder is asked; refuse one that is not known."""
+    return KINDS[check_in("autoencoder", type(vae).__name__, KINDS)]
+
+
+def _drawn(answer: Any, generator: torch.Generator | None) -> Tensor:
+    """The latents of a posterior: drawn with a generator, its mode without."""
+    posterior = answer.latent_dist
+    latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
+    return latents
 
 
 def _checked(images: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_in, first_line
 from dagdiff.pipelines.conditions import PromptBank, read_prompts
-from dagdiff.pipelines.families import FAMILIES, Family, Wanted
-from dagdiff.pipelines.latents import Autoencoder, Pixels
+from dagdiff.pipelines.families import Family, Wanted
+from dagdiff.pipelines.families.named import family_of
+from dagdiff.pipelines.latents import Autoencoder, Pixels, kind_of
 from dagdiff.pipelines.noise_law import NoiseLaw, read_noise_law
+from dagdiff.pipelines.suited import check_from_text, check_not_quantised, few_step_sign
 from dagdiff.pipelines.whole import AGAIN, check_whole
 from dagdiff.policies.student import Student
 from dagdiff.shapes import Condition, States, Times
@@ -68,11 +70,17 @@ class DiffusersExpert:
         network: the teacher; it is frozen.
         shape: of one state, ``(C, H, W)``.
         autoencoder: to and from images.
+        few_step: what says that it is a few-step model already, and so no teacher; None if nothing does.
     """
 
     def __init__(
-        self, network: PretrainedNetwork, shape: tuple[int, int, int], autoencoder: Pixels | Autoencoder
+        self,
+        network: PretrainedNetwork,
+        shape: tuple[int, int, int],
+        autoencoder: Pixels | Autoencoder,
+        few_step: str | None = None,
     ) -> None:
+        self.few_step = few_step
         self.network, self.shape, self.autoencoder = network.requires_grad_(False).eval(), shape, autoencoder
         law = network.law
         self.schedule, self.prediction, self.threshold = law.schedule, law.prediction, law.threshold
@@ -114,7 +122,7 @@ class DiffusersExpert:
         wanted = as_prompts(prompts)
         pipeline, network = _load(path, precision, variant, allow_pickle, bank=isinstance(wanted, PromptBank))
         if family is None:
-            family = FAMILIES[check_in("network", type(network).__name__, FAMILIES)]
+            family = family_of(network)
         if not isinstance(wanted, PromptBank) and hasattr(pipeline, "encode_prompt"):
             asked = set(wanted)
             wanted += [caption for caption in dict.fromkeys(captions) if caption not in asked]
@@ -122,15 +130,29 @@ class DiffusersExpert:
         law = read_noise_law(pipeline.scheduler, latent=vae is not None)
         shape = _shape(network, family, vae, sample_size)
         size = (shape[1], shape[2])
-        if hasattr(family, "spacing"):
-            law = replace(law, spacing=partial(family.spacing, network.config, size))
+        law = replace(law, spacing=partial(family.spacing, network.config, size))
         autoencoder = Pixels(shape) if vae is None else Autoencoder(vae, size).to(device)
         for name, part in pipeline.components.items():
             if part is network or (part is not None and name.startswith("text_encoder")):
                 part.to(device)
         pixels = (autoencoder.image_shape[1], autoencoder.image_shape[2])
         conditions = family.conditions(network, pipeline, Wanted(wanted, null_class, pixels)).to(device, precision)
-        return cls(PretrainedNetwork(network, family, conditions, law), shape, autoencoder)
+        sign = few_step_sign(path, pipeline.config, pipeline.scheduler, network)
+        return cls(PretrainedNetwork(network, family, conditions, law), shape, autoencoder, sign)
+
+    def guided(self, weight: float) -> float:
+        """Tell the network a weight of guidance, if it is one that is told any; return the weight that is left.
+
+        Networks distilled from guidance (FLUX.1-dev) hear it as an input, and guiding their answers once more would
+        overdo it: 1 is left. All others know nothing of it, and the whole weight is left to
+        :class:`~dagdiff.expert.Expert`. With a weight of 1, which is none, they keep their usual one.
+        """
+        family = self.network.family
+        if family.embedded(self.network.body.config) is None:
+            return weight
+        if weight != 1.0:
+            self.network.family = family.telling(weight)
+        return 1.0
 
     @torch.no_grad()
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:
@@ -175,6 +197,7 @@ def _load(path: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool
     reading = {"variant": variant, "use_safetensors": safetensors_only(allow_pickle)}
     folder = _folder(path, reading, unused)
     index = _tried(path, lambda: DiffusionPipeline.load_config(folder))
+    check_from_text(path, index)
     name = next((name for name in ("unet", "transformer") if name in index), None)
     if name is None:
         raise Refusal(f"{path!r} is a {index.get('_class_name')} without a unet or a transformer: no denoiser to ask.")
@@ -185,6 +208,7 @@ def _load(path: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool
     left_out = dict.fromkeys([part for part in (*unused, *empty) if part in index])
     unchecked = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
     precision = {"default": dtype, "vae": torch.float32, "vqvae": torch.float32}
+    check_not_quantised(path, Path(folder), name)
     check_whole(Path(folder), index, unused, variant)
     pipeline = _tried(
         path,
@@ -202,8 +226,9 @@ def _folder(path: str, reading: Mapping[str, Any], unused: Sequence[str]) -> str
         return path
     if Path(path).is_file():
         raise Refusal(
-            f"{path!r} is a file, not a pipeline's folder. Make one: load it with from_single_file of its diffusers "
-            "pipeline, then save_pretrained(FOLDER)."
+            f"{path!r} is a file, not a pipeline's folder: it holds weights, but neither the scheduler nor the text "
+            "encoders' settings. Make a folder: load it with from_single_file of its diffusers pipeline, which knows "
+            "where to find those, then save_pretrained(FOLDER)."
         )
     if path.count("/") > 1 or path.startswith(("/", ".", "~")):
         raise Refusal(f"no pipeline at {path!r}: there is no such folder. Give one that save_pretrained wrote.")
@@ -233,7 +258,7 @@ def _tried(path: str, load: Callable[[], Any]) -> Any:
 def _shape(network: Any, family: Family, vae: Any, sample_size: int | None) -> tuple[int, int, int]:
     """Return the shape of the network's states; refuse a network whose states are not all that it takes and tells."""
     name, (taken, told) = type(network).__name__, family.channels(network.config)
-    channels = taken if vae is None else vae.config.latent_channels
+    channels = taken if vae is None else kind_of(vae).channels(vae)
     if taken != channels:
         raise Refusal(
             f"{name} takes {taken} channels, and states have {channels}: it wants more than a noisy state (inpainting, "

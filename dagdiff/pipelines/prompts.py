@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dagdiff.checks import Refusal
 from dagdiff.pipelines.conditions import PromptBank, Text
@@ -14,37 +16,7 @@ from dagdiff.pipelines.conditions import PromptBank, Text
 Encode = Callable[[Any, list[str], torch.device], tuple[Text, Text]]
 """``(pipeline, prompts, device) -> (their embeddings, the null condition's)``."""
 
-
-def encode_sd(pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Text, Text]:
-    """Stable Diffusion 1.x and 2.x: the null condition is the empty prompt."""
-    hidden, null = pipeline.encode_prompt(
-        prompt=prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=True
-    )
-    return Text(hidden), Text(null[:1])
-
-
-def encode_sdxl(pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Text, Text]:
-    """SDXL: the null condition is the empty prompt, or zeros where the pipeline says so."""
-    hidden, null, pooled, null_pooled = pipeline.encode_prompt(
-        prompt=prompts, device=device, do_classifier_free_guidance=True
-    )
-    return Text(hidden, pooled), Text(null[:1], null_pooled[:1])
-
-
-def encode_sd3(pipeline: Any, prompts: list[str], device: torch.device, tokens: int) -> tuple[Text, Text]:
-    """Stable Diffusion 3: the null condition is the empty prompt."""
-    hidden, null, pooled, null_pooled = pipeline.encode_prompt(
-        prompt=prompts, prompt_2=None, prompt_3=None, device=device, max_sequence_length=tokens
-    )
-    return Text(hidden, pooled), Text(null[:1], null_pooled[:1])
-
-
-def encode_flux(pipeline: Any, prompts: list[str], device: torch.device, tokens: int) -> tuple[Text, Text]:
-    """FLUX.1, whose pipeline names no null condition: the empty prompt is encoded like the others."""
-    hidden, pooled, _ = pipeline.encode_prompt(
-        prompt=[*prompts, ""], prompt_2=None, device=device, max_sequence_length=tokens
-    )
-    return Text(hidden[:-1], pooled[:-1]), Text(hidden[-1:], pooled[-1:])
+_LAST = slice(-2, None)
 
 
 @torch.no_grad()
@@ -53,17 +25,38 @@ def embed(pipeline: Any, prompts: Sequence[str], device: torch.device, encode: E
     chunks = [list(prompts[i : i + 32]) for i in range(0, len(prompts), 32)] or [[""]]
     known, nulls = zip(*(encode(pipeline, chunk, device) for chunk in chunks), strict=True)
     texts = [*known, nulls[0]] if prompts else [nulls[0]]
-    columns = {name: [getattr(text, name) for text in texts] for name in ("hidden", "pooled")}
-    parts = {name: torch.cat(column) for name, column in columns.items() if column[0] is not None}
+    columns = {name: [getattr(text, name) for text in texts] for name in Text._fields}
+    parts = {name: _stacked(column) for name, column in columns.items() if column[0] is not None}
     return PromptBank(Text(**parts), prompts)
 
 
-def sized_for(bank: PromptBank, pixels: tuple[int, int]) -> PromptBank:
-    """Return a bank that tells each row the size of images, as SDXL wants it; refuse one that tells another."""
+def padded(texts: Sequence[Tensor]) -> Text:
+    """Return embeddings of prompts of different lengths, ``(L, F)`` each, as rows with a mask of their tokens."""
+    lengths = torch.tensor([len(text) for text in texts], device=texts[0].device)
+    hidden = pad_sequence(list(texts), batch_first=True)
+    return Text(hidden, mask=torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Rows one below the other; shorter ones are filled with zeros, which their masks leave out."""
+    if parts[0].ndim == 1 or len({part.shape[1] for part in parts}) == 1:
+        return torch.cat(list(parts))
+    return pad_sequence([row for part in parts for row in part], batch_first=True)
+
+
+def sized_for(bank: PromptBank, told: Sequence[int], pixels: tuple[int, int], place: slice = _LAST) -> PromptBank:
+    """Return a bank that tells each row the size of images; refuse one that tells another.
+
+    Args:
+        bank: with sizes or without.
+        told: the numbers that networks are told of such images.
+        pixels: height and width.
+        place: of these two among the numbers.
+    """
     if bank.time_ids is None:
-        ids = bank.hidden.new_tensor([*pixels, 0, 0, *pixels]).repeat(len(bank.hidden), 1)
-        return PromptBank(Text(bank.hidden, bank.pooled, ids), bank.prompts)
-    sizes = bank.time_ids[:, 4:6]
+        ids = bank.hidden.new_tensor(told).repeat(len(bank.hidden), 1)
+        return PromptBank(bank.text._replace(time_ids=ids), bank.prompts)
+    sizes = bank.time_ids[:, place]
     if (sizes != sizes.new_tensor(pixels)).any():
         raise Refusal(
             f"the prompt bank was made for images of {[int(side) for side in sizes[0]]} pixels, not {list(pixels)}. "

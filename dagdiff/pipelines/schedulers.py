@@ -7,6 +7,7 @@ first whose grid is the student's is taken. Where no configuration has the grid,
 sigmas. What can't be told at all is refused by name. The way back is :mod:`dagdiff.pipelines.few_step`.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     LCMScheduler,
+    UniPCMultistepScheduler,
 )
 
 from dagdiff.checks import Refusal, check_times
@@ -113,7 +115,7 @@ def usual_times(transition: Transition, law: NoiseLaw, steps: int, timesteps: Se
         named = torch.tensor(told.get("timesteps", timesteps), dtype=torch.float64)
         return law.times(named)
     if isinstance(law.schedule, FlowSchedule):
-        return step_grid(steps) if law.scheduler is None else read_grid(_of_base(transition, law), law, steps)
+        return step_grid(steps) if law.scheduler is None else _usual_of_base(transition, law, steps)
     if steps > law.entries:
         raise Refusal(f"a clock of {law.entries} timesteps has no {steps} steps. Pass --steps {law.entries} or less.")
     if not isinstance(transition, Ddim | Renoise):
@@ -175,8 +177,8 @@ def _candidates(
             )
         kind = FlowMatchLCMScheduler if renoising else FlowMatchEulerDiscreteScheduler
         even = {"shift": 1.0, "shift_terminal": 1.0 / steps if steps > 1 else None}
-        if law.scheduler is not None:
-            yield lambda: _of_base(transition, law), None
+        if law.scheduler is not None and not _rounds(law.scheduler):
+            yield lambda: _of_base(transition, law, steps), None
         yield lambda: kind(num_train_timesteps=law.entries, **even), None
         yield lambda: kind(num_train_timesteps=law.entries, shift=1.0), asked
         return
@@ -217,17 +219,30 @@ def _renoises(transition: Transition) -> bool:
     )
 
 
-def _of_base(transition: Transition, law: NoiseLaw) -> Any:
+def _usual_of_base(transition: Transition, law: NoiseLaw, steps: int) -> Times:
+    """The times that the teacher's own pipeline visits in so many steps, from pure noise on."""
+    if not _rounds(law.scheduler):
+        return read_grid(_of_base(transition, law, steps), law, steps)
+    times = read_grid(copy.deepcopy(law.scheduler), law, steps)
+    times[0] = 1.0  # its tables begin a thousandth below
+    return times
+
+
+def _rounds(scheduler: Any) -> bool:
+    """Whether a scheduler of rectified flow asks at whole timesteps, as DPM-Solver and UniPC do.
+
+    A student is asked at its times themselves, so it leaves with a scheduler that does not round.
+    """
+    return isinstance(scheduler, DPMSolverMultistepScheduler | UniPCMultistepScheduler)
+
+
+def _of_base(transition: Transition, law: NoiseLaw, steps: int) -> Any:
     """The scheduler of the student's law that is spaced as the one of its teacher's pipeline on rectified flow."""
     base: Any = law.scheduler
-    renoising = isinstance(transition, Renoise)
-    multistep = isinstance(base, DPMSolverMultistepScheduler)
-    if multistep and not renoising:
-        first = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
-        return DPMSolverMultistepScheduler.from_config(base.config, **first)
-    kind = FlowMatchLCMScheduler if renoising else FlowMatchEulerDiscreteScheduler
+    kind = FlowMatchLCMScheduler if isinstance(transition, Renoise) else FlowMatchEulerDiscreteScheduler
     config = {name: value for name, value in base.config.items() if name in _SPACED}
-    config.setdefault("shift", base.config.get("flow_shift") or 1.0)
+    if steps == 1:
+        config["shift_terminal"] = None  # the first time can't be stretched to be the last one too
     return kind(**config)
 
 

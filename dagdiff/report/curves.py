@@ -88,6 +88,34 @@ def quality_by_nfe(
     return figure
 
 
+def quality_by_evaluations(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], ylabel: str = "energy distance"
+) -> Figure:
+    """Draw quality against what the expert was asked in training: a panel an objective, a line a variant.
+
+    Args:
+        panels: objective -> variant -> evaluations of the expert, and the interval over seeds.
+        ylabel: what quality is, with its unit; smaller is better.
+    """
+    figure, grid = make_grid(len(panels), min(len(panels), 3), 4.6, 3.6)
+    for axes, (title, variants) in zip(grid, panels.items(), strict=True):
+        others = [name for name in variants if name not in VARIANTS]
+        shades = dict(zip(others, colormaps["tab20"](np.linspace(0.0, 1.0, max(len(others), 2))), strict=False))
+        for variant, looks in variants.items():
+            x = [evaluations for evaluations, _ in looks]
+            mean, low, high = zip(*(interval for _, interval in looks), strict=True)
+            colour = VARIANTS[variant] if variant in VARIANTS else shades[variant]
+            style = "-" if variant in VARIANTS else "--"
+            axes.plot(x, mean, style, marker="o", ms=3, color=colour, label=variant_name(variant))
+            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1.0)
+        dress(axes, title, "evaluations of the expert in training")
+    grid[0].set_ylabel(ylabel)
+    legend_below(figure, grid)
+    return figure
+
+
 def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw a run, round by round: the loss at each step on forward, own and expert states, and the held-out loss.
 

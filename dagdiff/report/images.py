@@ -6,13 +6,14 @@ without smoothing: a pixel is a square.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from dagdiff.checkpoint import write_atomically
 from dagdiff.checks import Refusal
@@ -51,6 +52,37 @@ def image_chains(panels: Mapping[str, Points], shown: int = 4) -> Figure:
     for axes, (title, chains) in zip(grid, panels.items(), strict=True):
         some = chains[:shown]
         _show(axes, title, some.reshape(-1, *some.shape[2:]), across=some.shape[1])
+    return figure
+
+
+def handed_panels(handed: Tensor, decode: Callable[[Tensor], Tensor] = lambda states: states) -> Figure:
+    """Draw ends ``(n, K + 1, *D)`` of chains that change hands, one noise a column, a row for each step.
+
+    Args:
+        handed: where the teacher ends that takes the student's chain over at step 0 to K.
+        decode: makes images ``(B, C, H, W)`` of states.
+
+    Raises:
+        Refusal: if they are no images.
+    """
+    rows = [decode(handed[:, step]).float().numpy(force=True) for step in range(handed.shape[1])]
+    if rows[0].ndim != 4:
+        raise Refusal(f"ends must be images to be drawn; got states of shape {tuple(handed.shape[2:])}. Leave it away.")
+    last, height, width = len(rows) - 1, rows[0].shape[2], rows[0].shape[3]
+    seen = 3 if rows[0].shape[1] >= 3 else 1
+    figure = Figure(figsize=(2.2 + 0.9 * len(handed), 0.4 + 0.9 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    picture = mosaic(np.concatenate(rows)[:, :seen], across=len(handed))
+    axes.imshow(picture if seen == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
+    names = ["teacher", *(f"student before step {step}" for step in range(1, last)), "student"]
+    axes.set_yticks([(height + 1) * row + height / 2 for row in range(last + 1)], names)
+    axes.set_xticks(
+        [(width + 1) * place + width / 2 for place in range(len(handed))], [str(place) for place in range(len(handed))]
+    )
+    axes.set_xlabel("noise: a column starts from one noise")
+    axes.set_title("ends; from the named step on the teacher acts" if last > 1 else "ends", fontsize=9)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
     return figure
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from dagdiff import __version__
 from dagdiff.checkpoint import save_text
 from dagdiff.metrics.statistics import Interval
-from dagdiff.report.curves import StepLosses, loss_by_step, quality_by_nfe
+from dagdiff.report.curves import StepLosses, loss_by_step, quality_by_evaluations, quality_by_nfe
 from dagdiff.report.explorer import explored
 from dagdiff.report.figures import OTHER, ROLES, VARIANTS, Points, to_data_uri
 from dagdiff.report.forest import MOST, forest_figure
@@ -159,7 +159,7 @@ def _figures(results: Results, case: str, rows: Sequence[Row], dpi: int) -> dict
     seen = image_chains(chains) if _is_images(world) else chain_panels(chains, world["truth"])
     drawn: dict[str, Figure] = {"chains": seen}
     drawn |= {"losses": _losses(main)} if pair else {}
-    drawn |= {"quality": _quality(rows, reference), **_study(rows)}
+    drawn |= {"quality": _quality(rows, reference), **_course(rows), **_study(rows)}
     return {
         **{name: to_data_uri(figure, dpi) for name, figure in drawn.items()},
         "samples": {name: to_data_uri(figure, dpi) for name, figure in _clouds(results, world, main).items()},
@@ -218,6 +218,15 @@ def _quality(rows: Sequence[Row], reference: Mapping[str, Any]) -> Figure:
     expert = {steps: scale * found[metric] for steps, found in reference["expert_by_nfe"].items()}
     panels = panels or {"no student measured": {}}
     return quality_by_nfe(panels, expert, scale * reference["floor"][metric], quantity(metric))
+
+
+def _course(rows: Sequence[Row]) -> dict[str, Figure]:
+    """Quality against what the expert was asked, where students were scored while they trained."""
+    panels: dict[str, dict[str, list[tuple[float, Interval]]]] = {}
+    for _, row in distinct([row for row in rows if row.course]):
+        looks = [(look.evaluations, scaled(look.distance, row.judged_by)) for look in row.course]
+        panels.setdefault(title(row, rows), {})[row.variant] = looks
+    return {"course": quality_by_evaluations(panels, quantity(rows[0].judged_by))} if panels else {}
 
 
 def _study(rows: Sequence[Row]) -> dict[str, Figure]:

@@ -1,7 +1,7 @@
 """Records: the runs that ``results.json`` holds, as it is read; and what older files call by other names."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,7 +22,8 @@ class Record:
 
     ``about`` says in words what sets its comparison apart from the plain one, ``case`` (the task and that) names its
     yardsticks, ``expert`` holds the scores of its expert in the student's place, from the same noise (of older files:
-    nothing), and ``milliseconds`` is the CPU time of an update, in suites that measure it.
+    nothing), ``milliseconds`` is the CPU time of an update, in suites that measure it, and ``course`` a list for each
+    number of what it scored and had cost while it trained, in suites that look.
     """
 
     task: str
@@ -45,14 +46,17 @@ class Record:
     substeps: int = 0
     milliseconds: float = math.nan
     expert: Scores = field(default_factory=Scores)
+    course: dict[str, Sequence[float]] = field(default_factory=dict)
 
 
-_LATER = {"setup": "", "about": "", "case": "", "substeps": 0, "milliseconds": math.nan, "expert": {}}
+_LATER = {"setup": "", "about": "", "case": "", "substeps": 0, "milliseconds": math.nan, "expert": {},
+          "course": {}}  # fmt: skip
 """What older files lack, and what it is then."""
 
 _SCORES = {str: (float, None)}
 _KINDS: dict[Any, Any] = {
     str: str, int: int, float: (float, None), list[float]: [float], Scores: _SCORES,
+    dict[str, Sequence[float]]: {str: [(float, None)]},
     dict[str, list[float]]: {name: [(float, None)] for name in ("t", "loss_forward", "loss_own")},
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ seeds, with a bootstrap interval. Beside every student stand its two yardsticks:
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from dagdiff.metrics.base import Number
@@ -36,6 +37,13 @@ class Difference(NamedTuple):
     theirs: float
     seeds: int
     improvement: float
+
+
+class Look(NamedTuple):
+    """What students scored at a moment of their training: the expert's evaluations by then, and the distance."""
+
+    evaluations: float
+    distance: Interval
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,18 @@ class Row:
     def left(self) -> Excess | None:
         """The part of forward's gap to the expert that remains."""
         return self.remaining.get("forward")
+
+    @cached_property
+    def course(self) -> list[Look]:
+        """The looks at its runs while they trained, means over seeds; empty where nobody looked."""
+        courses = [record.course for record in self.records if self.judged_by in record.course]
+        columns = [zip(*(each[name] for each in courses), strict=True) for name in ("nfe_expert", self.judged_by)]
+        looks = [(sum(spent) / len(spent), mean_over(found)) for spent, found in zip(*columns, strict=True)]
+        return [Look(evaluations, distance) for evaluations, distance in looks if distance]
+
+    def at(self, evaluations: float) -> Interval | None:
+        """The distance at the last look before the expert had answered more often than that."""
+        return next((look.distance for look in reversed(self.course) if look.evaluations <= evaluations), None)
 
     def minus(self, baseline: str) -> Difference | None:
         """Return the distance minus that of a baseline, if they were compared."""

@@ -17,8 +17,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dagdiff.checks import Refusal, check_path
+from dagdiff.importing import reach_working_folder
 from dagdiff.reading import has_aliases
-from dagdiff.runs.parts import GIVEN, PARTS, reach_working_folder, resolve
+from dagdiff.runs.parts import GIVEN, PARTS, resolve
 from dagdiff.runs.recipes import Usual, usual
 from dagdiff.runs.settings import Settings, check_settings
 from dagdiff.runs.trust import names_code

@@ -139,7 +139,7 @@ class Experiment:
             denoiser,
             self.task.schedule,
             chosen.substeps,
-            chosen.guidance,
+            self.task.unmet(chosen.guidance),
             self.threshold,
             solver=solver,
             span=self.span,

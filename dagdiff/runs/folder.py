@@ -180,7 +180,7 @@ def _closed(experiment: Experiment, loop: DAgger, keeper: Keeper, out: Path, pro
     nfe = {"nfe_student": rounds[-1].nfe_student, "nfe_expert": rounds[-1].nfe_expert, "seconds": rounds[-1].seconds}
     if loop.gathering.ready is not None:
         nfe["nfe_gathered"] = loop.gathering.ready.saved
-    teacher = {**level._asdict(), "behind": level.behind}
+    teacher = {**level._asdict(), "difference": list(level.difference), "behind": level.behind}
     report = {"metrics": metrics, "by_step": by_step, "teacher": teacher, "best": best, **nfe, "versions": keeper.made}
     save_json(out / "metrics.json", report)
     keeper.draw()

@@ -29,6 +29,9 @@ _LABELS = (
 _LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None, "compile": False, "value_range": None}
 """Settings with the value that leaves a run what it was before they were there."""
 
+_LATER_OF_PIPELINES: dict[str, Any] = {"family": None, "few_step": False, "lora": None}
+"""The same for what is told of a pipeline."""
+
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run is: its configuration, without places, and the versions of the code that defines it.
@@ -44,6 +47,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {
         name: value for name, value in config.items() if name not in _PLACES and (name, value) not in _LATER.items()
     }
+    if isinstance(settings.get("pipeline"), Mapping):
+        told = settings["pipeline"].items()
+        settings["pipeline"] = {each: value for each, value in told if (each, value) not in _LATER_OF_PIPELINES.items()}
     found = {"settings": settings, "code": CODE, "parts": own}
     return found | ({"gathered": gathered(Path(config["gathered"]))} if config.get("gathered") else {})
 

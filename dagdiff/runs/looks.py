@@ -4,10 +4,13 @@ All looks of a run start from the same noise, so equal places of two pictures sh
 ``looks/round-0005.png`` is the picture of a round, and ``looks.csv`` holds the numbers of all, a line each.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from dagdiff import engine
 from dagdiff.checkpoint import save_csv
@@ -27,17 +30,33 @@ class Look(NamedTuple):
     numbers: dict[str, float]
 
 
-def glance(experiment: Experiment) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return what the student makes now beside the data and the truth, and what it scores; nobody is charged.
+def look(experiment: Experiment) -> dict[str, float]:
+    """Return what the student scores now; nobody is charged, and no random stream of the run is moved.
 
-    No random stream of the run is moved. Scores are the task's few that are quick (``Task.looked``) and the run's own.
+    Scores are the task's few that are quick (``Task.looked``) and the run's own.
     """
-    n, task = experiment.settings.samples, experiment.task
+    with _aside(experiment):
+        return _scores(experiment, experiment.sample(experiment.settings.samples, seed=0))
+
+
+def glance(experiment: Experiment) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what the student makes now beside the data and the truth, and what it scores, as :func:`look` does."""
+    with _aside(experiment):
+        samples = experiment.sample(experiment.settings.samples, seed=0)
+        return experiment.clouds(samples), _scores(experiment, samples)
+
+
+@contextmanager
+def _aside(experiment: Experiment) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), experiment.expert.ledger.free():
-        samples = experiment.sample(n, seed=0)
-        _, asked, _ = experiment.start(n, seed=0)
-        truth = task.truth(n, experiment.generator(4), experiment.generator(5), asked)
-        return experiment.clouds(samples), score((*task.looked, *experiment.metrics), samples, truth)
+        yield
+
+
+def _scores(experiment: Experiment, samples: Tensor) -> dict[str, float]:
+    task, n = experiment.task, len(samples)
+    _, asked, _ = experiment.start(n, seed=0)
+    truth = task.truth(n, experiment.generator(4), experiment.generator(5), asked)
+    return score((*task.looked, *experiment.metrics), samples, truth)
 
 
 class Looks:

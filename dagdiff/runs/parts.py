@@ -4,15 +4,12 @@ A part is imported when it is needed, and no sooner: names are listed and descri
 (:mod:`dagdiff.runs.described`).
 """
 
-import importlib
 import inspect
-import pkgutil
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from dagdiff.checks import Refusal, check_in
+from dagdiff.checks import check_in
+from dagdiff.importing import imported, reach_working_folder
 from dagdiff.runs.installed import with_installed
 from dagdiff.tasks.names import MIXTURES, PIPELINE, read_name
 
@@ -48,6 +45,8 @@ PARTS: dict[str, dict[str, str]] = {
         "fresh-unet": "dagdiff.tasks.images.fresh_unet",
         "pipeline": "dagdiff.tasks.pipeline.pipeline_student",
         "lora": "dagdiff.tasks.pipeline.adapted_student",
+        "few-step": "dagdiff.tasks.pipeline.few_step_student",
+        "few-step-lora": "dagdiff.tasks.pipeline.adapted_few_step_student",
     },
     "data": {},
     "solver": {
@@ -92,7 +91,8 @@ an import path."""
 HELP = {
     "objective": "what the student is asked to match",
     "expert": "the teacher; by default exact for mixtures, else learned; unet or pipeline for such tasks",
-    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline",
+    "policy": "the student's network; by default expert, where that is a network, else teacher or unet; or pipeline; "
+    "or the folder of a run or of a few-step pipeline to start from",
     "data": "what forward states are made of, anything with sample(n, generator); by default the task's set",
     "solver": "how the expert makes a sub-step",
     "threshold": "the reflected operator, on expert, targets and rollouts; by default of pipelines teacher",
@@ -165,19 +165,6 @@ def resolve(part: str, name: str) -> Callable[..., Any]:
     return imported(part, path)
 
 
-def imported(part: str, path: str) -> Callable[..., Any]:
-    """Return the callable at an import path; reject with the near miss, by what it is to be (``part``)."""
-    found, rest = _longest_module(part, path)
-    for attribute in rest:
-        if not hasattr(found, attribute):
-            check_in(f"{part} in {getattr(found, '__name__', path)}", attribute, _public(found))
-        found = getattr(found, attribute)
-    if not callable(found):
-        raise Refusal(f"{part} {path!r} is not a class or a function. Name one, such as mypkg.mine.MyClass.")
-    kind: Callable[..., Any] = found
-    return kind
-
-
 def canonical(part: str, name: str) -> str:
     """Return the short name of what ``name`` names, where it has one, so that a run is spelled in one way."""
     _, dot, last = name.rpartition(".")
@@ -208,13 +195,6 @@ def known(part: str) -> str:
     return " ".join([", ".join(registered), "or" if registered else "", "an import path"]).strip()
 
 
-def reach_working_folder() -> None:
-    """Let import paths lead into the working folder too, last of all: a ``profile.py`` there hides nobody's module."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-
-
 def _metrics() -> dict[str, str]:
     from dagdiff.metrics.names import metric_paths  # it loads torch
 
@@ -225,22 +205,3 @@ def _is_network(kind: Any) -> bool:
     from torch import nn
 
     return inspect.isclass(kind) and issubclass(kind, nn.Module)
-
-
-def _public(owner: Any) -> list[str]:
-    """The names of what an import path may lead to next: classes, functions, and a package's modules."""
-    named = [key for key, value in vars(owner).items() if callable(value) and not key.startswith("_")]
-    return named + [module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", []))]
-
-
-def _longest_module(part: str, path: str) -> tuple[Any, list[str]]:
-    """Import the longest leading part of ``path`` that is a module; return it and the attributes that are left."""
-    names = path.split(".")
-    for cut in range(len(names) - 1, 0, -1):
-        module = ".".join(names[:cut])
-        try:
-            return importlib.import_module(module), names[cut:]
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise Refusal(f"{part} {path!r} needs the package {error.name!r}, which is not installed.") from None
-    raise Refusal(f"{part} {path!r}: no module named {names[0]!r}. Run from its folder, or install it.")

@@ -210,7 +210,7 @@ def _refuse_second_teacher(given: Mapping[str, Any], named: Mapping[str, str], o
 
 def pipeline_kind(path: str | None, policy: str) -> str:
     """Return the name of the recipe that suits a pipeline, told from its policy and the files that describe it."""
-    if policy == "lora":
+    if policy in ("lora", "few-step-lora"):
         return "lora"
     if not path:
         return "latents"

@@ -107,10 +107,13 @@ def with_absolute_paths(config: Config) -> Config:
         found["task"] = os.path.abspath(name.world) + name.text[len(name.world) :]
     if isinstance(config.get("pipeline"), Mapping):
         chosen = dict(config["pipeline"])
-        for option in ("path", "prompts", "images"):
+        for option in ("path", "prompts", "images", "lora"):
             if isinstance(chosen.get(option), str) and os.path.exists(chosen[option]):
                 chosen[option] = os.path.abspath(chosen[option])
         found["pipeline"] = chosen
+    policy = config.get("policy")
+    if isinstance(policy, Mapping) and isinstance(policy.get("path"), str) and os.path.exists(policy["path"]):
+        found["policy"] = {**policy, "path": os.path.abspath(policy["path"])}
     for option in ("memmap", "start"):
         if config.get(option):
             found[option] = os.path.abspath(config[option])

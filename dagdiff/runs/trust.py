@@ -39,6 +39,10 @@ def check_registered(config: Mapping[str, Any], file: Path) -> None:
             raise Refusal(f"{file} holds {_short(name)} where {part} has its name. Make the run again.")
         if name and "." in name and name not in names(part).values():
             raise _untrusted(file, f"{part} {_short(name)}")
+        if name in _STARTS:
+            if options.get("allow_pickle", False) is not False:
+                raise _untrusted(file, f"{part}.allow_pickle")
+            options = {option: value for option, value in options.items() if option not in ("path", "variant")}
         for option, value in options.items():
             if not _is_data(value):
                 raise _untrusted(file, f"{part}.{option} {_short(value)}")
@@ -51,6 +55,9 @@ def check_registered(config: Mapping[str, Any], file: Path) -> None:
         raise Refusal(f"{file} holds {_short(pipeline)} where pipeline has its options. Make the run again.")
     if pipeline.get("allow_pickle", False) is not False:
         raise _untrusted(file, "pipeline.allow_pickle")
+    family = pipeline.get("family")
+    if family is not None and not (isinstance(family, str) and family.isidentifier()):
+        raise _untrusted(file, f"pipeline.family {_short(family)}")
 
 
 def check_plain(content: Any, file: Path) -> None:
@@ -76,10 +83,15 @@ def check_plain(content: Any, file: Path) -> None:
 def names_code(given: Mapping[str, Any]) -> bool:
     """Whether an option of a part, among names and values, names somebody's function or class by its path."""
     return any(
-        name.partition(".")[0] in PARTS and isinstance(value, str) and _FOREIGN.match(value)
+        (name.partition(".")[0] in PARTS or name == "pipeline.family")
+        and isinstance(value, str)
+        and _FOREIGN.match(value)
         for name, value in given.items()
     )
 
+
+_STARTS = ("few-step", "few-step-lora")
+"""Parts of ours that take a pipeline's place as plain text, which is never imported."""
 
 _FOREIGN = re.compile(r"(?!dagdiff\.)[^\W\d]\w*\.[^\W\d]")
 

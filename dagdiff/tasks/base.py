@@ -96,6 +96,10 @@ class Task:
         """What the expert makes of the same noise, if samples are compared one by one; in 2-D they are not."""
         return None
 
+    def unmet(self, guidance: float) -> float:
+        """Return the weight of classifier-free guidance that the expert has to add to reach the one asked for."""
+        return guidance
+
     def probes(self, samples: int) -> int:
         """How many chains measure the held-out losses, where so many samples are scored."""
         return samples // 2

@@ -1,9 +1,9 @@
 """The task ``pipeline``: distil a diffusers pipeline that somebody has trained, from a folder or from the hub.
 
-The pipeline's network is the expert, and the student starts as a copy of it (``--policy pipeline``) or as that network
-with low-rank adapters (``--policy lora``). Schedule and threshold are the teacher's own; states are its pixels or
-latents, conditions its classes or the prompts that are given; what stands for data is said in
-:mod:`dagdiff.tasks.pipeline_data`. The pipeline is read once in a process.
+The pipeline's network is the expert, and the student starts as a copy of it (``--policy pipeline``), as that network
+with low-rank adapters (``--policy lora``), or as a few-step model that is there already (``--policy FOLDER``). Schedule
+and threshold are the teacher's own; states are its pixels or latents, conditions its classes or the prompts that are
+given; what stands for data is said in :mod:`dagdiff.tasks.pipeline_data`. The pipeline is read once in a process.
 
 There is no labelled test set, so samples are scored by the teacher: ``state_gap`` is the mean squared distance to what
 it makes of the same noise, and ``energy`` the energy distance to its samples from other noise. The gap suits students
@@ -27,6 +27,8 @@ from dagdiff.metrics.teacher import TeacherSamples
 from dagdiff.metrics.truth import Truth
 from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.conditions import Text
+from dagdiff.pipelines.families.named import named_family
+from dagdiff.pipelines.few_step import load_start, with_lora
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
@@ -61,6 +63,10 @@ class PipelineSettings:
         own_steps: the steps of each of them.
         timesteps: at which the student asks its network, falling, e.g. 999,749,499,249; null takes those that its
             pipeline's own call will run.
+        family: how its network is asked: the class of a network that dagdiff serves, or the import path of a family of
+            your own; null finds it by the network's class.
+        few_step: take a teacher that seems to be a few-step model itself.
+        lora: a file or folder of adapters that are added to the expert's weights, e.g. a style that was trained on it.
     """
 
     path: str | None = None
@@ -75,6 +81,9 @@ class PipelineSettings:
     own_samples: int = 256
     own_steps: int = 50
     timesteps: list[float] | None = None
+    family: str | None = None
+    few_step: bool = False
+    lora: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,11 @@ class PipelineTask(Task):
         p, reference = len(truth.paired), truth.paired.to(student.device)
         return compare(Energy(), student[p:], teacher[p:], replace(truth, reference=reference, paired=None))
 
+    def unmet(self, guidance: float) -> float:
+        """Return 1 of a network that is told the weight itself."""
+        network = self.teacher.network
+        return guidance if network.family.embedded(network.body.config) is None else 1.0
+
     def probes(self, samples: int) -> int:
         """Half of the samples are paired with the teacher's, 32 at most."""
         return min(samples // 2, 32)
@@ -149,7 +163,7 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
         )
     if schedule is not None:
         raise Refusal("--schedule is not for a pipeline: its network knows one schedule, its own. Leave it away.")
-    teacher = load_teacher(chosen, settings.device)
+    teacher = load_teacher(chosen, settings.device, settings.guidance)
     conditions: Any = teacher.network.conditions
     probe = conditions.draw(1)
     if probe is not None and int(probe) < 0:
@@ -163,7 +177,8 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     if reach is not None and (chosen.images is None or not Path(chosen.images).is_file()):
         raise Refusal("value_range is for --pipeline.images with a .npy or .npz file. Leave it away.")
     if chosen.images is None:
-        read = partial(own_samples, teacher, chosen.own_samples, chosen.own_steps, settings.guidance)
+        weight = teacher.guided(settings.guidance)
+        read = partial(own_samples, teacher, chosen.own_samples, chosen.own_steps, weight)
     else:
         told = Path(chosen.images), chosen.prompt_column, settings.skip_broken, reach and (reach[0], reach[1])
         read = partial(encoded_images, teacher, *told)
@@ -176,25 +191,42 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     )  # fmt: skip
 
 
-def load_teacher(chosen: Any, device: str) -> DiffusersExpert:
-    """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once."""
+def load_teacher(chosen: Any, device: str, guidance: float = 1.0) -> DiffusersExpert:
+    """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once.
+
+    A network that is told a weight of guidance is told ``guidance``.
+
+    Raises:
+        Refusal: if it can't be had, or seems to be a few-step model itself.
+    """
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
     captions = tuple(folder_captions(chosen.images, chosen.prompt_column, classes=not chosen.prompts))
     text = (chosen.prompts, chosen.prompt_column, captions)
     told = (chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
-    return _loaded(chosen.path, *text, *told, str(find_device(device)))
+    teacher = _loaded(chosen.path, *text, *told, str(find_device(device)), chosen.family, guidance, chosen.lora)
+    if teacher.few_step is not None and not chosen.few_step:
+        raise Refusal(
+            f"{chosen.path!r} seems to be a few-step model already ({teacher.few_step}): many steps of it are no "
+            "better than few, so it has nothing to teach. Name the many-step model that it was made from, or pass "
+            "--pipeline.few_step true to take it as it is."
+        )
+    return teacher
 
 
 @lru_cache(maxsize=2)
 def _loaded(
     path: str, prompts: str | None, column: str | None, captions: tuple[str, ...], sample_size: int | None,
     null_class: int | None, dtype: str, variant: str | None, allow_pickle: bool, device: str,
+    family: str | None = None, guidance: float = 1.0, lora: str | None = None,
 ) -> DiffusersExpert:  # fmt: skip
     asked = () if prompts is None else as_prompts(Path(prompts), column)
-    return DiffusersExpert.from_pretrained(
-        path, asked, sample_size, null_class, dtype, device, variant, allow_pickle=allow_pickle, captions=captions
-    )
+    teacher = DiffusersExpert.from_pretrained(
+        path, asked, sample_size, null_class, dtype, device, variant,
+        None if family is None else named_family(family), allow_pickle, captions,
+    )  # fmt: skip
+    teacher.guided(guidance)
+    return with_lora(teacher, path, lora, variant, allow_pickle) if lora else teacher
 
 
 def pipeline_expert(task: Task) -> nn.Module:
@@ -236,6 +268,60 @@ def adapted_student(
         gradient_checkpointing: keep fewer activations, and compute them again on the way back.
     """
     student = lora_student(_teacher(task), rank, alpha, ATTENTION if targets is None else targets)
+    return _checkpointed(student, gradient_checkpointing)
+
+
+def few_step_student(
+    task: Task,
+    path: str,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Student:
+    """A few-step model that others have made, all of it trained further: it keeps its few steps under a new expert.
+
+    Args:
+        task: the pipeline that is its expert.
+        path: a pipeline's folder (one of `dagdiff export` too) or a hub id.
+        variant: of its weight files, such as fp16.
+        allow_pickle: read its weights from pickles (.bin) where there are no safetensors; a pickle can run code.
+        gradient_checkpointing: keep fewer activations, and compute them again on the way back.
+    """
+    teacher = _teacher(task)
+    start = load_start(teacher, path, "float32", variant, allow_pickle)
+    if teacher.network.body.dtype != torch.float32:
+        start.network.conditions = _Cast(start.network.conditions, torch.float32)
+    student = Student(start.network.requires_grad_(True).train(), teacher.schedule, start.prediction)
+    return _checkpointed(student, gradient_checkpointing)
+
+
+def adapted_few_step_student(
+    task: Task,
+    path: str,
+    rank: int = 64,
+    alpha: float | None = None,
+    targets: list[str] | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Student:
+    """A frozen few-step model that others have made with low-rank adapters, which alone are trained, in float32.
+
+    Args:
+        task: the pipeline that is its expert.
+        path: a pipeline's folder (one of `dagdiff export` too) or a hub id.
+        rank: of the adapters.
+        alpha: their weight, times 1 / rank; null takes the rank.
+        targets: the ends of the names of the layers to adapt; null takes the attention's projections.
+        variant: of its weight files, such as fp16.
+        allow_pickle: read its weights from pickles (.bin) where there are no safetensors; a pickle can run code.
+        gradient_checkpointing: keep fewer activations, and compute them again on the way back.
+    """
+    teacher = _teacher(task)
+    kind = str(teacher.network.body.dtype).removeprefix("torch.")
+    start = load_start(teacher, path, kind, variant, allow_pickle)
+    student = lora_student(start, rank, alpha, ATTENTION if targets is None else targets)
+    student.schedule = teacher.schedule
     return _checkpointed(student, gradient_checkpointing)
 
 

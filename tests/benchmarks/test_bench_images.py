@@ -111,3 +111,12 @@ def test_a_small_suite_from_command_to_report(place: Path, capsys: pytest.Captur
     assert table(results).count("forward") >= 1
     assert main(["bench", "images", "--verify", "1", "--out", "out"]) == 0, capsys.readouterr().err
     assert "equal" in capsys.readouterr().out
+
+
+def test_each_seed_has_a_teacher_of_its_own_unless_the_settings_name_one() -> None:
+    cells = list(images.cells(images.Suite(tasks=["digits-biased"], seeds=3)))
+    assert {(cell.config["seed"], cell.config["expert"]["seed"]) for cell in cells} == {(0, 0), (1, 1), (2, 2)}
+    assert len({cell.setup for cell in cells}) == 3, "an objective each: teachers do not set runs apart"
+    for named in ({"expert": {"class": "unet", "seed": 5}}, {"expert.seed": 5}):
+        cells = list(images.cells(images.Suite(tasks=["digits-biased"], seeds=2, settings=named)))
+        assert {cell.config["expert"]["seed"] for cell in cells} == {5}

@@ -12,7 +12,10 @@ from dagdiff.benchmarks.running import executor
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.suites import imitation
 from dagdiff.benchmarks.suites.imitation import QUICK, VARIANTS, Suite
+from dagdiff.benchmarks.tables import at_equal_evaluations
 from dagdiff.checks import Refusal
+from dagdiff.report.page import write_report
+from dagdiff.report.results import Results
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import distil, open_run
@@ -85,7 +88,33 @@ def test_every_variant_runs(variant: str, tmp_path: Path) -> None:
     record = executor.run_cell(cell, tmp_path)
     assert record["variant"] == variant and record["metrics"]["energy"] > 0
     assert record["nfe_student"] > 0 < record["nfe_expert"]
+    spent = record["course"]["nfe_expert"]
+    assert len(record["course"]["energy"]) == len(spent) == TINY["rounds"]
+    assert spent == sorted(spent) and spent[-1] == record["nfe_expert"]
     json.dumps(record)
+
+
+def test_looks_change_no_run(tmp_path: Path) -> None:
+    (cell,) = imitation.cells(tiny(variants=["mixture"]))
+    looked, blind = (executor.run_cell(dataclasses.replace(cell, looks=n), tmp_path / str(n)) for n in (2, 0))
+    assert "course" not in blind and len(looked["course"]["energy"]) == 2
+    assert looked["metrics"] == pytest.approx(blind["metrics"], rel=0, abs=0, nan_ok=True)
+    assert looked["nfe_expert"] == blind["nfe_expert"]
+
+
+def test_variants_are_compared_at_equal_evaluations_of_the_expert(tmp_path: Path) -> None:
+    run_suite(imitation, tiny(variants=["forward", "mixture", "dagger"]), tmp_path / "out")
+    write_report(tmp_path / "out")
+    rows = {row.variant: row for row in Results.load(tmp_path / "out").rows}
+    budget = rows["dagger"].course[-1].evaluations
+    for row in rows.values():
+        affordable = [look for look in row.course if look.evaluations <= budget]
+        assert len(row.course) == TINY["rounds"]
+        assert row.at(budget) == (affordable[-1].distance if affordable else None)
+    lines = at_equal_evaluations(list(rows.values())).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| forward", "| mixture", "| dagger"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Quality against the expert&#39;s evaluations" in page or "Quality against the expert's evaluations" in page
 
 
 def test_epsilon_scaling_trains_the_same_student_and_samples_another_way() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dagdiff.benchmarks import compounding
+from dagdiff.benchmarks.running.nfe import predict_nfe
 from dagdiff.benchmarks.suites.labels import ENDS, QUICK, SOURCES, Suite, cells
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
@@ -38,6 +39,17 @@ def test_long_runs_are_as_long_as_they_say() -> None:
     found = list(cells(Suite(blocks=["long"], tasks=["gaussians8-matched"], seeds=1, updates=100)))
     assert [cell.config["updates"] for cell in found] == [100, 100, 400, 400, 1600, 1600]
     assert {cell.about for cell in found} == {"100 updates", "400 updates", "1,600 updates"}
+
+
+def test_priced_runs_cost_the_same_at_their_price() -> None:
+    for price in (1, 10):
+        found = [cell for cell in cells(Suite(blocks=["price"], seeds=1)) if cell.about == f"price {price}"]
+        costs = [predict_nfe(cell.config).at(price) for cell in found]
+        assert max(costs) < 1.1 * min(costs)
+        tasks = {cell.config["task"] for cell in found}
+        assert len({(cell.config["task"], cell.setup) for cell in found}) == len(tasks), "compared with each other"
+    updates = {cell.variant: cell.config["updates"] for cell in found}
+    assert updates["one step"] > updates["data, 8"] > updates["data, 16"] == 400
 
 
 @pytest.mark.parametrize(

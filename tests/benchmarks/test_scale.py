@@ -114,7 +114,21 @@ def test_a_gpu_machine_is_measured_up_to_all_its_cards() -> None:
 def test_lines_are_left_out_when_the_time_is_up() -> None:
     said: list[str] = []
     assert gpu.run(gpu.Options(device="cpu", tiny=True, minutes=0.0), 1, said.append) == []
-    assert said[0] == "left out, for the time is up: progressive" and len(said) == 8
+    assert said[0] == "left out, for the time is up: progressive" and len(said) == 9
+
+
+def test_what_a_device_does_not_allow_is_named_and_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(size: loops.Size, device: torch.device) -> loops.Timed:
+        if size.compiler:
+            raise RuntimeError("no graphs here")
+        return loops.Timed(1.0, 10.0, 100)
+
+    monkeypatch.setattr(gpu, "timed", refusing)
+    said: list[str] = []
+    rows = gpu.run(gpu.Options(device="cpu", tiny=True, rounds=1), 1, said.append)
+    assert [row["what"] for row in rows[:4]] == ["progressive", "consistency", "distribution", "bfloat16"]
+    assert "CUDA graphs: this device or torch does not allow it (no graphs here)" in said
+    assert not any("compiled" in row["what"] or "CUDA" in row["what"] for row in rows)
 
 
 def test_bench_gpu_measures_on_any_device(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

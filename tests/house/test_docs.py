@@ -166,6 +166,13 @@ def test_the_environment_of_extending_runs(capsys: pytest.CaptureFixture[str]) -
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_the_program_of_does_it_drift_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", text_of("does-it-drift.md"), flags=re.DOTALL)
+    exec(compile(code, "does-it-drift.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert "the student errs at every step" in "\n".join(lines) and len(lines[-1].split()) == 5
+
+
 def test_the_loop_and_the_chain_of_extending_run(capsys: pytest.CaptureFixture[str]) -> None:
     loop, chain = (code for told, code in blocks("python") if told and "mine.py" not in told)
     names: dict[str, Any] = {}

@@ -16,6 +16,7 @@ import dagdiff
 ROOMS = (
     "shapes",
     "checks",
+    "importing",
     "reading",
     "state",
     "checkpoint",

@@ -141,14 +141,21 @@ def test_tables() -> None:
         lambda x, t, c=None: torch.zeros_like(x), Expert(exact(CosineSchedule()), CosineSchedule()), data(50)
     )
     lines, row = format_shift(shift).splitlines(), shift.rows[1]
-    assert len(lines) == 2 * (2 + 4) + 1 + 2 and max(len(line) for line in lines) <= 110
-    assert lines[1].split()[:5] == ["step", "t", "forward", "expert", "own"]
+    legend = lines.index("", len(lines) - 10)
+    assert legend == (1 + 4) + 2 * (1 + 2 + 4) and len(lines) == legend + 1 + 8
+    assert max(len(line) for line in lines[:legend]) <= 110
+    error, low, high = row.step_error, row.step_error_low, row.step_error_high
+    assert lines[0].split()[:2] == ["step", "t"]
+    assert lines[2].split(None, 2)[2].startswith(f"{error:.3g} [{low:.3g}, {high:.3g}]")
+    assert f"{row.growth:.3g} [{row.growth_low:.3g}, {row.growth_high:.3g}]" in lines[2]
+    assert f"{100 * row.share:.0f} % [{100 * row.share_low:.0f}, {100 * row.share_high:.0f}]" in lines[2]
+    assert lines[7].split()[:5] == ["step", "t", "forward", "expert", "own"]
     losses = [f"{loss:.3g}" for loss in (row.loss_forward, row.loss_expert, row.loss_own)]
-    assert lines[3].split()[:5] == ["1", f"{row.t:.2f}", *losses]
+    assert lines[9].split()[:5] == ["1", f"{row.t:.2f}", *losses]
     mean, low, high = row.errors_ratio
-    assert f"{mean:.2f}x [{low:.2f}, {high:.2f}]" in lines[3]
-    assert f"{0.5 + 2 * row.accuracy_error:.3f}" in lines[-2]
-    assert lines[-1].endswith(f"between {shift.ends.low:.3g} and {shift.ends.high:.3g}")
+    assert f"{mean:.2f}x [{low:.2f}, {high:.2f}]" in lines[9]
+    assert f"{0.5 + 2 * row.accuracy_error:.3f}" in lines[-3]
+    assert lines[-2].endswith(f"between {shift.ends.low:.3g} and {shift.ends.high:.3g}")
     assert list(row.as_row())[-2:] == ["data_mismatch", "own_errors"]
     losses = {"loss_forward": row.loss_forward, "loss_expert": row.loss_expert, "loss_own": row.loss_own}
     assert gaps(losses) == pytest.approx(

@@ -88,3 +88,13 @@ def test_a_distance_of_parts_is_their_mean_for_the_standing_too() -> None:
     halves = [Energy().between(part, reference) for part in student.split(10)]
     found = compare(Energy(by_parts=True), student, teacher, Truth(reference))
     assert found.metric == "energy" and found.student == pytest.approx(sum(halves) / 2)
+
+
+def test_the_difference_has_an_interval_that_holds_the_truth_about_as_often_as_it_says() -> None:
+    """Two clouds of one distribution differ by nothing: 95 % of the intervals hold 0."""
+    held = 0
+    for trial in range(60):
+        student, teacher, reference = (normal(100, 2, seed=1000 * part + trial) for part in range(3))
+        found = compare(Energy(), student, teacher, Truth(reference)).difference
+        held += found.low <= 0.0 <= found.high
+    assert held >= 52

@@ -1,0 +1,1 @@
+"""Small diffusers pipelines with random weights, one of each family: stand-ins for the hub's."""
