@@ -135,8 +135,8 @@ scatter_panels({name: points.numpy() for name, points in clouds.items()}, half=2
 #
 # The squared distance asks for the *mean* of all ends that a state may lead to, the plain distance for something like
 # their *median*. Under fresh noise many ends fit one state, and a mean lies between them. So the squared distance blurs
-# more: its samples lie farther from the table. Its energy distance is no worse here, for blur within a moon costs little.
-# One run each.
+# more: its samples lie farther from the table. Its energy distance is no worse here, for blur within a moon costs
+# little. One run each.
 
 # %%
 clouds = {"distance": train(soft, PathEnd(1)), "squared distance": train(soft, PathEnd(2))}
