@@ -46,8 +46,8 @@ def main(words: Sequence[str]) -> None:
         keep(Path(folder), KEPT / name)
         for page in dict.fromkeys(made.page for made in TABLES.values() if name in made.results):
             save_text(page, filled(page.read_text(encoding="utf-8"), page, KEPT))
-        for path, draw in STUDY_FIGURES.items() if name == "study" else ():
-            figures.save(draw(Results.load(KEPT / name)), path, source=source(KEPT / name))
+        for place, drawn in STUDY_FIGURES.items() if name == "study" else ():
+            figures.save(drawn(Results.load(KEPT / name)), place, source=source(KEPT / name))
 
 
 def keep(folder: Path, place: Path) -> None:

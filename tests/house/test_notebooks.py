@@ -110,6 +110,13 @@ def test_outputs_are_there_clean_and_small(source: Path) -> None:
     assert source.with_suffix(".ipynb").stat().st_size < LARGEST
 
 
+def test_progress_is_not_saved_and_warnings_are() -> None:
+    told = "dagdiff: training: 400 of 1200 updates (33 %), 1 min 10 s passed, about 2 min left\n"
+    outputs = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in (told * 2, told + "a warning\n")]
+    assert [tool.is_progress(output) for output in outputs] == [True, False]
+    assert not tool.is_progress(nbformat.v4.new_output("stream", name="stdout", text=told))
+
+
 @pytest.mark.slow
 @every_source
 def test_the_lesson_runs(
