@@ -2,8 +2,8 @@
 
 A source is NN_name.py (jupytext percent format), of a lesson here and of its solutions in solutions/; this writes
 NN_name.ipynb beside it and prints how long it took, by the clock and in time of the processor. `make notebooks` does
-all. Nothing that belongs to one machine or one moment is saved: no timings, no progress, no kernel's version, no random cell ids.
-The first cell of each source turns figures on, whatever MPLBACKEND says.
+all. Nothing that belongs to one machine or one moment is saved: no timings, no progress, no kernel's version, no random
+cell ids. The first cell of each source turns figures on, whatever MPLBACKEND says.
 """
 
 import resource
