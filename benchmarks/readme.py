@@ -2,25 +2,28 @@
 
 Each ``NAME=FOLDER`` keeps the results of a folder, without samples and rounded to six digits, in
 ``benchmarks/results/NAME`` and writes all tables that are made from them (:mod:`dagdiff.benchmarks.pages`); ``study``
-also draws ``docs/study.png`` and ``docs/dmd2.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of
-seed 0 of a study, and ``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What pages show is
-tested against what is kept.
+also draws ``docs/study.png``, ``dmd2.png`` and ``steps.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the
+students of seed 0 of a study, and ``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What
+pages show is tested against what is kept.
 """
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from dagdiff.benchmarks.pages import TABLES, filled
-from dagdiff.benchmarks.tables import CONTRAST, plain
+from dagdiff.benchmarks.tables import CONTRAST, NARROW, plain
 from dagdiff.checkpoint import save_json, save_text
 from dagdiff.checks import Refusal
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report import figures
+from dagdiff.report.curves import quality_by_nfe
 from dagdiff.report.forest import forest_figure
 from dagdiff.report.glossary import OBJECTIVES, quantity, scale_of, variant_name
 from dagdiff.report.images import image_panels
@@ -100,9 +103,28 @@ def dmd2_figure(results: Results) -> Figure:
     return drawn
 
 
+def steps_figure(results: Results) -> Figure:
+    """Draw the energy distance by the number of steps, on the dataset on which the study varies one thing at a time.
+
+    Each number of steps has the seeds that all have. Results without that dataset show their first.
+    """
+    case = NARROW[0] if NARROW[0] in results.references else next(iter(results.references))
+    few = results.settings.get("few_seeds", math.inf)
+    panels: dict[str, dict[str, dict[int, Interval]]] = {}
+    for row in replace(results, records=[record for record in results.records if record.seed < few]).rows:
+        shown = row.variant in CONTRAST and (row.variant != "published" or row.objective == "distribution")
+        if row.case == case and shown and row.distance:
+            variants = panels.setdefault(OBJECTIVES[row.objective], {})
+            variants.setdefault(row.variant, {})[row.steps] = scaled(row.distance, row.judged_by)
+    reference, scale = results.references[case], scale_of("energy") or 1.0
+    expert = {steps: scale * found["energy"] for steps, found in reference["expert_by_nfe"].items()}
+    return quality_by_nfe(panels, expert, scale * reference["floor"]["energy"], quantity("energy"))
+
+
 STUDY_FIGURES: dict[Path, Callable[[Results], Figure]] = {
     Path("docs/study.png"): study_figure,
     Path("docs/dmd2.png"): dmd2_figure,
+    Path("docs/steps.png"): steps_figure,
 }
 """The figures that are made from the results of the study."""
 
