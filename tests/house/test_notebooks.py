@@ -73,7 +73,10 @@ def test_every_notebook_begins_alike() -> None:
     (first,) = {next(cell.source for cell in tool.read(source).cells if cell.cell_type == "code") for source in SOURCES}
     (home,) = re.findall(r'(?m)^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert f'"git+{home}"' in first and "\n%matplotlib inline\n" in first
-    assert f"repository: {home} " in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    colab = home.replace("https://github.com/", "https://colab.research.google.com/github/")
+    for source in SOURCES:
+        place = source.with_suffix(".ipynb").relative_to(ROOT).as_posix()
+        assert f"[Open in Colab][colab]\n\n[colab]: {colab}/blob/main/{place}" in tool.read(source).cells[0].source
 
 
 def test_the_first_cell_installs_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

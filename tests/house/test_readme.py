@@ -246,6 +246,12 @@ def test_the_figure_is_there() -> None:
         assert (ROOT / name).stat().st_size > 10_000
 
 
+def test_there_is_one_address_of_the_repository() -> None:
+    (home,) = re.findall(r'(?m)^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for text in (TEXT, (ROOT / "docs/install.md").read_text(encoding="utf-8")):
+        assert set(re.findall(r"https://github\.com/[\w-]+/dagdiff", text)) == {home}
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), target
