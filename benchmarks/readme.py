@@ -144,13 +144,18 @@ def figure(results: Results) -> Figure:
 
 
 def pictures(results: Results) -> Figure:
-    """Draw the teacher's images of digits and each objective's students', equal places from equal noise."""
-    panels = {"teacher, 16 steps": results.arrays(results.references[IMAGE_TASK]["samples"])["x"]}
-    for objective, name in OBJECTIVES.items():
-        for variant in ("forward", "mixture"):
+    """Draw digits: the data and the teacher's, and each objective's after forward training and after the mixture.
+
+    Equal places start from equal noise.
+    """
+    reference = results.arrays(results.references[IMAGE_TASK]["samples"])
+    panels = {"training data": reference["data"]}
+    for variant in ("forward", "mixture"):
+        for objective, name in OBJECTIVES.items():
             wanted = (IMAGE_TASK, objective, variant, 4, 0)
             records = (r for r in results.records if (r.task, r.objective, r.variant, r.steps, r.seed) == wanted)
             panels[f"{name}: {variant_name(variant)}"] = results.arrays(next(records).samples)["x"]
+        panels.setdefault("teacher, 16 steps", reference["x"])
     return image_panels(panels)
 
 

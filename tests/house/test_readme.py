@@ -9,11 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 from helpers import ROOT
 from PIL import Image
 from pipelines import save, seeded, stable_diffusion
+from reports import content, folder
 
 from dagdiff.benchmarks import readme
 from dagdiff.benchmarks.pages import END, TABLES, command, filled, load, origin, with_table
@@ -122,6 +124,23 @@ def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
     for name in readme.STUDY_FIGURES:
         with Image.open(own_folder / name) as image:
             assert image.info["Source"] == readme.source(own_folder / readme.KEPT / "study")
+
+
+def test_the_pictures_fill_two_rows_of_four(tmp_path: Path) -> None:
+    found = content({"forward": [0.2], "mixture": [0.1]}, task=readme.IMAGE_TASK)
+    for objective in ("progressive", "distribution"):
+        more = content({"forward": [0.2], "mixture": [0.1]}, task=readme.IMAGE_TASK, objective=objective)
+        found["records"] += more["records"]
+    (reference,) = found["references"].values()
+    found["references"] = {readme.IMAGE_TASK: {**reference, "samples": "samples/digits.npz"}}
+    place = folder(tmp_path, found)
+    images = np.zeros((32, 1, 8, 8), dtype=np.float32)
+    np.savez(place / "samples/digits.npz", data=images, truth=images, x=images)
+    np.savez(place / "samples/run.npz", x=images)
+    titles = [axes.get_title() for axes in readme.pictures(Results.load(place)).axes]
+    assert titles[0] == "training data" and titles[4] == "teacher, 16 steps" and len(titles) == 8
+    assert titles[1:4] == [f"{name}: forward" for name in ("PD", "LCM", "DMD2")]
+    assert titles[5:] == [f"{name}: mixture" for name in ("PD", "LCM", "DMD2")]
 
 
 def test_a_table_names_what_made_its_results() -> None:
