@@ -332,8 +332,9 @@ def adapted_few_step_student(
     teacher = _teacher(task)
     kind = str(teacher.network.body.dtype).removeprefix("torch.")
     start = load_start(teacher, path, kind, variant, allow_pickle)
+    stands_on = {"start": fingerprint(start.network.body)}
     student = lora_student(start, rank, alpha, ATTENTION if targets is None else targets)
-    student.schedule = teacher.schedule
+    student.schedule, student.stands_on = teacher.schedule, stands_on
     return _checkpointed(student, gradient_checkpointing)
 
 
