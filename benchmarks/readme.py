@@ -18,7 +18,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dagdiff.benchmarks.pages import TABLES, filled
-from dagdiff.benchmarks.tables import CONTRAST, NARROW, plain
+from dagdiff.benchmarks.suites.study import NARROW
+from dagdiff.benchmarks.tables import CONTRAST, plain
 from dagdiff.checkpoint import save_json, save_text
 from dagdiff.checks import Refusal
 from dagdiff.metrics.statistics import Interval

@@ -26,6 +26,9 @@ class Adapted(Student):
         prediction: what the output means.
     """
 
+    stands_on: dict[str, str] = {}  # noqa: RUF012  (a student's own is set, never changed)
+    """Hashes of frozen weights, by name, that are not those of the task's own teacher."""
+
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction) -> None:
         super().__init__(network, schedule, prediction)
         self.trained = {name for name, weight in self.named_parameters() if weight.requires_grad}

@@ -2,17 +2,19 @@
 
 A network is compiled at its first call, forward and backward, once for each kind of call and for batches of any number
 of rows. Only the network is: the schedule and the loss around it stay as they are, and so does the optimiser's step,
-which is one operation already. Answers differ from those of the plain network by rounding.
+which is one operation already. Answers differ from those of the plain network by rounding; more is refused
+(:func:`check_compiled`).
 """
 
 import weakref
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, first_line
 from dagdiff.policies.student import Student
+from dagdiff.shapes import Condition, States, Times
 
 
 def compiled(part: Any, backend: str = "inductor") -> Any:
@@ -46,6 +48,43 @@ def check_compiler(device: torch.device) -> None:
         raise Refusal(
             f"compile needs a C++ compiler that torch can use ({reason:.150}). Install g++, or run without --compile."
         ) from None
+
+
+def check_compiled(student: Any, x_t: States, t: Times, condition: Condition = None) -> None:
+    """Refuse a student that, compiled, does not answer or learn as it does uncompiled: compilers have faults.
+
+    A network with dropout is not compared, since its two calls differ by chance. Gradients are left as they were.
+
+    Args:
+        student: its networks are compiled by the first call, if they are not yet.
+        x_t: some states, ``(B, *D)``, B at least 2.
+        t: their times, ``(B,)``.
+        condition: of each.
+
+    Raises:
+        Refusal: where answers or gradients differ by more than a twentieth of their size.
+    """
+    if any(isinstance(part, nn.Dropout) and part.p > 0.0 for part in student.modules()):
+        return
+    weights = [weight for weight in student.parameters() if weight.requires_grad]
+
+    def asked() -> tuple[Tensor, Tensor]:
+        answer = student(x_t, t, condition)
+        found = torch.autograd.grad(answer.float().square().mean(), weights, allow_unused=True, materialize_grads=True)
+        return answer.detach().flatten(), torch.cat([gradient.flatten() for gradient in found])
+
+    with torch.compiler.set_stance("force_eager"):
+        plain = asked()
+    for what, mine, other in zip(("answers", "gradients"), asked(), plain, strict=True):
+        off = float((mine - other).norm() / other.norm().clamp(min=1e-30))
+        if not off <= _TOLERANCE:
+            raise Refusal(
+                f"compiled, the student's {what} are off by {off:.2g} of their size. That is a fault of torch "
+                f"{torch.__version__}'s compiler with this network on this machine. Leave --compile away."
+            )
+
+
+_TOLERANCE = 0.05  # bfloat16 rounds to 0.005
 
 
 class _Compile:

@@ -12,6 +12,7 @@ from dagdiff.commands import MOST, add_batches, add_trust, check_batches, make_p
 from dagdiff.metrics.amplification import StepAmplification, format_amplification, measure_amplification
 from dagdiff.metrics.intervention import SHARES, Intervention, format_interventions, measure_interventions
 from dagdiff.metrics.shift import Shift, measure_shift
+from dagdiff.objectives.distribution import DistributionMatching
 from dagdiff.progress import Progress
 from dagdiff.report import figures
 from dagdiff.report.anatomy import conclusion, format_shift
@@ -52,7 +53,8 @@ def shift(words: Sequence[str]) -> None:
     experiment.rows = given.batch_size
     found = measure(experiment, given.num, given.seed, progress=True)
     kept = keep(found, given.folder, experiment.task.pictures)
-    print(f"{told(found)}\n\nsaved in {given.folder}: {', '.join(kept)}")
+    note = f"\n\n{_MATCHED}" if isinstance(experiment.objective, DistributionMatching) else ""
+    print(f"{told(found)}{note}\n\nsaved in {given.folder}: {', '.join(kept)}")
 
 
 class Found(NamedTuple):
@@ -98,3 +100,9 @@ def told(found: Found) -> str:
     return "\n\n".join(
         (format_shift(found.shift), conclusion(found.shift), format_interventions(found.intervention), costs)
     )
+
+
+_MATCHED = (
+    "note: this student was trained by distribution matching, which asks for the teacher's distribution and not for "
+    "its guess; errors of steps are large in any such student. Trust the energy distances and the classifier"
+)

@@ -197,6 +197,8 @@ def load_start(
         names = [type(each.network.body).__name__ for each in (read, teacher)]
         raise Refusal(f"--policy {path} is a {names[0]}, and the expert a {names[1]}. Start from one of its kind.")
     read.network.conditions = conditions
+    if teacher.network.family.embedded(teacher.network.body.config) is not None:
+        read.network.family = teacher.network.family  # both are told one weight of guidance
     return read
 
 

@@ -104,16 +104,17 @@ def _legend(shift: Shift) -> list[str]:
     """What the columns are, with the numbers that hold for all steps."""
     chance = max(row.accuracy_error for row in shift.rows)
     scale = shift.rows[0].spread
-    spread = f"; the teacher's samples spread by {scale:.3g}" if math.isfinite(scale) else ""
+    spread = f", in which the teacher's samples spread by {scale:.3g}" if math.isfinite(scale) else ""
     return [
-        f"error of the step: distance of the student's guess to the teacher's at the same state{spread}",
+        "error of the step: distance of the student's guess to the teacher's at the same state",
         "displacement: distance of the student's state to the teacher's of the same noise",
         "growth: what the teacher, taking over there, makes of it by the end, over it",
         "share of the end: part of the distance of both ends that the error of this step alone makes",
-        "own, expert, forward: states of the student's chains, of the teacher's in its place, and noised data",
+        "own, expert, forward: states of the student's chains, of the teacher's in its place, noised data",
         f"classifier: how often own states are told from those; up to {0.5 + 2 * chance:.3f} may be chance",
         f"ends: W2 of these student and expert samples is between {shift.ends.low:.3g} and {shift.ends.high:.3g}",
-        "distances are root mean squares in units of x; [low, high] hold for all steps at once with 95 %",
+        f"distances are root mean squares in units of x{spread}",
+        "[low, high] hold for all steps at once with 95 %",
     ]
 
 
@@ -135,7 +136,10 @@ def conclusion(shift: Shift) -> str:
             f"the student acts as its teacher: at every step its error is below {_percent(max(most, 1e-4))} of the "
             "spread of the teacher's samples. There is no shift to repair"
         )
-    return "\n".join(filter(None, [erring, _ending(rows), _leaving(rows), advice(rows)]))
+    told = advice(rows)
+    if _standing_out(rows):  # then neither states nor a larger student is the cure
+        told = told.replace(_MORE, "; what is left is that step itself")
+    return "\n".join(filter(None, [erring, _ending(rows), _leaving(rows), told]))
 
 
 def _erring(rows: Sequence[StepShift]) -> str:
@@ -182,22 +186,20 @@ def _leaving(rows: Sequence[StepShift]) -> str:
     left = [row for row in rows if row.displacement_low > SMALL * row.spread]
     if not left:
         return ""
-    clear = [row for row in left if row.growth_low > 1.0 or row.growth_high < 1.0]
-    first, told = left[0], ""
-    if clear:
-        most = max(clear, key=lambda row: abs(math.log(max(row.growth, 1e-12))))
-        does = "enlarge" if most.growth > 1.0 else "shrink"
-        told = f"; later steps {does} it, from step {most.step} on "
-        told += f"{_number(most.growth, most.growth_low, most.growth_high, form='.2f')} times"
+    first = left[0]
     moved = _number(first.displacement, first.displacement_low, first.displacement_high)
-    return f"its states leave the teacher's by step {first.step} (displacement {moved}){told}"
+    told = f"its states leave the teacher's by step {first.step} (displacement {moved})"
+    if first.growth_low > 1.0 or first.growth_high < 1.0:
+        grown = _number(first.growth, first.growth_low, first.growth_high, form=".2f")
+        told += f"; later steps {'enlarge' if first.growth > 1.0 else 'shrink'} it, {grown} times"
+    return told
 
 
 def _named(some: Sequence[StepShift], rows: Sequence[StepShift]) -> str:
     """Steps in words, the first and the last by that name too."""
     told = _steps(some)
     if len(some) == 1 and len(rows) > 1:
-        place = {rows[0].step: ", the first", rows[-1].step: ", the last"}
+        place = {rows[0].step: " (the first)", rows[-1].step: " (the last)"}
         told += place.get(some[0].step, "")
     return told
 
@@ -254,10 +256,10 @@ def _gap(
 
 def _none(rows: Sequence[StepShift]) -> str:
     most = max(max(row.mismatch_ratio.high, row.errors_ratio.high) for row in rows)
-    return (
-        f"no shift to repair: losses on the three laws of states differ by {_times(most)} at most; what is left takes "
-        "a larger student or more updates"
-    )
+    return f"no shift to repair: losses on the three laws of states differ by {_times(most)} at most{_MORE}"
+
+
+_MORE = "; what is left takes a larger student or more updates"
 
 
 def _bounded(ratio: Interval) -> str:

@@ -31,7 +31,7 @@ from dagdiff.metrics.standing import Standing
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective
 from dagdiff.policies.autocast import in_bfloat16
-from dagdiff.policies.compiled import check_compiler, compiled
+from dagdiff.policies.compiled import check_compiled, check_compiler, compiled
 from dagdiff.policies.student import Stepwise
 from dagdiff.policy import ExpertPolicy, StudentPolicy
 from dagdiff.progress import Progress
@@ -143,6 +143,7 @@ class Experiment:
             self.threshold,
             solver=solver,
             span=self.span,
+            guide=self.task.guide,
         )
 
     @property
@@ -180,7 +181,15 @@ class Experiment:
         return self.transition if scale == 1.0 else EpsilonScaling(self.transition, scale)
 
     def training(self) -> Halving:
-        """Return the whole training, its stages one after the other; nothing has run yet."""
+        """Return the whole training, its stages one after the other; nothing has run yet.
+
+        Raises:
+            Refusal: if a compiled student does not answer or learn as it does uncompiled.
+        """
+        if self.settings.compile:
+            noise, condition, _ = self.start(4, seed=0)
+            with torch.random.fork_rng(devices=[]):
+                check_compiled(self.student, noise, torch.full((4,), 0.5, device=self.device), condition)
         stages = self.settings.stages or [self.settings.steps]
         engine.shard(self.expert.denoiser)
         return Halving(stages, self.student, self.expert, self.loop, self.curriculum)
@@ -306,6 +315,7 @@ class Experiment:
         chosen = self.settings
         if engine.sharding() and len(chosen.stages or ()) > 1:
             raise Refusal("stages copy their students, and sharded ones (FSDP2) can't be. Take --steps, or DDP.")
+        self.task.check_training()
         self.gathering()
         rows = self.learning().batch_size
         for name in chosen.metric:

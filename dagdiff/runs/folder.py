@@ -127,7 +127,7 @@ def _trained(
             print(f"the aggregate keeps the states of {told}")
         if not (out / "config.yaml").exists():
             save_text(out / "config.yaml", to_yaml(experiment.config))
-        keep_outside(experiment.task, experiment.config, out)
+        keep_outside(experiment.task, experiment.config, out, experiment.student)
     training = experiment.training()
     with deferred() as wish:
         keeper = Keeper(experiment, training, out, save_every, wish, partial(_logger, logger, out), looks)
@@ -250,7 +250,7 @@ def open_run(
     experiment = Experiment.build({**config, **sampled, "device": device}, training=False)
     if prompts is not None:
         ask_in_turn(experiment.task, prompts, prompt_column)
-    check_base(experiment.task, config, folder)
+    check_base(experiment.task, config, folder, experiment.student)
     load_weights(folder / f"{weights}.safetensors", experiment.student)
     law, sampler = kept["sampler"], experiment.transition
     if not trust_code or law["class"] != type(sampler).__name__:  # a law of one's own comes with its objective

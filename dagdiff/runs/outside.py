@@ -20,15 +20,15 @@ KEPT = ("prompts.json", "prompts.safetensors", "base.json")
 """The files in the folder of a run that this module writes."""
 
 
-def keep_outside(task: Task, config: Config, out: Path) -> None:
+def keep_outside(task: Task, config: Config, out: Path, student: Any = None) -> None:
     """Keep the prompts of a run in its folder, and the hashes of its base pipeline.
 
     Raises:
         Refusal: if the run was begun on another base pipeline.
     """
-    base = task.base
+    base = _base(task, student)
     if (out / "base.json").exists():
-        check_base(task, config, out)
+        check_base(task, config, out, student)
     elif base:
         save_json(out / "base.json", base)
     chosen = config.get("pipeline") or {}
@@ -81,21 +81,27 @@ def ask_in_turn(task: Task, file: Path, column: str | None) -> None:
     world.conditions = in_turn
 
 
-def check_base(task: Task, config: Config, folder: Path) -> None:
+def check_base(task: Task, config: Config, folder: Path, student: Any = None) -> None:
     """Reject a base pipeline that is not the one that the run in a folder was trained from.
 
-    Its network and its autoencoder are compared, by some values of each of their tensors.
+    Its network and its autoencoder are compared, by some values of each of their tensors; so is the few-step network
+    on which a student's adapters stand.
     """
     if not (folder / "base.json").exists():  # older runs don't tell it
         return
-    kept, found = read_json(folder / "base.json", {str: str}), task.base
+    kept, found = read_json(folder / "base.json", {str: str}), _base(task, student)
     other = [name for name in {**kept, **found} if kept.get(name) != found.get(name)]
     if other:
-        path = (config.get("pipeline") or {}).get("path")
+        path = ((config.get("policy") if other[0] == "start" else config.get("pipeline")) or {}).get("path")
         raise Refusal(
             f"the {other[0]} of {path!r} is not the one that the run in {folder} was trained from: its hash is "
             f"{str(found.get(other[0]))[:12]}, not {str(kept.get(other[0]))[:12]}. Bring back that pipeline."
         )
+
+
+def _base(task: Task, student: Any) -> dict[str, str]:
+    """Hashes of all weights that a run stands on, by name."""
+    return {**task.base, **getattr(student, "stands_on", {})}
 
 
 def _asking(config: Config, prompts: Path, column: str | None = None) -> Config:

@@ -141,8 +141,8 @@ def test_tables() -> None:
         lambda x, t, c=None: torch.zeros_like(x), Expert(exact(CosineSchedule()), CosineSchedule()), data(50)
     )
     lines, row = format_shift(shift).splitlines(), shift.rows[1]
-    legend = lines.index("", len(lines) - 10)
-    assert legend == (1 + 4) + 2 * (1 + 2 + 4) and len(lines) == legend + 1 + 8
+    legend = lines.index("", len(lines) - 11)
+    assert legend == (1 + 4) + 2 * (1 + 2 + 4) and len(lines) == legend + 1 + 9
     assert max(len(line) for line in lines[:legend]) <= 110
     error, low, high = row.step_error, row.step_error_low, row.step_error_high
     assert lines[0].split()[:2] == ["step", "t"]
@@ -154,8 +154,8 @@ def test_tables() -> None:
     assert lines[9].split()[:5] == ["1", f"{row.t:.2f}", *losses]
     mean, low, high = row.errors_ratio
     assert f"{mean:.2f}x [{low:.2f}, {high:.2f}]" in lines[9]
-    assert f"{0.5 + 2 * row.accuracy_error:.3f}" in lines[-3]
-    assert lines[-2].endswith(f"between {shift.ends.low:.3g} and {shift.ends.high:.3g}")
+    assert f"{0.5 + 2 * row.accuracy_error:.3f}" in lines[-4]
+    assert lines[-3].endswith(f"between {shift.ends.low:.3g} and {shift.ends.high:.3g}")
     assert list(row.as_row())[-2:] == ["data_mismatch", "own_errors"]
     losses = {"loss_forward": row.loss_forward, "loss_expert": row.loss_expert, "loss_own": row.loss_own}
     assert gaps(losses) == pytest.approx(

@@ -8,7 +8,7 @@ import numpy as np
 import pipelines
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL.Image import Image
 
 from dagdiff.cli import main
@@ -108,6 +108,42 @@ def test_adapters_leave_with_their_precision(here: Path) -> None:
     finished("sd", "bfloat16", policy={"class": "lora", "rank": 2}, objective="consistency")
     assert main(["export", "run", "--out", "out", "--format", "lora"]) == 0
     assert "dtype=torch.bfloat16" in program() and isinstance(run(program())["image"], Image)
+
+
+def test_the_card_of_a_teacher_saved_in_half_runs(here: Path) -> None:
+    """Stable Diffusion's variant fp16, whose weights are float16 in their files."""
+    Path("prompts.txt").write_text("a cat\n")
+    pipelines.seeded(pipelines.stable_diffusion).to(torch.float16).save_pretrained("teacher", variant="fp16")
+    told = {"path": "teacher", "prompts": "prompts.txt", "variant": "fp16", "dtype": "float16"}
+    chosen = {"task": "pipeline", "steps": 2, "device": "cpu", "pipeline": told}
+    it = Experiment.build(configure(chosen), training=False)
+    Path("run").mkdir()
+    save_student(it, Path("run"))
+    assert main(["export", "run", "--out", "out", "--pictures", "0"]) == 0
+    made = run(program())
+    assert isinstance(made["image"], Image) and made["pipeline"].unet.dtype == torch.float16
+
+
+def test_a_merged_lora_keeps_its_change_in_half_precision(here: Path) -> None:
+    """Each exported weight is the nearest bfloat16 to W + B A in float32; in bfloat16 much would be lost."""
+    it = finished("sd", "bfloat16", policy={"class": "lora", "rank": 2}, objective="consistency")
+    trained = [weight for weight in it.student.parameters() if weight.requires_grad]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for weight in trained:
+            weight.data.normal_(0.0, 0.02)  # a change of some units of the last place
+    save_student(it, Path("run"))
+    assert main(["export", "run", "--out", "out", "--pictures", "0"]) == 0
+    exported = UNet2DConditionModel.from_pretrained("out", subfolder="unet", dtype=torch.bfloat16).state_dict()
+    network, checked = it.student.network.body, 0
+    for name, layer in network.named_modules():
+        if not hasattr(layer, "lora_A") or "default" not in layer.lora_A:
+            continue
+        change = layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
+        wanted = (layer.base_layer.weight.float() + change).to(torch.bfloat16)
+        assert torch.equal(exported[f"{name}.weight"], wanted), name
+        checked += 1
+    assert checked > 4
 
 
 def test_a_type_that_is_none_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

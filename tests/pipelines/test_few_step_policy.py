@@ -140,6 +140,10 @@ def test_with_a_rank_adapters_alone_are_trained_on_it(folder: Path, teacher: str
     status, _, err = dagdiff(f"export {folder / 'adapted'} --format lora --out {folder / 'lora'} --pictures 0")
     assert status == 0, err
     assert 'from_pretrained("path/to/few")' in (folder / "lora" / "README.md").read_text()
+    kept = json.loads((folder / "adapted" / "base.json").read_text())
+    (folder / "adapted" / "base.json").write_text(json.dumps({**kept, "start": "0" * 64}))
+    (folder / "adapted" / "manifest.json").unlink()
+    assert "the start of" in refused(f"sample {folder / 'adapted'} --num 1"), "another few-step model lies there now"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from dagdiff.checkpoint import load_weights, save_weights
+from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.policies.autocast import in_bfloat16
-from dagdiff.policies.compiled import compiled
+from dagdiff.policies.compiled import check_compiled, compiled
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Stepwise, Student
 from dagdiff.runs import experiment
@@ -118,6 +119,42 @@ def test_a_compiled_run_is_the_plain_one_within_rounding(backend: Backend, objec
     assert asked == again and list(plain) == list(made)
     for name, value in plain.items():
         assert torch.allclose(made[name], value, rtol=1e-3, atol=1e-4), name
+
+
+class Faulty(Backend):
+    """A compiler whose answers are right, and whose gradients, or answers too, are not."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def __call__(self, graph: Any, inputs: Any) -> Callable[..., Any]:
+        self.graphs += 1
+
+        def run(*values: Any) -> Any:
+            scale = 0.0 if self.fault == "answers" else 1.0
+            return tuple(scale * (0.5 * found + 0.5 * found.detach()) for found in graph.forward(*values))
+
+        return run
+
+
+@pytest.mark.parametrize("fault", ["gradients", "answers"])
+def test_a_compiler_at_fault_is_named_before_the_first_update(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Any = Faulty(fault)
+    monkeypatch.setattr(experiment, "check_compiler", lambda device: None)
+    monkeypatch.setattr(experiment, "compiled", lambda part: compiled(part, made))
+    torch._dynamo.reset()
+    run = Experiment.build(configure({**SMALL, "compile": True}))
+    before = copy.deepcopy(run.student.state_dict())
+    with pytest.raises(Refusal, match=rf"the student's {fault} are off by 0\.\d+ of their size.*Leave --compile away"):
+        next(run.rounds())
+    assert all(torch.equal(value, before[name]) for name, value in run.student.state_dict().items())
+    torch._dynamo.reset()
+
+
+def test_a_compiled_student_that_is_right_passes_and_keeps_no_gradient(backend: Backend) -> None:
+    made: Any = compiled(student(), backend)  # type: ignore[arg-type]
+    check_compiled(made, torch.randn(4, 2), torch.full((4,), 0.5))
+    assert backend.graphs > 0 and all(weight.grad is None for weight in made.parameters())
 
 
 def test_a_run_that_is_not_compiled_is_what_it_was() -> None:

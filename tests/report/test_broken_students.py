@@ -32,10 +32,10 @@ K = 4
 SCHEDULES: dict[str, Any] = {"cosine": CosineSchedule(), "flow": FlowSchedule(), "vp": VPSchedule.linear()}
 BROKEN = {"first": (0,), "second": (1,), "third": (2,), "last": (3,), "everywhere": (0, 1, 2, 3), "nowhere": ()}
 SAID = {
-    "first": r"^the student errs at step 0, the first alone: by \d",
+    "first": r"^the student errs at step 0 \(the first\) alone: by \d",
     "second": r"^the student errs at step 1 alone: by \d",
     "third": r"^the student errs at step 2 alone: by \d",
-    "last": r"^the student errs at step 3, the last alone: by \d",
+    "last": r"^the student errs at step 3 \(the last\) alone: by \d",
     "everywhere": r"^the student errs at every step",
     "nowhere": r"^the student acts as its teacher: at every step its error is below .* no shift to repair$",
 }
@@ -95,11 +95,13 @@ def test_a_broken_student_is_named(where: str, schedule: str, law: Any, fault: s
     assert re.search(SAID[where], found.conclusion), found.conclusion
 
 
-@pytest.mark.parametrize(("where", "name"), [("first", "step 0, the first"), ("last", "step 3, the last")])
+@pytest.mark.parametrize(("where", "name"), [("first", "step 0 (the first)"), ("last", "step 3 (the last)")])
 @pytest.mark.parametrize("law", [Ddim, Renoise])
 def test_it_is_named_among_the_errors_that_every_student_makes(where: str, name: str, law: Any) -> None:
     found = measured(law(CosineSchedule()), BROKEN[where], FAULTS["moved"], beside=0.03)
-    assert re.search(rf"^the student errs (at every step, )?most at {name}: by ", found.conclusion), found.conclusion
+    assert re.search(rf"^the student errs (at every step, )?most at {re.escape(name)}: by ", found.conclusion), (
+        found.conclusion
+    )
     everywhere = measured(law(CosineSchedule()), BROKEN["everywhere"], FAULTS["moved"], beside=0.03)
     assert everywhere.conclusion.startswith("the student errs at every step: by ")
 
@@ -116,10 +118,10 @@ def test_no_step_is_accused_by_chance(law: Any) -> None:
 def test_the_step_that_makes_the_end_is_named_with_its_part() -> None:
     found = measured(Ddim(FlowSchedule()), (3,), FAULTS["moved"])
     assert found.rows[3].share == pytest.approx(1.0) and found.rows[0].share == pytest.approx(0.0)
-    assert "step 3, the last makes 100 % [100, 100] of the distance of its ends" in found.conclusion
+    assert "step 3 (the last) makes 100 % [100, 100] of the distance of its ends" in found.conclusion
     assert "its states leave" not in found.conclusion, "it errs after the last state"
     first = measured(Ddim(FlowSchedule()), (0,), FAULTS["moved"])
-    assert "step 0, the first makes 100 % [100, 100]" in first.conclusion
+    assert "step 0 (the first) makes 100 % [100, 100]" in first.conclusion
     moved = re.search(r"its states leave the teacher's by step 1 \(displacement (\S+) \[", first.conclusion)
     assert moved and float(moved[1]) == pytest.approx(0.4 * 0.25, rel=0.05), "alpha_s of what the guess is off"
 
@@ -179,19 +181,23 @@ class OfRun(nn.Module):
         return self.exact(x_t, t, condition) + self.size * wrong
 
 
-@pytest.mark.parametrize(("step", "said"), [(0, "step 0, the first alone"), (3, "step 3, the last alone")])
+OF_RUN = [(0, "step 0 (the first) alone", "progressive"), (3, "step 3 (the last) alone", "distribution")]
+
+
+@pytest.mark.parametrize(("step", "said", "objective"), OF_RUN)
 def test_the_command_names_the_step_of_a_run(
-    step: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    step: int, said: str, objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = {"task": "gaussians8-matched", "steps": K, "substeps": 1, "solver": "ddim", "expert": "exact"}
     policy = {"policy": {"class": f"{__name__}.OfRun", "step": step}}
-    it = Experiment.build(configure({**words, **policy, "device": "cpu"}))
+    it = Experiment.build(configure({**words, **policy, "objective": objective, "device": "cpu"}), training=False)
     save_student(it, tmp_path / "run")
     words_of_shift = ["shift", str(tmp_path / "run"), "--num", "300", "--trust_code", "--device", "cpu"]
     assert main(words_of_shift) == 0, capsys.readouterr().err
     told = capsys.readouterr().out
     assert f"the student errs at {said}: by " in told
     assert "error of the step: distance of the student's guess" in told, "a legend"
+    assert ("note: this student was trained by distribution matching" in told) == (objective == "distribution")
 
 
 # -- the call -------------------------------------------------------------------------------------------------------
