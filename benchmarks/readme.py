@@ -2,25 +2,29 @@
 
 Each ``NAME=FOLDER`` keeps the results of a folder, without samples and rounded to six digits, in
 ``benchmarks/results/NAME`` and writes all tables that are made from them (:mod:`dagdiff.benchmarks.pages`); ``study``
-also draws ``docs/study.png`` and ``docs/dmd2.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the students of
-seed 0 of a study, and ``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What pages show is
-tested against what is kept.
+also draws ``docs/study.png``, ``dmd2.png`` and ``steps.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the
+students of seed 0 of a study, and ``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What
+pages show is tested against what is kept.
 """
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from dagdiff.benchmarks.pages import TABLES, filled
+from dagdiff.benchmarks.suites.study import NARROW
 from dagdiff.benchmarks.tables import CONTRAST, plain
 from dagdiff.checkpoint import save_json, save_text
 from dagdiff.checks import Refusal
 from dagdiff.metrics.statistics import Interval
 from dagdiff.report import figures
+from dagdiff.report.curves import quality_by_nfe
 from dagdiff.report.forest import forest_figure
 from dagdiff.report.glossary import OBJECTIVES, quantity, scale_of, variant_name
 from dagdiff.report.images import image_panels
@@ -46,8 +50,8 @@ def main(words: Sequence[str]) -> None:
         keep(Path(folder), KEPT / name)
         for page in dict.fromkeys(made.page for made in TABLES.values() if name in made.results):
             save_text(page, filled(page.read_text(encoding="utf-8"), page, KEPT))
-        for path, draw in STUDY_FIGURES.items() if name == "study" else ():
-            figures.save(draw(Results.load(KEPT / name)), path, source=source(KEPT / name))
+        for place, drawn in STUDY_FIGURES.items() if name == "study" else ():
+            figures.save(drawn(Results.load(KEPT / name)), place, source=source(KEPT / name))
 
 
 def keep(folder: Path, place: Path) -> None:
@@ -100,9 +104,28 @@ def dmd2_figure(results: Results) -> Figure:
     return drawn
 
 
+def steps_figure(results: Results) -> Figure:
+    """Draw the energy distance by the number of steps, on the dataset on which the study varies one thing at a time.
+
+    Each number of steps has the seeds that all have. Results without that dataset show their first.
+    """
+    case = NARROW[0] if NARROW[0] in results.references else next(iter(results.references))
+    few = results.settings.get("few_seeds", math.inf)
+    panels: dict[str, dict[str, dict[int, Interval]]] = {}
+    for row in replace(results, records=[record for record in results.records if record.seed < few]).rows:
+        shown = row.variant in CONTRAST and (row.variant != "published" or row.objective == "distribution")
+        if row.case == case and shown and row.distance:
+            variants = panels.setdefault(OBJECTIVES[row.objective], {})
+            variants.setdefault(row.variant, {})[row.steps] = scaled(row.distance, row.judged_by)
+    reference, scale = results.references[case], scale_of("energy") or 1.0
+    expert = {steps: scale * found["energy"] for steps, found in reference["expert_by_nfe"].items()}
+    return quality_by_nfe(panels, expert, scale * reference["floor"]["energy"], quantity("energy"))
+
+
 STUDY_FIGURES: dict[Path, Callable[[Results], Figure]] = {
     Path("docs/study.png"): study_figure,
     Path("docs/dmd2.png"): dmd2_figure,
+    Path("docs/steps.png"): steps_figure,
 }
 """The figures that are made from the results of the study."""
 
@@ -122,13 +145,18 @@ def figure(results: Results) -> Figure:
 
 
 def pictures(results: Results) -> Figure:
-    """Draw the teacher's images of digits and each objective's students', equal places from equal noise."""
-    panels = {"teacher, 16 steps": results.arrays(results.references[IMAGE_TASK]["samples"])["x"]}
-    for objective, name in OBJECTIVES.items():
-        for variant in ("forward", "mixture"):
+    """Draw digits: the data and the teacher's, and each objective's after forward training and after the mixture.
+
+    Equal places start from equal noise.
+    """
+    reference = results.arrays(results.references[IMAGE_TASK]["samples"])
+    panels = {"training data": reference["data"]}
+    for variant in ("forward", "mixture"):
+        for objective, name in OBJECTIVES.items():
             wanted = (IMAGE_TASK, objective, variant, 4, 0)
             records = (r for r in results.records if (r.task, r.objective, r.variant, r.steps, r.seed) == wanted)
             panels[f"{name}: {variant_name(variant)}"] = results.arrays(next(records).samples)["x"]
+        panels.setdefault("teacher, 16 steps", reference["x"])
     return image_panels(panels)
 
 

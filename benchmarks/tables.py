@@ -54,7 +54,10 @@ def findings(study: Sequence[Row], images: Sequence[Row]) -> str:
             (f"{name}, half of the data, 2-D", "forward", tally(half[key], "forward"))
             for key, name in OBJECTIVES.items()
         ),
-        ("DMD2, half of the data, 2-D", "published", tally(half["distribution"], "published")),
+        *(
+            (f"{OBJECTIVES[key]}, half of the data, 2-D", "published", tally(half[key], "published"))
+            for key in ("consistency", "distribution")
+        ),
         ("All of the data, 2-D", "forward", tally(whole, "forward")),
         *(
             (f"{OBJECTIVES[name]}, half of the classes, digits", "forward", tally(found, "forward"))

@@ -162,7 +162,7 @@ def check_same_shape(name: str, got: "Tensor", expected: "Tensor") -> "Tensor":
         shape = tuple(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
         raise Refusal(
             f"{name} must answer with the shape of the states, {tuple(expected.shape)}; got {shape}. "
-            "Return one guess of x0 per row."
+            "Return one prediction of x0 per row."
         )
     return got
 

@@ -21,6 +21,14 @@ from dagdiff.shapes import Condition, Denoiser, States, Times, column
 from dagdiff.solvers import Before, DdimSolver, Level, Solver, check_solver
 from dagdiff.threshold import NoThreshold, Threshold
 
+Guide = Callable[[States, Times, States, States, float], States]
+"""``(x_t, t, told, free, weight) -> guess``: what the guesses with and without a condition become under guidance."""
+
+
+def classifier_free(x_t: States, t: Times, told: States, free: States, weight: float) -> States:
+    """Return x0_null + w (x0_condition - x0_null) (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598)."""
+    return free + weight * (told - free)
+
 
 def no_label(condition: Tensor) -> Tensor:
     """The null condition of labelled datasets: -1 in every row."""
@@ -41,6 +49,7 @@ class Expert:
         solver: of the sub-steps.
         span: the time that k sub-steps are for; a walk of another length takes its part of k, rounded up. None: each
             walk takes k, whatever its length.
+        guide: what guidance makes of both guesses.
     """
 
     def __init__(
@@ -53,13 +62,14 @@ class Expert:
         null: Callable[[Tensor], Tensor] = no_label,
         solver: Solver = DdimSolver(),  # noqa: B008  (frozen)
         span: float | None = None,
+        guide: Guide = classifier_free,
     ) -> None:
         check_at_least("substeps", substeps, 1)
         check_above("span", 1.0 if span is None else span, 0.0)
         check_solver(solver, schedule)
         self.denoiser, self.schedule, self.null = denoiser, schedule, null
         self.substeps, self.guidance, self.threshold = substeps, guidance, threshold or NoThreshold()
-        self.solver, self.span = solver, span
+        self.solver, self.span, self.guide = solver, span, guide
         self.ledger, self.finite = Ledger(), Finite(["answers"])
 
     @property
@@ -81,7 +91,7 @@ class Expert:
         guess = self._ask(x_t, t, condition)
         if condition is not None and self.guidance != 1.0:
             free = self._ask(x_t, t, self.null(condition))
-            guess = free + self.guidance * (guess - free)
+            guess = self.guide(x_t, t, guess, free, self.guidance)
         guess = self.threshold(guess)
         if not self.ledger.is_free:
             self.finite.see("answers", guess)

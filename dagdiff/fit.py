@@ -114,7 +114,7 @@ def _check_label_end(objective: Objective, env: Any) -> None:
     name, law = type(objective).__name__, type(env.transition).__name__
     usual = _named(objective.sampler(env.transition.schedule))
     raise Refusal(
-        f"{name} teaches guesses that are right at t={float(taught[step]):.2f}, and a {law} step to "
+        f"{name} teaches predictions that are right at t={float(taught[step]):.2f}, and a {law} step to "
         f"t={float(s[step]):.2f} needs them right at t={float(needed[step]):.2f}. Give the environment the transition "
         f"{usual}, or override {name}.horizon(s)."
     )
@@ -224,7 +224,7 @@ def _asked(name: str, part: Callable[..., Any], x_t: States, t: Times, condition
         reason = first_line(error)
         raise Refusal(
             f"{name} can't answer states {tuple(x_t.shape)}{beside} ({reason}). Give one that answers "
-            "(x_t, t, condition) with a guess of x0."
+            "(x_t, t, condition) with a prediction of x0."
         ) from error
     return answer
 

@@ -67,14 +67,14 @@ class Foreign(nn.Module):
         if bad:
             raise Refusal(
                 f"{self.name} answers with NaN or infinity at t = {float(t.max()):.3g}, in {bad} of {guess.numel()} "
-                "values. Answer every state with a finite guess of x0, those of pure noise too."
+                "values. Answer every state with a finite prediction of x0, those of pure noise too."
             )
         return guess.to(x_t.dtype)
 
 
 def check_student(student: Any, name: str) -> Callable[..., Any]:
     """Reject what can't be called as ``(x_t, t, condition)``, as far as it says; return it."""
-    asked = "It is asked as student(x_t, t, condition) and answers with x0, one guess a row."
+    asked = "It is asked as student(x_t, t, condition) and answers with x0, one prediction a row."
     if not callable(student):
         raise Refusal(f"{name} is a {type(student).__name__}, which can't be called. {asked}")
     try:

@@ -25,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted(NOTEBOOKS.rglob("[0-9][0-9]_*.ipynb")):
         name = path.relative_to(NOTEBOOKS).with_suffix("")
         pictures: dict[str, bytes] = {}
-        text = "\n\n".join(lesson(path, pictures, config.extra["repository"]))
+        text = "\n\n".join(lesson(path, pictures))
         files.append(File.generated(config, f"lessons/{name.as_posix()}.md", content=text))
         for each, content in pictures.items():
             files.append(File.generated(config, f"lessons/{(name.parent / each).as_posix()}", content=content))
@@ -38,24 +38,17 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return _LINK.sub(rf"]({up}lessons/\1.md)", markdown)
 
 
-def lesson(path: Path, pictures: dict[str, bytes], repository: str) -> Iterator[str]:
+def lesson(path: Path, pictures: dict[str, bytes]) -> Iterator[str]:
     """Yield the parts of a notebook as Markdown, and collect its pictures by file name."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    for number, cell in enumerate(cells):
+    for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            yield _links(source) + ("\n\n" + _places(path, repository) if number == 0 else "")
+            yield _links(source)
             continue
         yield f"{_FENCE}python\n{source}\n{_FENCE}"
         for output in cell["outputs"]:
             yield _output(output, pictures, path.stem)
-
-
-def _places(path: Path, repository: str) -> str:
-    """Where this notebook can be run."""
-    place = f"blob/main/{path.relative_to(ROOT).as_posix()}"
-    colab = repository.replace("https://github.com/", "https://colab.research.google.com/github/")
-    return f"[Open in Colab]({colab}/{place}) · [the notebook]({repository}/{place})"
 
 
 def _links(text: str) -> str:

@@ -123,12 +123,17 @@ def reproduced() -> dict[str, str]:
     for name, where in sorted(pages.items()):
         results = Results.load(HERE.parent / KEPT / name)
         runs = {record.config: record.seconds for record in results.records}
-        links = ", ".join("README" if page == "README.md" else f"[{page}]({page})" for page in where)
+        links = ", ".join("README" if page == "README.md" else f"[{_title(page)}]({page})" for page in where)
         rows.append(f"| `{name}` | {links} | {len(runs):,} | {sum(runs.values()) / 60:,.0f} | {results.made_with} |")
         lines += [f"# {name}", *_wrapped(command(results, name)), ""]
     head = "| results | pages | runs | minutes of one core | made with |\n|---|---|---|---|---|\n"
     block = "\n".join(lines).rstrip()
     return {"reproduced": head + "\n".join(rows) + f"\n\n```sh\n{block}\n```\n"}
+
+
+def _title(page: str) -> str:
+    """The heading of a page."""
+    return (HERE / page).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def _wrapped(line: str, width: int = 86) -> Iterator[str]:

@@ -19,6 +19,10 @@
 #
 # Three words first. Time runs from 1 (pure noise) to 0 (data). A step starts at time **t** and lands at time **s <
 # t**. The noisy point at time t is **x_t**.
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/01_the_chain_as_an_environment.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.

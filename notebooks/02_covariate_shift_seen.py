@@ -17,6 +17,10 @@
 #
 # This lesson makes it visible in 2-D, with the exact expert, so that no error of a teacher is in the way. We
 # look at progressive distillation (PD) first, at consistency distillation (LCM) after it.
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/02_covariate_shift_seen.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.

@@ -17,6 +17,10 @@
 #
 # dagdiff does this on the denoising chain, and mixes three kinds of states: forward-diffused data, the student's own
 # chains, and the expert's chains.
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/03_dagger_round_by_round.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.

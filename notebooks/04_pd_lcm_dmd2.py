@@ -19,6 +19,10 @@
 # | `Progressive` (PD) | the prediction that its k sub-steps amount to | the student's prediction with it | DDIM |
 # | `Consistency` (LCM) | the state one small step on | the output here with a slow copy's there | re-noise |
 # | `DistributionMatching` (DMD2) | nothing | two scores at the perturbed output | re-noise |
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/04_pd_lcm_dmd2.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.

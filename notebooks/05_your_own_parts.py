@@ -21,6 +21,10 @@
 # | policy | a `torch.nn.Module`, called the same way |
 # | objective | `annotate(expert, states)` and `loss(student, batch)` |
 # | ramps (beta, shares, learning rate) | any callable `progress -> value` |
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/05_your_own_parts.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.

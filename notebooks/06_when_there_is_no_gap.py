@@ -16,6 +16,10 @@
 # measuring would be at fault.
 #
 # We run both cases side by side, three seeds each, and let intervals speak.
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/06_when_there_is_no_gap.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.

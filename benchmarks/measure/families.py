@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     ConsistencyModelPipeline,
@@ -38,7 +39,7 @@ from dagdiff.cli import main as command
 from dagdiff.expert import Expert
 from dagdiff.pipelines.grids import read_grid
 from dagdiff.pipelines.pretrained import PRECISIONS, DiffusersExpert
-from dagdiff.reading import read_csv
+from dagdiff.reading import read_csv, read_json
 from dagdiff.threshold import NoThreshold
 from dagdiff.versions import versions
 
@@ -67,14 +68,13 @@ MAKES: dict[str, Callable[[], Any]] = {
 }
 """The families, each by a small pipeline of it."""
 
-PROMPTS = ["a cat", "two dogs in the snow"]
+PROMPTS = ["a cat", "two dogs"]
 SIDE = 8  # of the states
 
 _GUIDED: dict[str, tuple[dict[str, Any], float]] = {
     "DDPM, classes": ({}, 1.0),
-    "Qwen-Image": ({"true_cfg_scale": 1.0}, 1.0),
+    "Qwen-Image": ({"negative_prompt": [" ", " "], "true_cfg_scale": 3.0}, 3.0),
     "Z-Image": ({"guidance_scale": 2.0}, 3.0),
-    "Lumina 2": ({"guidance_scale": 3.0, "cfg_normalization": False}, 3.0),
     "FLUX.1-dev": ({"guidance_scale": 3.0}, 3.0),
     "FLUX.1, no embedded guidance": ({"negative_prompt": "", "true_cfg_scale": 3.0}, 3.0),
 }
@@ -88,9 +88,10 @@ def apart(name: str, pipeline: Any, teacher: DiffusersExpert) -> float:
     Both take four deterministic steps from the same noise, with two prompts or classes and guidance.
     """
     family, law = teacher.network.family, teacher.network.law
+    parts = pipeline.components
     if isinstance(pipeline, DDPMPipeline):  # its call knows neither classes nor deterministic steps after a threshold
-        kind = DDIMPipeline if pipeline.unet.config.num_class_embeds is None else ConsistencyModelPipeline
-        pipeline = kind(unet=pipeline.unet, scheduler=pipeline.scheduler)
+        kind = DDIMPipeline if parts["unet"].config.num_class_embeds is None else ConsistencyModelPipeline
+        pipeline = kind(**parts)
     pipeline.set_progress_bar_config(disable=True)
     flow = not hasattr(pipeline.scheduler, "alphas_cumprod") or pipeline.scheduler.config.get("use_flow_sigmas")
     if flow:
@@ -120,7 +121,9 @@ def apart(name: str, pipeline: Any, teacher: DiffusersExpert) -> float:
     with _first_noise(start) if "latents" not in known else contextlib.nullcontext():
         told |= {"latents": start.to(network.dtype)} if "latents" in known else {}
         end = _last_step(pipeline, {each: value for each, value in told.items() if each in known})[: len(noise)]
-    expert = Expert(teacher, teacher.schedule, guidance=teacher.guided(weight), threshold=teacher.threshold)
+    expert = Expert(
+        teacher, teacher.schedule, guidance=teacher.guided(weight), threshold=teacher.threshold, guide=teacher.guide
+    )
     ours = family.pack(
         expert.walk(noise.to(network.dtype).float(), read_grid(pipeline.scheduler, law, 4), condition)[-1]
     )
@@ -250,9 +253,15 @@ def main(words: Sequence[str]) -> None:
     if words:
         return
     save_csv(KEPT / "families.csv", rows)
-    save_json(KEPT / "machine.json", versions(1))
-    kept = read_csv(KEPT / "families.csv")
-    save_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), "families", table(kept)))
+    save_json(KEPT / "machine.json", versions(1) | {"diffusers": diffusers.__version__})
+    save_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), KEPT))
+
+
+def filled(text: str, folder: Path) -> str:
+    """Return the page's text with the table of the rows that are kept in a folder."""
+    machine = read_json(folder / "machine.json", {str: str})
+    made = f"Made with diffusers {machine['diffusers']}, torch {machine['torch']} on {machine['system']}."
+    return with_table(text, "families", f"{table(read_csv(folder / 'families.csv'))}\n\n{made}")
 
 
 if __name__ == "__main__":

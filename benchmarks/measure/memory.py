@@ -95,7 +95,7 @@ def table(weights: int, rank: int, low: int) -> str:
         "PD, full": held(weights, weights),
         "DMD2, full": held(weights, weights, objective="distribution"),
     }
-    parts = ["expert", "student", "gradients", "Adam", "copies", "fake score"]
+    parts = ["expert", "student", "gradients", "Adam", "copies", "critic"]
     lines = [f"| LoRA of rank {rank} | {' | '.join(parts)} | sum |", "|---" * (len(parts) + 2) + "|"]
     for name, found in runs.items():
         told = " | ".join(f"{found[part] / 1e9:.2f}" for part in parts)

@@ -1,6 +1,6 @@
 """Keep few steps while fine-tuning: a few-step student retuned on its own chains, against what people do instead.
 
-Run: python -m dagdiff.benchmarks.measure.retune [FOLDER] [WORD=VALUES ...], for example seeds=1 updates=50. Runs that
+Run: python -m dagdiff.benchmarks.measure.retune FOLDER seeds=1 updates=50, all words optional. Runs that
 FOLDER/retune.csv holds already are not made again; at the end the table of docs/keep-few-steps.md is printed, and in
 the checkout written to the page.
 

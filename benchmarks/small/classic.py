@@ -85,7 +85,8 @@ def clip(projected: bool = False) -> tuple[Any, Any]:
         hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2, vocab_size=514,
         max_position_embeddings=16, projection_dim=16, bos_token_id=512, pad_token_id=513, eos_token_id=513,
     )  # fmt: skip
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval(), tokenizer
+    encoder: Any = CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
+    return encoder.eval(), tokenizer
 
 
 def t5() -> tuple[Any, Any]:

@@ -108,8 +108,15 @@ def measure(pair: Pair, given: Any, x0: States, condition: Condition) -> Shift:
     """Return the shift at each step, on as many chains as there are rows of data."""
     teacher, student = pair.teacher, pair.student
     asked = InParts(teacher, given.batch_size)
-    expert = Expert(asked, teacher.schedule, given.substeps, given.guidance, teacher.threshold)
-    policy = Expert(InParts(student, given.batch_size), student.schedule, 1, given.student_guidance, student.threshold)
+    expert = Expert(asked, teacher.schedule, given.substeps, given.guidance, teacher.threshold, guide=teacher.guide)
+    policy = Expert(
+        InParts(student, given.batch_size),
+        student.schedule,
+        1,
+        given.student_guidance,
+        student.threshold,
+        guide=student.guide,
+    )
     generator = torch.Generator(x0.device).manual_seed(given.seed)
     times = pair.sampler.times.to(x0.device)
     with Progress("shift", len(times) - 1) as bar:

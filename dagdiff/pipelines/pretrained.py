@@ -25,15 +25,17 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_in, first_line
+from dagdiff.expert import Guide, classifier_free
 from dagdiff.pipelines.conditions import PromptBank, read_prompts
 from dagdiff.pipelines.families import Family, Wanted
 from dagdiff.pipelines.families.named import family_of
 from dagdiff.pipelines.latents import Autoencoder, Pixels, kind_of
 from dagdiff.pipelines.noise_law import NoiseLaw, read_noise_law
+from dagdiff.pipelines.prompts import cut_off
 from dagdiff.pipelines.suited import check_from_text, check_not_quantised, few_step_sign
 from dagdiff.pipelines.whole import AGAIN, check_whole
 from dagdiff.policies.student import Student
-from dagdiff.shapes import Condition, States, Times
+from dagdiff.shapes import Condition, States, Times, column
 
 
 class PretrainedNetwork(nn.Module):
@@ -71,6 +73,7 @@ class DiffusersExpert:
         shape: of one state, ``(C, H, W)``.
         autoencoder: to and from images.
         few_step: what says that it is a few-step model already, and so no teacher; None if nothing does.
+        cut_off: which of its prompts is too long for its encoders, in words; None if there is none.
     """
 
     def __init__(
@@ -79,8 +82,9 @@ class DiffusersExpert:
         shape: tuple[int, int, int],
         autoencoder: Pixels | Autoencoder,
         few_step: str | None = None,
+        cut_off: str | None = None,
     ) -> None:
-        self.few_step = few_step
+        self.few_step, self.cut_off = few_step, cut_off
         self.network, self.shape, self.autoencoder = network.requires_grad_(False).eval(), shape, autoencoder
         law = network.law
         self.schedule, self.prediction, self.threshold = law.schedule, law.prediction, law.threshold
@@ -138,7 +142,8 @@ class DiffusersExpert:
         pixels = (autoencoder.image_shape[1], autoencoder.image_shape[2])
         conditions = family.conditions(network, pipeline, Wanted(wanted, null_class, pixels)).to(device, precision)
         sign = few_step_sign(path, pipeline.config, pipeline.scheduler, network)
-        return cls(PretrainedNetwork(network, family, conditions, law), shape, autoencoder, sign)
+        cut = None if isinstance(wanted, PromptBank) or not wanted else cut_off(pipeline, wanted)
+        return cls(PretrainedNetwork(network, family, conditions, law), shape, autoencoder, sign, cut)
 
     def guided(self, weight: float) -> float:
         """Tell the network a weight of guidance, if it is one that is told any; return the weight that is left.
@@ -153,6 +158,17 @@ class DiffusersExpert:
         if weight != 1.0:
             self.network.family = family.telling(weight)
         return 1.0
+
+    @property
+    def guide(self) -> Guide:
+        """What guidance makes of two guesses, as the pipeline's own call does it."""
+        return self._in_answers if self.network.family.bends_guidance else classifier_free
+
+    def _in_answers(self, x_t: States, t: Times, told: States, free: States, weight: float) -> States:
+        """Guide what the network answers, which some pipelines scale, and not the guesses."""
+        alpha, sigma = (column(values, x_t) for values in self.schedule(t))
+        one, other = (self.prediction.from_x0(x_t, guess, alpha, sigma) for guess in (told, free))
+        return self.prediction.guess(x_t, self.network.family.guided(one, other, weight), t, self.schedule)
 
     @torch.no_grad()
     def __call__(self, x_t: States, t: Times, condition: Condition = None) -> States:

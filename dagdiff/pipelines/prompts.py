@@ -3,6 +3,8 @@
 Each family of pipelines encodes prompts in its own way, and says in its own way what it guides away from.
 """
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +19,32 @@ Encode = Callable[[Any, list[str], torch.device], tuple[Text, Text]]
 """``(pipeline, prompts, device) -> (their embeddings, the null condition's)``."""
 
 _LAST = slice(-2, None)
+
+
+def cut_off(pipeline: Any, prompts: Sequence[str]) -> str | None:
+    """Return which prompt has an end that no encoder of the pipeline reads, in words; None if there is none.
+
+    CLIP reads 77 tokens; where T5 or a language model reads more beside it, that one counts.
+    """
+    call = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
+    most = call.default if call is not None and isinstance(call.default, int) else math.inf
+    readers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
+    if not readers or not all(hasattr(reader, "model_max_length") for reader in readers):
+        return None
+    limits = [min(reader.model_max_length, most) for reader in readers]
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) < min(limits) / _DENSE:
+            continue
+        lengths = [len(reader(prompt, truncation=False)["input_ids"]) for reader in readers]
+        if all(length > limit for length, limit in zip(lengths, limits, strict=True)):
+            place = max(range(len(limits)), key=limits.__getitem__)
+            told = f"prompt {number} has {lengths[place]} tokens, and the encoder reads {limits[place]}"
+            return f"{told}: the end of {prompt[:40]!r}... would be cut off. Shorten it, or leave it out."
+    return None
+
+
+_DENSE = 4
+"""Tokens that a character may make, at most: its bytes."""
 
 
 @torch.no_grad()

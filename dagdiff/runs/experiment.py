@@ -143,6 +143,7 @@ class Experiment:
             self.threshold,
             solver=solver,
             span=self.span,
+            guide=self.task.guide,
         )
 
     @property
@@ -314,6 +315,7 @@ class Experiment:
         chosen = self.settings
         if engine.sharding() and len(chosen.stages or ()) > 1:
             raise Refusal("stages copy their students, and sharded ones (FSDP2) can't be. Take --steps, or DDP.")
+        self.task.check_training()
         self.gathering()
         rows = self.learning().batch_size
         for name in chosen.metric:

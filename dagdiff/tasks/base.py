@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dagdiff.envs.images import ImageWorld
 from dagdiff.envs.toy2d import World
-from dagdiff.expert import Expert
+from dagdiff.expert import Expert, Guide, classifier_free
 from dagdiff.metrics.base import Metric
 from dagdiff.metrics.samples import Energy, Mmd, ModeCounts, Neighbours, SlicedWasserstein, Wasserstein
 from dagdiff.metrics.standing import Standing, compare
@@ -95,6 +95,14 @@ class Task:
     def pair(self, expert: Expert, noise: Tensor, times: Times, condition: Condition) -> Tensor | None:
         """What the expert makes of the same noise, if samples are compared one by one; in 2-D they are not."""
         return None
+
+    def check_training(self) -> None:
+        """Refuse what no student can be trained on, though samples can be drawn of it."""
+
+    @property
+    def guide(self) -> Guide:
+        """What guidance makes of the expert's guesses with and without a condition."""
+        return classifier_free
 
     def unmet(self, guidance: float) -> float:
         """Return the weight of classifier-free guidance that the expert has to add to reach the one asked for."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_in
 from dagdiff.engine import find_device
+from dagdiff.expert import Guide
 from dagdiff.metrics.base import Metric
 from dagdiff.metrics.samples import Energy
 from dagdiff.metrics.standing import Standing, compare
@@ -94,6 +95,8 @@ class PipelineTask(Task):
     data: PipelineWorld
     teacher: DiffusersExpert = field(kw_only=True)
     timesteps: tuple[float, ...] | None = field(default=None, kw_only=True)
+    few_step: bool = field(default=False, kw_only=True)
+    path: str = field(default="", kw_only=True)
     metrics: ClassVar[tuple[Metric, ...]] = (TeacherSamples(),)
     looked: ClassVar[tuple[Metric, ...]] = (Energy(),)
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
@@ -127,6 +130,23 @@ class PipelineTask(Task):
             return super().stand(student, teacher, truth)
         p, reference = len(truth.paired), truth.paired.to(student.device)
         return compare(Energy(), student[p:], teacher[p:], replace(truth, reference=reference, paired=None))
+
+    def check_training(self) -> None:
+        """Refuse a few-step model as the teacher, and prompts that are too long for its encoders."""
+        teacher, name = self.teacher, self.path
+        if teacher.few_step is not None and not self.few_step:
+            raise Refusal(
+                f"{name!r} seems to be a few-step model already ({teacher.few_step}): many steps of it are no better "
+                "than few, so it has nothing to teach. Name the many-step model that it was made from, or pass "
+                "--pipeline.few_step true to take it as it is."
+            )
+        if teacher.cut_off is not None:
+            raise Refusal(teacher.cut_off)
+
+    @property
+    def guide(self) -> Guide:
+        """As the pipeline's own call guides."""
+        return self.teacher.guide
 
     def unmet(self, guidance: float) -> float:
         """Return 1 of a network that is told the weight itself."""
@@ -187,7 +207,8 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     )
     return PipelineTask(
         name.text, world, world, teacher.schedule, probe is not None, tuple(teacher.shape), teacher=teacher,
-        timesteps=None if chosen.timesteps is None else tuple(chosen.timesteps),
+        timesteps=None if chosen.timesteps is None else tuple(chosen.timesteps), few_step=chosen.few_step,
+        path=chosen.path,
     )  # fmt: skip
 
 
@@ -195,23 +216,13 @@ def load_teacher(chosen: Any, device: str, guidance: float = 1.0) -> DiffusersEx
     """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once.
 
     A network that is told a weight of guidance is told ``guidance``.
-
-    Raises:
-        Refusal: if it can't be had, or seems to be a few-step model itself.
     """
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
     captions = tuple(folder_captions(chosen.images, chosen.prompt_column, classes=not chosen.prompts))
     text = (chosen.prompts, chosen.prompt_column, captions)
     told = (chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
-    teacher = _loaded(chosen.path, *text, *told, str(find_device(device)), chosen.family, guidance, chosen.lora)
-    if teacher.few_step is not None and not chosen.few_step:
-        raise Refusal(
-            f"{chosen.path!r} seems to be a few-step model already ({teacher.few_step}): many steps of it are no "
-            "better than few, so it has nothing to teach. Name the many-step model that it was made from, or pass "
-            "--pipeline.few_step true to take it as it is."
-        )
-    return teacher
+    return _loaded(chosen.path, *text, *told, str(find_device(device)), chosen.family, guidance, chosen.lora)
 
 
 @lru_cache(maxsize=2)

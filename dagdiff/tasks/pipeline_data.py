@@ -198,7 +198,9 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
     check_at_least("own_samples", count, 10)
     check_at_least("own_steps", steps, 1)
     noise = content_hash(*teacher.schedule(_own_grid(teacher, steps)))
-    told = teacher.prediction.name, tuple(teacher.shape), count, guidance, teacher.threshold
+    embedded = teacher.network.family.embedded(teacher.network.body.config)
+    weight = guidance if embedded is None else embedded
+    told = teacher.prediction.name, tuple(teacher.shape), count, weight, teacher.threshold
     key = f"{fingerprint(teacher.network)} {noise} {told}"
     path = cache_folder() / "pipelines" / f"{content_hash(key)[:16]}.safetensors"
     with awaited(path):
@@ -258,7 +260,7 @@ def _drawn(
     noise = torch.randn((count, *teacher.shape), generator=generator)
     conditions: Any = teacher.network.conditions
     condition = conditions.draw(count, generator)
-    expert = Expert(teacher, teacher.schedule, guidance=guidance, threshold=teacher.threshold)
+    expert = Expert(teacher, teacher.schedule, guidance=guidance, threshold=teacher.threshold, guide=teacher.guide)
     times = _own_grid(teacher, steps).to(device)
     points = list(read_state(part)["points"]) if part.exists() else []
     saving, left = Pace(1.0), torch.arange(count).split(at_once)[len(points) :]

@@ -13,6 +13,10 @@
 #
 # Try the [exercises](../02_covariate_shift_seen.ipynb) first. Every answer is run below.
 # Change it and run it again.
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/solutions/02_covariate_shift_seen.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.

@@ -13,6 +13,10 @@
 #
 # Try the [exercises](../04_pd_lcm_dmd2.ipynb) first. Every answer is run below.
 # Change it and run it again.
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/solutions/04_pd_lcm_dmd2.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.
@@ -104,8 +108,8 @@ scatter_panels({name: points.numpy() for name, points in clouds.items()}, column
 # ## Change one thing
 #
 # The critic must know what the student makes *now*: the student follows the difference between the critic and the
-# expert. A critic that is behind points to where the student was. In this small target one update is not yet too few to
-# train at all; compare the distances, and try a higher learning rate of the student.
+# expert. A critic that is behind points to where the student was. Here one update instead of two leaves the samples
+# several times as far from the target.
 #
 # ## Explain
 #

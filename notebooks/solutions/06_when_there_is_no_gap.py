@@ -13,6 +13,10 @@
 #
 # Try the [exercises](../06_when_there_is_no_gap.ipynb) first. Every answer is run below.
 # Change it and run it again.
+#
+# [Open in Colab][colab]
+#
+# [colab]: https://colab.research.google.com/github/dagdiff/dagdiff/blob/main/notebooks/solutions/06_when_there_is_no_gap.ipynb
 
 # %%
 # Where dagdiff is missing (Colab), install it: from the checkout around this notebook, or from the repository.
@@ -116,9 +120,9 @@ plt.show()
 # %% [markdown]
 # ## Change one thing
 #
-# A beginner after 32 updates is far from its expert, so its states are not the forward states. But what it lacks is
-# training, on whatever states. The cell below says which kind of states such a short training uses better. If the
-# interval includes 0, or is small beside the distances themselves, the answer is: more updates, not other states.
+# A beginner after 40 updates is far from its expert, so its states are not the forward states, and the mixture gains a
+# little: the interval excludes 0. But look at the distances themselves. Both students are hundreds of times as far from
+# the target as a trained one. What they lack is training; more updates gain far more than other states.
 
 # %%
 poor = compare("matched", 3, start=fresh_student(tasks["matched"]), rounds=1)
@@ -127,9 +131,9 @@ print({variant: [round(value, 3) for value in values] for variant, values in poo
 # %% [markdown]
 # ## Explain
 #
-# More seeds bring the *mean* nearer to its true value, so one expects a narrower interval. But a bootstrap over three
-# values can never leave their range, and is too narrow from the start. So with six seeds the interval may well be
-# wider, and it is the more honest one.
+# More seeds bring the *mean* nearer to its true value, so one expects a narrower interval, and here it is narrower. It
+# need not be. A bootstrap over three values can never leave their range, so it is too narrow from the start. One new
+# seed outside that range makes the interval wider, and more honest.
 
 # %%
 found = compare("biased", 3), compare("biased", 6)

@@ -50,8 +50,8 @@ def test_a_run_under_published_labels_holds_what_is_counted(objective: str, labe
 
 
 def test_the_fake_score_is_counted_with_its_gradients_and_moments() -> None:
-    assert held(10, 10, objective="distribution")["fake score"] == 160
-    assert held(10, 3, objective="distribution")["fake score"] == 48
+    assert held(10, 10, objective="distribution")["critic"] == 160
+    assert held(10, 3, objective="distribution")["critic"] == 48
     assert held(10, 3)["student"] == 12, "the frozen ones are the expert's"
 
 

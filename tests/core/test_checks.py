@@ -73,6 +73,6 @@ def test_counts_of_broken_values_and_shapes_are_told() -> None:
     with pytest.raises(Refusal, match=r"data holds 2 values that are NaN or infinite, of 3\. Drop or repair"):
         check_finite("data", torch.tensor([float("nan"), 1.0, float("-inf")]))
     with pytest.raises(
-        Refusal, match=r"the student must answer .* \(3, 2\); got \(3,\)\. Return one guess of x0 per row"
+        Refusal, match=r"the student must answer .* \(3, 2\); got \(3,\)\. Return one prediction of x0 per row"
     ):
         check_same_shape("the student", torch.zeros(3), torch.zeros(3, 2))

@@ -176,7 +176,7 @@ def test_a_denoiser_of_another_shape_is_refused() -> None:
     x_t, t, s = states(3, 4, 4)
     expert = Expert(lambda x, t, c=None: x[:, :1], CosineSchedule(), 2)
     with pytest.raises(
-        Refusal, match=r"the expert must answer .*\(3, 3, 4, 4\); got \(3, 1, 4, 4\).*one guess of x0 per row"
+        Refusal, match=r"the expert must answer .*\(3, 3, 4, 4\); got \(3, 1, 4, 4\).*one prediction of x0 per row"
     ):
         expert.target(x_t, t, s)
     with pytest.raises(Refusal, match="substeps must be at least 1; got 0"):

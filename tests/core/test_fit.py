@@ -108,10 +108,10 @@ LABELLED: dict[str, Any] = {"conditions": labels(), "student": student(labels=8)
         ({"student": Stepwise(student(FLOW), step_grid(4))}, "the student has another noise schedule"),
         ({"law": Ddim(VPSchedule.linear())}, "the expert has another noise schedule"),
         # where a label ends
-        ({"objective": Consistency()}, r"Consistency teaches guesses that are right at t=0.00, and a Ddim step to "
+        ({"objective": Consistency()}, r"Consistency teaches predictions that are right at t=0.00, and a Ddim step to "
                                        r"t=0.75 needs them right at t=0.75. .*transition Renoise\(schedule\)"),
         ({"objective": DistributionMatching()}, r"DistributionMatching teaches .* transition Renoise\(schedule\)"),
-        ({"law": Renoise(COSINE)}, r"Progressive teaches guesses that are right at t=0.75, and a Renoise step to "
+        ({"law": Renoise(COSINE)}, r"Progressive teaches predictions that are right at t=0.75, and a Renoise step to "
                                    r"t=0.75 needs them right at t=0.00. .*transition Ddim\(schedule\)"),
         ({"law": Renoise(COSINE), "objective": GaussianKL()}, r"GaussianKL teaches .*transition Ddim\(schedule, eta=1"),
         # the width of the fresh noise

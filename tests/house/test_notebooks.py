@@ -73,7 +73,10 @@ def test_every_notebook_begins_alike() -> None:
     (first,) = {next(cell.source for cell in tool.read(source).cells if cell.cell_type == "code") for source in SOURCES}
     (home,) = re.findall(r'(?m)^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert f'"git+{home}"' in first and "\n%matplotlib inline\n" in first
-    assert f"repository: {home} " in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    colab = home.replace("https://github.com/", "https://colab.research.google.com/github/")
+    for source in SOURCES:
+        place = source.with_suffix(".ipynb").relative_to(ROOT).as_posix()
+        assert f"[Open in Colab][colab]\n\n[colab]: {colab}/blob/main/{place}" in tool.read(source).cells[0].source
 
 
 def test_the_first_cell_installs_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +111,13 @@ def test_outputs_are_there_clean_and_small(source: Path) -> None:
         assert not ABSOLUTE.search(text), text
     assert not ABSOLUTE.search(str(notebook.metadata))
     assert source.with_suffix(".ipynb").stat().st_size < LARGEST
+
+
+def test_progress_is_not_saved_and_warnings_are() -> None:
+    told = "dagdiff: training: 400 of 1200 updates (33 %), 1 min 10 s passed, about 2 min left\n"
+    outputs = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in (told * 2, told + "a warning\n")]
+    assert [tool.is_progress(output) for output in outputs] == [True, False]
+    assert not tool.is_progress(nbformat.v4.new_output("stream", name="stdout", text=told))
 
 
 @pytest.mark.slow

@@ -9,11 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 from helpers import ROOT
 from PIL import Image
 from pipelines import save, seeded, stable_diffusion
+from reports import content, folder
 
 from dagdiff.benchmarks import readme
 from dagdiff.benchmarks.pages import END, TABLES, command, filled, load, origin, with_table
@@ -26,7 +28,7 @@ from dagdiff.report.records import Record
 from dagdiff.report.results import IDENTITY, Results
 from dagdiff.report.rows import Row
 from dagdiff.report.summary import write_summary
-from dagdiff.report.verdict import change, outcome
+from dagdiff.report.verdict import change, counts, outcome
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted({made.page for made in TABLES.values()})
@@ -122,6 +124,23 @@ def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
     for name in readme.STUDY_FIGURES:
         with Image.open(own_folder / name) as image:
             assert image.info["Source"] == readme.source(own_folder / readme.KEPT / "study")
+
+
+def test_the_pictures_fill_two_rows_of_four(tmp_path: Path) -> None:
+    found = content({"forward": [0.2], "mixture": [0.1]}, task=readme.IMAGE_TASK)
+    for objective in ("progressive", "distribution"):
+        more = content({"forward": [0.2], "mixture": [0.1]}, task=readme.IMAGE_TASK, objective=objective)
+        found["records"] += more["records"]
+    (reference,) = found["references"].values()
+    found["references"] = {readme.IMAGE_TASK: {**reference, "samples": "samples/digits.npz"}}
+    place = folder(tmp_path, found)
+    images = np.zeros((32, 1, 8, 8), dtype=np.float32)
+    np.savez(place / "samples/digits.npz", data=images, truth=images, x=images)
+    np.savez(place / "samples/run.npz", x=images)
+    titles = [axes.get_title() for axes in readme.pictures(Results.load(place)).axes]
+    assert titles[0] == "training data" and titles[4] == "teacher, 16 steps" and len(titles) == 8
+    assert titles[1:4] == [f"{name}: forward" for name in ("PD", "LCM", "DMD2")]
+    assert titles[5:] == [f"{name}: mixture" for name in ("PD", "LCM", "DMD2")]
 
 
 def test_a_table_names_what_made_its_results() -> None:
@@ -246,6 +265,12 @@ def test_the_figure_is_there() -> None:
         assert (ROOT / name).stat().st_size > 10_000
 
 
+def test_there_is_one_address_of_the_repository() -> None:
+    (home,) = re.findall(r'(?m)^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for text in (TEXT, (ROOT / "docs/install.md").read_text(encoding="utf-8")):
+        assert set(re.findall(r"https://github\.com/[\w-]+/dagdiff", text)) == {home}
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), target
@@ -275,6 +300,13 @@ def test_the_demo_tells_how_to_go_on() -> None:
     for text in (TEXT, (ROOT / "docs/index.md").read_text(encoding="utf-8")):
         assert re.search(r"(?m)^make demo .*\nsource \.venv/bin/activate  #", text)
     assert "BIN := $(VENV)/bin" in makefile and "VENV ?= .venv" in makefile
+
+
+def test_the_demo_s_last_lines_are_those_of_its_results() -> None:
+    (shown,) = re.findall(r"```text\n(.*?)```", (ROOT / "docs/install.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    echoed = re.findall(r'(?m)^\t@echo "(.*)"$', (ROOT / "Makefile").read_text(encoding="utf-8"))[:2]
+    told = [*counts(kept("toy2d-quick").rows), "", "report: runs/demo/report.html", *echoed]
+    assert shown.splitlines() == [line.replace("$(BIN)", ".venv/bin") for line in told]
 
 
 def test_extras_that_readme_installs_are_there() -> None:

@@ -6,13 +6,15 @@ from typing import Any
 import pipelines
 import pytest
 import torch
+from helpers import ROOT
 
-from dagdiff.benchmarks.measure.families import MAKES, PROMPTS, apart
+from dagdiff.benchmarks.measure.families import KEPT, MAKES, PAGE, PROMPTS, apart, filled
 from dagdiff.benchmarks.small import newer
 from dagdiff.pipelines.agreement import EXACT, check_agreement
 from dagdiff.pipelines.export import body_of, build_pipeline, call_arguments, chain_of
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.pipelines.schedulers import usual_times
+from dagdiff.reading import read_csv
 from dagdiff.threshold import NoThreshold
 from dagdiff.transition import Ddim, Renoise
 
@@ -82,3 +84,10 @@ def test_images_go_through_its_autoencoder(name: str, tmp_path: Path) -> None:
     assert tuple(latents.shape[1:]) == teacher.shape
     assert teacher.autoencoder.image_shape[1] == 8 * teacher.network.family.cell(pipeline)
     assert teacher.autoencoder.decode(latents).shape == images.shape
+
+
+def test_the_page_shows_the_rows_that_are_kept() -> None:
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    assert filled(page, ROOT / KEPT) == page, "run: python -m dagdiff.benchmarks.measure.families"
+    rows = read_csv(ROOT / KEPT / "families.csv")
+    assert {row["family"] for row in rows} == set(MAKES) and not any(row.get("fails") for row in rows)

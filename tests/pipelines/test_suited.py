@@ -170,6 +170,21 @@ def test_a_single_file_is_refused_and_told_why(here: Path) -> None:
         DiffusersExpert.from_pretrained("model.safetensors")
 
 
+def test_prompts_that_are_too_long_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where all encoders cut them: CLIP's end alone is no loss where T5 reads on."""
+    pipelines.save(pipelines.seeded(pipelines.stable_diffusion), Path("teacher"))
+    Path("prompts.txt").write_text("a cat\na very long sentence on dogs\n")
+    assert distil("teacher") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "prompt 2 has 25 tokens, and the encoder reads 16" in told and "Shorten it" in told
+    base = pipelines.save(pipelines.seeded(pipelines.flux), here / "flux")
+    told = [
+        str(DiffusersExpert.from_pretrained(base, [prompt], sample_size=8).cut_off)
+        for prompt in ("a very long sentence on dogs", "dogs " * 200)
+    ]
+    assert told[0] == "None" and "tokens, and the encoder reads 512" in told[1]
+
+
 # -- weights of guidance that a network is told ---------------------------------------------------------------------
 
 
@@ -209,6 +224,13 @@ def test_flux_dev_is_told_the_weight_and_not_guided_once_more(weight: float, her
     torch.testing.assert_close(family.pack(ours), theirs, atol=1e-5, rtol=1e-5)
     told = call_arguments(pipeline, 2, run.task.shape[1:], None, run.student.network.family)
     assert told["guidance_scale"] == usual
+
+
+def test_samples_of_other_weights_are_others(here: Path) -> None:
+    """The cache knows the weight that the network was told."""
+    pipelines.save(pipelines.seeded(pipelines.flux), Path("teacher"))
+    one, same, two = (experiment(guidance=weight).task.world.splits[0].points for weight in (2.0, 2.0, 6.0))
+    assert torch.equal(one, same) and not torch.equal(one, two)
 
 
 def test_a_network_of_a_latent_consistency_model_hears_its_weight(here: Path) -> None:

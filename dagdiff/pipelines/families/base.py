@@ -9,7 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -67,6 +67,13 @@ class Family(ABC):
     def cell(self, pipeline: Any) -> int:
         """Return how many pixels of the pipeline's call a side of one place of a state has."""
         return int(getattr(pipeline, "vae_scale_factor", 1))
+
+    bends_guidance: ClassVar[bool] = False
+    """Whether :meth:`guided` is more than a weighted difference."""
+
+    def guided(self, told: Tensor, free: Tensor, weight: float) -> Tensor:
+        """Return what the pipeline's call makes of the answers with and without a condition."""
+        return free + weight * (told - free)
 
     def embedded(self, config: Any) -> float | None:
         """Return the weight of guidance that the network is told, or None where it is told none."""

@@ -14,9 +14,18 @@ from dagdiff.shapes import States
 class Lumina2(Family):
     """``Lumina2Transformer2DModel`` (Qin et al. 2025, https://arxiv.org/abs/2503.21758).
 
-    Its clock runs from noise (0) to data (1), and its answer points at the data. Its pipeline scales a guided answer
-    back to the length of the conditional one; the guidance here does not.
+    Its clock runs from noise (0) to data (1), and its answer points at the data. A guided answer is scaled
+    back, row by row, to the length of the conditional one.
     """
+
+    bends_guidance = True
+
+    def guided(self, told: Tensor, free: Tensor, weight: float) -> Tensor:
+        """Keep the length of a row of the conditional answer."""
+        mixed = super().guided(told, free, weight)
+        length, wanted = (torch.linalg.vector_norm(each, dim=-1, keepdim=True) for each in (mixed, told))
+        kept: Tensor = mixed * (wanted / length)
+        return kept
 
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """A prompt bank with masks."""

@@ -18,14 +18,15 @@ from dagdiff.shapes import States
 class QwenImage(Family):
     """``QwenImageTransformer2DModel`` (Wu et al. 2025, https://arxiv.org/abs/2508.02324).
 
-    Its states are packed as FLUX's are. Prompts have as many tokens as they need. Its pipeline scales a guided answer
-    back to the length of the conditional one; the guidance here does not.
+    Its states are packed as FLUX's are. Prompts have as many tokens as they need. A guided answer is scaled back, patch
+    by patch, to the length of the conditional one.
 
     Args:
         tokens: that a prompt may have.
         empty: the prompt that is guided away from; its makers' own calls name one space.
     """
 
+    bends_guidance = True
     tokens: int = 512
     empty: str = " "
 
@@ -59,6 +60,11 @@ class QwenImage(Family):
         """Return states as the network takes and the pipeline keeps them: a row for each patch."""
         return pixel_unshuffle(x_t, 2).flatten(2).transpose(1, 2)
 
+    def guided(self, told: Tensor, free: Tensor, weight: float) -> Tensor:
+        """Keep the length of a patch of the conditional answer."""
+        mixed = super().guided(told, free, weight)
+        return mixed * (_lengths(told) / _lengths(mixed))
+
     def calling(self, config: Any) -> dict[str, Any]:
         """Its guidance has a name of its own."""
         return {"true_cfg_scale": 1.0}
@@ -74,6 +80,12 @@ class QwenImage(Family):
             img_shapes=[[(1, height, width)]] * len(x_t),
         ).sample
         return pixel_shuffle(packed.transpose(1, 2).unflatten(2, (height, width)), 2)
+
+
+def _lengths(answer: Tensor) -> Tensor:
+    """The length of each patch, in the place of each of its latents."""
+    patches: Tensor = torch.linalg.vector_norm(pixel_unshuffle(answer, 2), dim=1, keepdim=True)
+    return patches.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def encode(
