@@ -90,8 +90,9 @@ def by_steps(rows: Sequence[Row]) -> str:
     """A line an objective and kind of states, a column a number of steps."""
     mine = [row for row in rows if row.case == NARROW[0] and row.variant in CONTRAST]
     mine.sort(key=lambda row: (list(OBJECTIVES).index(row.objective), CONTRAST.index(row.variant), row.steps))
-    distinct = [row for row in mine if row.objective == "distribution" or row.variant != "published"]
-    return pivot(distinct, _objective_and_states, lambda row: f"{row.steps} step{'s' * (row.steps > 1)}")
+    forward = {runs for row in mine if row.variant == "forward" for runs in row.runs}
+    others = [row for row in mine if row.variant != "published" or not row.runs <= forward]
+    return pivot(others, _objective_and_states, lambda row: f"{row.steps} step{'s' * (row.steps > 1)}")
 
 
 def by_variant(rows: Sequence[Row], variants: Sequence[str], about: str = "") -> str:

@@ -141,7 +141,7 @@ plt.show()
 #
 # The *imitation loss* is the squared distance between the student's prediction and the expert's. `measure_shift` takes
 # it on three kinds of states (forward, student and expert states) and adds distances between them. Training sees only
-# the first column.
+# the column `forward`.
 
 # %%
 from dagdiff.metrics.shift import measure_shift
