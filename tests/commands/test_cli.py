@@ -323,7 +323,7 @@ def test_shift(folder: Path, tmp_path: Path) -> None:
         max(
             len(line)
             for line in out.splitlines()
-            if not line.startswith(("kept in", "data mismatch", "own errors", "no shift", "the student", "its states"))
+            if not line.startswith(("saved in", "data mismatch", "own errors", "no shift", "the student", "its states"))
         )
         <= 102
     )

@@ -235,8 +235,8 @@ def test_their_arguments_are_in_the_help(mine: str) -> None:
     status, out, _ = dagdiff(f"distill --expert {mine}.Pull --policy {mine}.Linear --help")
     assert status == 0
     text = " ".join(out.split())
-    assert re.search(r"--expert.strength X how far out the point lies \(default: 1.0\)", text)
-    assert re.search(r"--policy.hidden N \(default: 8\)", text)
+    assert re.search(r"--expert.strength X How far out the point lies. Default: 1.0.", text)
+    assert re.search(r"--policy.hidden N Default: 8.", text)
 
 
 @pytest.mark.parametrize(

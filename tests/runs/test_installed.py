@@ -74,7 +74,7 @@ def test_a_registered_name_is_a_name_like_any_other(
     assert "--objective slow          LCM with a slower target.  [theirs_parts.Slow]" in capsys.readouterr().out
     assert main(["distill", "--objective", "slow", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--objective.ema X decay of the target network, an update (default: 0.99)" in text
+    assert "--objective.ema X Decay of the target network, an update. Default: 0.99." in text
     assert "gaussian-kl, slow or an import path" in text
     words = f"distill {TINY} --objective slow --threshold ball --threshold.radius 1.5 --out out"
     assert main(words.split()) == 0, capsys.readouterr().err

@@ -270,7 +270,7 @@ def test_distill_sample_and_load_images(own: str, tmp_path: Path, capsys: pytest
     x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5)
     torch.testing.assert_close(pipeline.unet(x, 1000 * t - 1).sample, again.student.network(x, t))
     card = Path("student/README.md").read_text(encoding="utf-8")
-    assert "pipeline(num_inference_steps=2)" in card and "| fd | " in card and "a U-Net trained on bars" in card
+    assert "pipeline(num_inference_steps=2)" in card and "| fd | " in card and "a teacher of bars" in card
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_distill_sample_and_load_images(own: str, tmp_path: Path, capsys: pytest
     [
         ("run --out full", "full is not empty"),
         ("run", "--out is missing"),
-        ("run --out new --format onnx", "unknown format 'onnx'"),
+        ("run --out new --format tiff", "unknown format 'tiff'"),
         ("nothing --out new", "nothing holds no run"),
         ("run --out new", "no diffusers pipeline holds a MLP"),
     ],
