@@ -117,6 +117,8 @@ def without_stop(meaning: str) -> str:
 
 def _sentence(meaning: str) -> str:
     """A meaning with a capital and a full stop; a value that it begins with stays as it is spelt."""
+    if not meaning:
+        return ""
     whole = meaning if meaning.endswith(".") else f"{meaning}."
     return whole if whole.split(",")[0].strip() in ("csv", "auto") else whole[:1].upper() + whole[1:]
 
