@@ -47,7 +47,7 @@ def test_the_whole_way_runs_as_it_is_written(
     exec(draw, {})
     said = []
     for command in blocks("sh"):
-        words = shlex.split(command)
+        words = shlex.split(command.replace("\\\n", " "))
         assert words[0] == "dagdiff" and main(words[1:]) == 0, capsys.readouterr().err
         told = capsys.readouterr()
         said.append(told.out + told.err)
