@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
 from dagdiff.pipelines.conditions import PromptBank
-from dagdiff.pipelines.prompts import Encode, embed
+from dagdiff.pipelines.prompts import Encode, embed, fitting
 from dagdiff.shapes import States
 
 
@@ -102,6 +102,12 @@ def prompt_bank(network: Any, pipeline: Any, wanted: Wanted, encode: Encode) -> 
             network, f"{type(pipeline).__name__} has no encode_prompt; give a bank of embeddings", cure=False
         )
     return embed(pipeline, wanted.prompts, network.device, encode)
+
+
+def pooled_bank(network: Any, pipeline: Any, wanted: Wanted, encode: Encode) -> PromptBank:
+    """Return a bank with pooled embeddings, of the widths that the network's configuration names."""
+    bank, config = prompt_bank(network, pipeline, wanted, encode), network.config
+    return fitting(type(network).__name__, bank, hidden=config.joint_attention_dim, pooled=config.pooled_projection_dim)
 
 
 def unserved(network: Any, reason: str, cure: bool = True) -> Refusal:

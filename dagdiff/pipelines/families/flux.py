@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from dagdiff.pipelines.conditions import Text
-from dagdiff.pipelines.families.base import Family, Wanted, even_sigmas, prompt_bank, shifting
-from dagdiff.pipelines.prompts import fitting
+from dagdiff.pipelines.families.base import Family, Wanted, even_sigmas, pooled_bank, shifting
 from dagdiff.shapes import States
 
 
@@ -44,11 +43,7 @@ class Flux(Family):
 
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """A prompt bank with pooled embeddings; its null row is the empty prompt."""
-        bank = prompt_bank(network, pipeline, wanted, partial(encode, tokens=self.tokens))
-        config = network.config
-        return fitting(
-            type(network).__name__, bank, hidden=config.joint_attention_dim, pooled=config.pooled_projection_dim
-        )
+        return pooled_bank(network, pipeline, wanted, partial(encode, tokens=self.tokens))
 
     def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
         """Even sigmas, and a shift that grows with the image where the scheduler wants one."""

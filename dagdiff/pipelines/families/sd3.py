@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dagdiff.pipelines.conditions import Text
-from dagdiff.pipelines.families.base import Family, Wanted, prompt_bank, shifting
-from dagdiff.pipelines.prompts import fitting
+from dagdiff.pipelines.families.base import Family, Wanted, pooled_bank, shifting
 from dagdiff.shapes import States
 
 
@@ -25,11 +24,7 @@ class SD3(Family):
 
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """A prompt bank with pooled embeddings."""
-        bank = prompt_bank(network, pipeline, wanted, partial(encode, tokens=self.tokens))
-        config = network.config
-        return fitting(
-            type(network).__name__, bank, hidden=config.joint_attention_dim, pooled=config.pooled_projection_dim
-        )
+        return pooled_bank(network, pipeline, wanted, partial(encode, tokens=self.tokens))
 
     def spacing(self, config: Any, size: tuple[int, int], scheduler: Any, steps: int) -> dict[str, Any]:
         """A shift that grows with the image, where the scheduler wants one."""
