@@ -61,8 +61,9 @@ class Course:
     @property
     def record(self) -> dict[str, Any]:
         """That part of the run's record: a list for each number."""
-        names = self.points[0] if self.points else ()
-        return {"course": {name: [point[name] for point in self.points] for name in names}} if self.points else {}
+        if not self.points:
+            return {}
+        return {"course": {name: [point[name] for point in self.points] for name in self.points[0]}}
 
 
 def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:
