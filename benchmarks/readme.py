@@ -77,6 +77,7 @@ def source(place: Path) -> str:
 def study_figure(results: Results) -> Figure:
     """Draw the headline's energy distances, by objective and task, with the experts'."""
     panels: dict[str, dict[str, dict[str, Interval]]] = {}
+    experts: dict[str, dict[str, float]] = {}
     found = plain(results.rows)
     tasks = list(dict.fromkeys(task for task, _, variant in found if variant == "published"))
     for (task, objective, variant), row in found.items():
@@ -86,8 +87,8 @@ def study_figure(results: Results) -> Figure:
         )
         if task in tasks and variant in CONTRAST and energy and not same:
             panels.setdefault(OBJECTIVES[objective], {}).setdefault(task, {})[variant] = scaled(energy, "energy")
-    expert = {task: (scale_of("energy") or 1.0) * results.references[task]["expert"]["energy"] for task in tasks}
-    return overview_figure(panels, expert, quantity("energy"))
+            experts.setdefault(OBJECTIVES[objective], {})[task] = (scale_of("energy") or 1.0) * row.expert
+    return overview_figure(panels, experts, quantity("energy"))
 
 
 def dmd2_figure(results: Results) -> Figure:

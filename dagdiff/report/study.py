@@ -23,21 +23,21 @@ Shares = tuple[float, float, float]
 
 
 def overview_figure(
-    panels: Mapping[str, Mapping[str, Mapping[str, Interval]]], expert: Mapping[str, float], xlabel: str
+    panels: Mapping[str, Mapping[str, Mapping[str, Interval]]], experts: Mapping[str, Mapping[str, float]], xlabel: str
 ) -> Figure:
     """Draw a line a task and a panel an objective: each variant's quality with its interval, and the expert's.
 
     Args:
         panels: title -> task -> variant -> quality, smaller is better; a panel may lack a task.
-        expert: task -> the expert's quality.
+        experts: title -> task -> the quality of the expert in the student's place.
         xlabel: what quality is; its axis is linear from -1 to 1 and logarithmic beyond.
     """
-    tasks = list(expert)
+    tasks = list(dict.fromkeys(task for found in panels.values() for task in found))
     figure, grid = make_grid(len(panels), len(panels), 3.6, 1.1 + 0.26 * len(tasks), sharey=True)
     for axes, (title, found) in zip(grid, panels.items(), strict=True):
-        axes.plot(
-            [expert[task] for task in tasks], range(len(tasks)), "|", ms=11, color=ROLES["expert"], label="expert"
-        )
+        marks = experts[title]
+        places = [tasks.index(task) for task in marks]
+        axes.plot(list(marks.values()), places, "|", ms=11, color=ROLES["expert"], label="expert")
         for variant in dict.fromkeys(variant for each in found.values() for variant in each):
             rows = [row for row, task in enumerate(tasks) if variant in found.get(task, {})]
             means, low, high = (np.array(x) for x in zip(*(found[tasks[row]][variant] for row in rows), strict=True))

@@ -45,7 +45,7 @@ def test_thresholds_stand_beside_the_first() -> None:
 
 def test_the_overview_has_a_line_a_task() -> None:
     found = {"a": {"mixture": Interval(0.1, 0.05, 0.2)}, "b": {"mixture": Interval(0.3, 0.2, 0.4)}}
-    (axes,) = overview_figure({"PD": found}, {"a": 0.01, "b": 0.02}, "energy distance").axes
+    (axes,) = overview_figure({"PD": found}, {"PD": {"a": 0.01, "b": 0.02}}, "energy distance").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert np.allclose(axes.lines[0].get_data(), [[0.01, 0.02], [0, 1]])
     assert np.allclose(axes.lines[1].get_data(), [[0.1, 0.3], [0, 1]])
@@ -54,7 +54,7 @@ def test_the_overview_has_a_line_a_task() -> None:
 def test_the_overview_names_every_variant_and_leaves_out_what_was_not_run() -> None:
     one, two = Interval(0.1, 0.05, 0.2), Interval(0.3, 0.2, 0.4)
     panels = {"PD": {"a": {"mixture": one}, "b": {"mixture": two}}, "DMD2": {"b": {"mixture": one, "published": two}}}
-    figure = overview_figure(panels, {"a": 0.01, "b": 0.02}, "energy distance")
+    figure = overview_figure(panels, {title: {"a": 0.01, "b": 0.02} for title in panels}, "energy distance")
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"expert", "mixture", "published"}
     assert np.allclose(figure.axes[1].lines[1].get_data(), [[0.1], [1]])
 
