@@ -45,10 +45,11 @@ def joined(told: Mapping[str, Any], prepare: Callable[[], object]) -> Iterator[N
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
-    _join(check_devices(str(told["device"]), torch.cuda.device_count(), os.environ))
+    on_gpu = check_devices(str(told["device"]), torch.cuda.device_count(), os.environ)
+    _join(on_gpu)
     from accelerate.utils import broadcast_object_list, gather_object
 
-    number = rank()
+    number, whole = rank(), True
     try:
         check_agreement(gather_object([flat(told)]))
         refused = [_refused(prepare) if rank() == 0 else None]
@@ -60,11 +61,14 @@ def joined(told: Mapping[str, Any], prepare: Callable[[], object]) -> Iterator[N
     except RuntimeError as error:
         if not is_lost(error):
             raise
+        whole = False
         raise SystemExit(
             f"dagdiff: error: another process of this run has ended, so process {number} ends too. Its own last lines "
             "say why."
         ) from None
-    dist.destroy_process_group()
+    finally:
+        if whole or not on_gpu:  # NCCL would wait for those that are gone
+            dist.destroy_process_group()  # at the interpreter's end its threads can abort the process
 
 
 def check_launcher(environment: Mapping[str, str]) -> None:

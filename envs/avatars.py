@@ -2,7 +2,8 @@
 
 Every picture is a draw of its own from a law that can always be drawn from again, so a teacher memorises nothing and
 held-out pictures are fresh ones. Ten styles are the classes of :func:`avatars`. In eight of them every second face
-wears glasses, which are the classes of :func:`avatars_by_glasses`: on its biased set a student is never shown glasses.
+wears glasses; with and without are classes of their own in :func:`avatars_by_glasses`, whose biased set shows a student
+no glasses.
 
 Drawn by DiceBear (https://www.dicebear.com, MIT) and rendered by resvg (MPL 2.0): ``pip install 'dagdiff[pictures]'``.
 The styles and their licences:
@@ -28,6 +29,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -85,9 +87,17 @@ def avatars() -> ImageWorld:
 
 
 def avatars_by_glasses() -> ImageWorld:
-    """The same avatars, by whether they wear glasses; the biased set is never shown glasses."""
-    pixels, _, glasses = _pictures()
-    return split_at("avatars-glasses", to_states(pixels), glasses, ("bare", "glasses"), DRAWN - HELD_OUT)
+    """The same avatars by style and glasses, the bare ones first; the biased set lacks all that wear glasses."""
+    pixels, styles, glasses = _pictures()
+    wearers = [number for number, worn in enumerate(STYLES.values()) if worn is not None]
+    first = len(STYLES)
+    worn_label = torch.full((first,), -1)
+    worn_label[wearers] = torch.arange(first, first + len(wearers))
+    names = list(STYLES)
+    classes = (*names, *(f"{names[number]} with glasses" for number in wearers))
+    labels = torch.where(glasses == 1, worn_label[styles], styles)
+    world = split_at("avatars-glasses", to_states(pixels), labels, classes, DRAWN - HELD_OUT)
+    return replace(world, hidden=tuple(range(first, len(classes))))
 
 
 def draw(style: str, seed: int, glasses: bool = False) -> np.ndarray:

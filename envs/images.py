@@ -31,12 +31,16 @@ from dagdiff.envs.sets import Points
 
 @dataclass(frozen=True, eq=False)
 class ImageWorld:
-    """A data set of images in two splits, both ``(N, C, H, W)`` in [-1, 1]; ``classes`` names the labels, if any."""
+    """A data set of images in two splits, both ``(N, C, H, W)`` in [-1, 1]; ``classes`` names the labels, if any.
+
+    ``hidden`` numbers the classes that the biased set lacks; None: the upper half.
+    """
 
     name: str
     train: Points
     test: Points
     classes: tuple[str, ...] = ()
+    hidden: tuple[int, ...] | None = None
     box: ClassVar[float] = 1.0
     mixture: ClassVar[None] = None
 
@@ -92,10 +96,11 @@ def matched(world: ImageWorld) -> Points:
 
 
 def biased(world: ImageWorld, missing: Sequence[int] | None = None) -> Points:
-    """The training images of some classes only; ``missing`` numbers the others (None: the upper half)."""
+    """The training images of some classes only; ``missing`` numbers the others (None: those that the world hides)."""
     if world.train.labels is None:
         raise Refusal(f"{world.name!r} has no labels to be biased by. Take the matched or the scarce set.")
-    missing = range(world.labels - world.labels // 2, world.labels) if missing is None else missing
+    upper = tuple(range(world.labels - world.labels // 2, world.labels))
+    missing = (upper if world.hidden is None else world.hidden) if missing is None else missing
     wrong = [each for each in missing if not 0 <= each < world.labels]
     if wrong or not missing:
         raise Refusal(f"missing must number classes from 0 to {world.labels - 1}; got {list(missing)}. Pass e.g. [0].")

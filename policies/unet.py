@@ -2,7 +2,8 @@
 
 The first and the last part keep the image's size, each level between halves it, and skips join the halves of equal
 size (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597; Ho et al. 2020, https://arxiv.org/abs/2006.11239). The
-lowest level and the middle attend. 0.2 million parameters serve 8 x 8, and 0.7 million 14 x 14 and 28 x 28.
+lowest level and the middle attend. 0.2 million parameters serve 8 x 8, 0.7 million 14 x 14 and 28 x 28, and 1.1
+million 32 x 32.
 
 It is a ``diffusers.UNet2DModel`` in our words, and leaves as one: :meth:`UNet.save` writes the folder that
 ``UNet2DModel.from_pretrained`` reads.
@@ -30,7 +31,7 @@ def image_unet(
         shape: of one image, ``(C, H, W)``.
         labels: the number of classes; 0 for an unconditional network.
         channels: of each level, from the image's size down; None takes (16, 32) up to 8 x 8, (32, 64) below 28 x 28,
-            and (16, 32, 64) from there on.
+            and (16, 32, 64) from there on, with a fourth level of 64 where 32 x 32 and more can be halved three times.
         layers: residual blocks a level.
 
     Raises:
@@ -42,7 +43,7 @@ def image_unet(
     check_at_least("layers", layers, 1)
     check_at_most("layers", layers, 1000)
     size = (shape[1], shape[2])
-    widths = channels or _widths(max(size))
+    widths = channels or _widths(size)
     check_at_most("channels", max(widths), 100_000)
     lower = len(widths) - 1
     if any(side % 2**lower for side in size):
@@ -161,10 +162,14 @@ class UNet(nn.Module):
         return cls(UNet2DModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).train())
 
 
-def _widths(side: int) -> tuple[int, ...]:
+def _widths(size: tuple[int, int]) -> tuple[int, ...]:
+    """The lowest level attends, and attention over more than 8 x 8 places is what a CPU is slow at."""
+    side = max(size)
     if side <= 8:
         return 16, 32
-    return (32, 64) if side < 28 else (16, 32, 64)
+    if side < 28:
+        return 32, 64
+    return (16, 32, 64, 64) if side >= 32 and not any(each % 8 for each in size) else (16, 32, 64)
 
 
 def _timesteps(t: Times) -> Tensor:
