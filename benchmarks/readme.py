@@ -3,8 +3,8 @@
 Each ``NAME=FOLDER`` keeps the results of a folder, without samples and rounded to six digits, in
 ``benchmarks/results/NAME`` and writes all tables that are made from them (:mod:`dagdiff.benchmarks.pages`); ``study``
 also draws ``docs/study.png``, ``dmd2.png`` and ``steps.png``. ``figure=FOLDER`` draws ``docs/biased.png`` from the
-students of seed 0 of a study, and ``pictures=FOLDER`` draws ``docs/images.png`` from those of an image suite. What
-pages show is tested against what is kept.
+students of seed 0 of a study, and ``pictures=FOLDER`` and ``faces=FOLDER`` draw ``docs/images.png`` and
+``docs/faces.png`` from those of image suites. What pages show is tested against what is kept.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from dagdiff.report.summary import write_summary
 from dagdiff.report.verdict import scaled
 
 KEPT = Path("benchmarks/results")
-FIGURE, PICTURES = Path("docs/biased.png"), Path("docs/images.png")
-TASK, IMAGE_TASK = "gaussians8-biased", "digits-biased"
+FIGURE, PICTURES, FACES = Path("docs/biased.png"), Path("docs/images.png"), Path("docs/faces.png")
+TASK, IMAGE_TASK, FACE_TASK = "gaussians8-biased", "digits-biased", "avatars-glasses-biased"
 
 
 def main(words: Sequence[str]) -> None:
@@ -145,23 +146,27 @@ def figure(results: Results) -> Figure:
     return scatter_panels(panels, colours=colours)
 
 
-def pictures(results: Results) -> Figure:
-    """Draw digits: the data and the teacher's, and each objective's after forward training and after the mixture.
+def pictures(results: Results, task: str, shown: int = 32) -> Figure:
+    """Draw images: the data and the teacher's, and each objective's after forward training and after the mixture.
 
-    Equal places start from equal noise.
+    Equal places start from equal noise. Objectives that were not run are left out.
     """
-    reference = results.arrays(results.references[IMAGE_TASK]["samples"])
+    reference = results.arrays(results.references[task]["samples"])
+    found = {(r.objective, r.variant): r for r in results.records if (r.task, r.steps, r.seed) == (task, 4, 0)}
     panels = {"training data": reference["data"]}
     for variant in ("forward", "mixture"):
         for objective, name in OBJECTIVES.items():
-            wanted = (IMAGE_TASK, objective, variant, 4, 0)
-            records = (r for r in results.records if (r.task, r.objective, r.variant, r.steps, r.seed) == wanted)
-            panels[f"{name}: {variant_name(variant)}"] = results.arrays(next(records).samples)["x"]
+            if record := found.get((objective, variant)):
+                panels[f"{name}: {variant_name(variant)}"] = results.arrays(record.samples)["x"]
         panels.setdefault("teacher, 16 steps", reference["x"])
-    return image_panels(panels)
+    return image_panels(panels, columns=len(panels) // 2, shown=shown)
 
 
-_FIGURES = {"figure": (FIGURE, figure), "pictures": (PICTURES, pictures)}
+_FIGURES: dict[str, tuple[Path, Callable[[Results], Figure]]] = {
+    "figure": (FIGURE, figure),
+    "pictures": (PICTURES, partial(pictures, task=IMAGE_TASK)),
+    "faces": (FACES, partial(pictures, task=FACE_TASK)),
+}
 
 
 if __name__ == "__main__":

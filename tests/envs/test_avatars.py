@@ -44,13 +44,17 @@ def test_one_set_of_pictures_has_two_labellings(few: Path) -> None:
     by_style, by_glasses = avatars.avatars(), avatars.avatars_by_glasses()
     assert torch.equal(by_style.train.points, by_glasses.train.points)
     assert by_style.shape == (3, 32, 32) and len(by_style.test.points) == 12
-    assert by_style.classes == ("fun-emoji", "pixel-art") and by_glasses.classes == ("bare", "glasses")
-    styles, glasses = by_style.train.labels, by_glasses.train.labels
-    assert styles is not None and glasses is not None
-    assert glasses[styles == 0].sum() == 0, "fun-emoji wears none"
-    assert 0 < int(glasses[styles == 1].sum()) < int((styles == 1).sum())
+    assert by_style.classes == ("fun-emoji", "pixel-art")
+    assert by_glasses.classes == ("fun-emoji", "pixel-art", "pixel-art with glasses")
+    styles, worn = by_style.train.labels, by_glasses.train.labels
+    assert styles is not None and worn is not None
+    assert torch.equal(worn.clamp(max=1), styles), "fun-emoji wears none"
+    glasses = worn == 2
+    assert 0 < int(glasses.sum()) < int((styles == 1).sum())
     shown = biased(by_glasses)
-    assert shown.labels is not None and shown.labels.sum() == 0 and len(shown.points) == int((glasses == 0).sum())
+    assert shown.labels is not None and shown.labels.max() == 1 and len(shown.points) == int((~glasses).sum())
+    assert set(biased(by_glasses, missing=[0]).labels.tolist()) == {1, 2}  # type: ignore[union-attr]
+    assert set(biased(by_style).labels.tolist()) == {0}, "the upper half"  # type: ignore[union-attr]
 
 
 def test_pictures_are_all_different(few: Path) -> None:

@@ -54,9 +54,9 @@ def texts(output: Any) -> Iterator[str]:
 
 
 def test_sources_notebooks_and_solutions_pair_up() -> None:
-    assert len(LESSONS) == 6
+    assert len(LESSONS) == 7
     assert sorted(path.with_suffix(".ipynb") for path in SOURCES) == sorted(FOLDER.rglob("*.ipynb"))
-    assert tool.sources([]) == SOURCES and tool.sources(["02"]) == [SOURCES[1], SOURCES[7]]
+    assert tool.sources([]) == SOURCES and tool.sources(["02"]) == [SOURCES[1], SOURCES[8]]
 
 
 @pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
