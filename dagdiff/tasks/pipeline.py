@@ -26,13 +26,13 @@ from dagdiff.metrics.samples import Energy
 from dagdiff.metrics.standing import Standing, compare
 from dagdiff.metrics.teacher import TeacherSamples
 from dagdiff.metrics.truth import Truth
-from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.families.named import named_family
 from dagdiff.pipelines.few_step import load_start, with_lora
 from dagdiff.pipelines.fingerprint import fingerprint
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
+from dagdiff.pipelines.pictures import is_arrays, told_prompts
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.pipelines.schedulers import usual_times
 from dagdiff.policies.student import Student
@@ -41,7 +41,8 @@ from dagdiff.shapes import Condition, States, Times
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.images import ImageTask
 from dagdiff.tasks.names import Name
-from dagdiff.tasks.pipeline_data import PipelineWorld, encoded_images, own_samples
+from dagdiff.tasks.pipeline_data import PipelineWorld, own_samples
+from dagdiff.tasks.pipeline_images import encoded_images
 from dagdiff.threshold import Threshold
 from dagdiff.transition import Transition
 
@@ -55,7 +56,8 @@ class PipelineSettings:
         prompts: of a text-to-image pipeline: a file with a prompt a line, a table (.csv, .tsv, .jsonl), or a saved bank
             of embeddings (.safetensors); null takes the captions of the images, or the names of their classes.
         prompt_column: of a table of prompts, or of the captions in metadata.jsonl; null takes prompt, caption or text.
-        images: a folder of pictures or a file of arrays for forward states; null takes the teacher's own samples.
+        images: pictures for forward states: a folder, a file of arrays, webdataset shards (x.tar, a folder of such, or
+            shards/{000..003}.tar), or hf:SOURCE of a data set to be streamed; null takes the teacher's own samples.
         dtype: of the expert's weights: float32, bfloat16 or float16; the autoencoder's stay in float32.
         variant: of the weight files, such as fp16.
         allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
@@ -195,13 +197,13 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     if probe is None and settings.guidance != 1.0:
         raise Refusal(f"{chosen.path!r} takes no condition, so guidance has nothing to weigh. Leave --guidance away.")
     reach = settings.value_range
-    if reach is not None and (chosen.images is None or not Path(chosen.images).is_file()):
+    if reach is not None and (chosen.images is None or not is_arrays(chosen.images)):
         raise Refusal("value_range is for --pipeline.images with a .npy or .npz file. Leave it away.")
     if chosen.images is None:
         weight = teacher.guided(settings.guidance)
         read = partial(own_samples, teacher, chosen.own_samples, chosen.own_steps, weight)
     else:
-        told = Path(chosen.images), chosen.prompt_column, settings.skip_broken, reach and (reach[0], reach[1])
+        told = chosen.images, chosen.prompt_column, settings.skip_broken, reach and (reach[0], reach[1])
         read = partial(encoded_images, teacher, *told)
     world = PipelineWorld(
         Path(chosen.path).name, conditions.draw, read, latent=not isinstance(teacher.autoencoder, Pixels)
@@ -220,7 +222,7 @@ def load_teacher(chosen: Any, device: str, guidance: float = 1.0) -> DiffusersEx
     """
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
-    captions = tuple(folder_captions(chosen.images, chosen.prompt_column, classes=not chosen.prompts))
+    captions = tuple(told_prompts(chosen.images, chosen.prompt_column, classes=not chosen.prompts))
     text = (chosen.prompts, chosen.prompt_column, captions)
     told = (chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
     return _loaded(chosen.path, *text, *told, str(find_device(device)), chosen.family, guidance, chosen.lora)
