@@ -63,7 +63,7 @@ def _load(source: str) -> tuple[Any, list[str], str]:
             files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
             key = digest(files, folder)
         else:
-            key = str(datasets.load_dataset_builder(source).hash)  # of the hub: its commit
+            key = content_hash(f"{source} {datasets.load_dataset_builder(source).hash}")  # of the hub: its commit
     except Refusal:
         raise
     except Exception as error:  # of the network, the hub's client, pyarrow, or the library itself
@@ -75,7 +75,7 @@ def _load(source: str) -> tuple[Any, list[str], str]:
     name = next((name for name in names if name.lower() in ("train", "training")), names[0] if names else "")
     if not names or (len(names) > 1 and name.lower() not in ("train", "training")):
         raise Refusal(f"{source!r} has the splits {names} and none called train. Rename the one that is meant.")
-    return splits[name], [each for each in names if each != name], content_hash(f"{source if '/' in key else ''}{key}")
+    return splits[name], [each for each in names if each != name], key
 
 
 def _features(source: str, rows: Any) -> Any:

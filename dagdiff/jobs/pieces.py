@@ -147,7 +147,8 @@ def _join(files: list[Path], out: Path) -> None:
 
 def _write_header(file: IO[bytes], tables: list[tuple[str, torch.dtype, list[int]]]) -> None:
     """Write the header of a safetensors file: https://huggingface.co/docs/safetensors."""
-    told, at = {}, 0
+    told: dict[str, dict[str, Any]] = {}
+    at = 0
     for name, kind, shape in tables:
         size = torch.Size(shape).numel() * kind.itemsize
         told[name] = {"dtype": _NAMES[kind], "shape": shape, "data_offsets": [at, at + size]}

@@ -171,8 +171,14 @@ class PipelineTask(Task):
         return teacher.autoencoder.decode(points)
 
 
-def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
+def make(name: Name, schedule: Schedule | None, settings: Any, training: bool = True) -> PipelineTask:
     """Return the task of a run's settings (``settings.pipeline``, ``guidance`` and ``device`` are read).
+
+    Args:
+        name: of the task.
+        schedule: of noise; it must be None.
+        settings: of the run.
+        training: whether all prompts are embedded now; else each is when a network is asked with it.
 
     Raises:
         Refusal: if the pipeline is not named or can't be had, is told a schedule, or lacks prompts or images.
@@ -186,7 +192,7 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
         )
     if schedule is not None:
         raise Refusal("--schedule is not for a pipeline: its network knows one schedule, its own. Leave it away.")
-    teacher = load_teacher(chosen, settings.device, settings.guidance)
+    teacher = load_teacher(chosen, settings.device, settings.guidance, training)
     conditions: Any = teacher.network.conditions
     probe = conditions.draw(1)
     if probe is not None and int(probe) < 0:
@@ -215,29 +221,33 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     )  # fmt: skip
 
 
-def load_teacher(chosen: Any, device: str, guidance: float = 1.0) -> DiffusersExpert:
+def load_teacher(chosen: Any, device: str, guidance: float = 1.0, training: bool = True) -> DiffusersExpert:
     """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once.
 
-    A network that is told a weight of guidance is told ``guidance``.
+    A network that is told a weight of guidance is told ``guidance``. A run that is not to be trained keeps its prompts,
+    captions among them, in its folder: pictures are not asked again, and prompts are embedded as they are asked for.
     """
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
-    captions = tuple(told_prompts(chosen.images, chosen.prompt_column, classes=not chosen.prompts))
+    kept = not training and chosen.prompts
+    images = None if kept else chosen.images
+    captions = tuple(told_prompts(images, chosen.prompt_column, classes=not chosen.prompts))
     text = (chosen.prompts, chosen.prompt_column, captions)
     told = (chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
-    return _loaded(chosen.path, *text, *told, str(find_device(device)), chosen.family, guidance, chosen.lora)
+    more = (str(find_device(device)), chosen.family, guidance, chosen.lora, not training)
+    return _loaded(chosen.path, *text, *told, *more)
 
 
 @lru_cache(maxsize=2)
 def _loaded(
     path: str, prompts: str | None, column: str | None, captions: tuple[str, ...], sample_size: int | None,
     null_class: int | None, dtype: str, variant: str | None, allow_pickle: bool, device: str,
-    family: str | None = None, guidance: float = 1.0, lora: str | None = None,
+    family: str | None = None, guidance: float = 1.0, lora: str | None = None, asked: bool = False,
 ) -> DiffusersExpert:  # fmt: skip
-    asked = () if prompts is None else as_prompts(Path(prompts), column)
+    wanted = () if prompts is None else as_prompts(Path(prompts), column)
     teacher = DiffusersExpert.from_pretrained(
-        path, asked, sample_size, null_class, dtype, device, variant,
-        None if family is None else named_family(family), allow_pickle, captions,
+        path, wanted, sample_size, null_class, dtype, device, variant,
+        None if family is None else named_family(family), allow_pickle, captions, asked,
     )  # fmt: skip
     teacher.guided(guidance)
     return with_lora(teacher, path, lora, variant, allow_pickle) if lora else teacher

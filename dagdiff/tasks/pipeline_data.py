@@ -23,6 +23,7 @@ from dagdiff.jobs.deferred import deferred
 from dagdiff.jobs.pace import Pace
 from dagdiff.jobs.pieces import noted
 from dagdiff.jobs.stops import Stopped
+from dagdiff.pipelines.banks import AskedBank
 from dagdiff.pipelines.fingerprint import fingerprint
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.pipelines.schedulers import usual_times
@@ -120,7 +121,7 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
     embedded = teacher.network.family.embedded(teacher.network.body.config)
     weight = guidance if embedded is None else embedded
     told = teacher.prediction.name, tuple(teacher.shape), count, weight, teacher.threshold
-    key = f"{fingerprint(teacher.network)} {noise} {told}"
+    key = f"{_print(teacher)} {noise} {told}"
     path = cache_folder() / "pipelines" / f"{content_hash(key)[:16]}.safetensors"
     with awaited(path):
         part, there = path.with_suffix(".part"), path.exists()
@@ -133,6 +134,14 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
     parts = (slice(None, cut), slice(cut, None))
     shown, held = (Kept(points[part], None if labels is None else labels[part], path) for part in parts)
     return shown, held
+
+
+def _print(teacher: DiffusersExpert) -> str:
+    """A hash of a teacher's network and prompts; of a bank that is still to be filled the words count."""
+    bank = teacher.network.conditions
+    if not isinstance(bank, AskedBank):
+        return fingerprint(teacher.network)
+    return content_hash(fingerprint(teacher.network.body), *bank.prompts)
 
 
 def _own_grid(teacher: DiffusersExpert, steps: int) -> Times:
