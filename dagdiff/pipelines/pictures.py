@@ -67,7 +67,7 @@ def told_prompts(source: str | None, column: str | None = None, classes: bool = 
         column: of captions, where they stand in columns.
         classes: take the names of the classes where there are no captions.
     """
-    if not source or is_arrays(source) or not is_there(source):
+    if not source or is_arrays(source):
         return []
     stream = open_pictures(source, column)
     if stream.kind != "caption" and not classes:

@@ -1,12 +1,17 @@
 """Banks of prompts that are not in memory answer as one that is."""
 
 from pathlib import Path
+from typing import Any
 
+import pipelines
 import pytest
 import torch
 
+from dagdiff.jobs import pieces
+from dagdiff.pipelines import prompts as embedding
 from dagdiff.pipelines.banks import AskedBank, StoredBank
 from dagdiff.pipelines.conditions import PromptBank, Text
+from dagdiff.pipelines.pretrained import DiffusersExpert
 
 PROMPTS = [f"prompt {number}" for number in range(6)]
 
@@ -75,3 +80,48 @@ def test_a_stored_bank_answers_as_one_in_memory_and_stays_where_it_is(tmp_path: 
     assert told.hidden.dtype == torch.bfloat16 and told.mask.dtype == torch.bool
     assert half.hidden.dtype == torch.float32 and half.hidden.data_ptr() == whole.hidden.data_ptr()
     assert stored.to("meta")(torch.tensor([1]), torch.zeros(1, 1)).hidden.is_meta
+
+
+MANY = [f"a cat, {number} dogs" for number in range(70)]
+
+
+@pytest.mark.parametrize("family", ["stable_diffusion", "sdxl"])
+def test_a_network_answers_alike_whichever_bank_it_is_asked_with(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path / "cache"))
+    path = pipelines.save(pipelines.seeded(getattr(pipelines, family)), tmp_path / "pipeline")
+    x_t, t, condition = torch.randn(4, 4, 8, 8), torch.full((4,), 0.5), torch.tensor([3, 69, -1, 40])
+    few = DiffusersExpert.from_pretrained(path, MANY, asked=True)
+    want = few(x_t, t, condition)
+    assert isinstance(few.network.conditions, AskedBank) and not (tmp_path / "cache").exists()
+    whole = DiffusersExpert.from_pretrained(path, MANY)
+    assert type(whole.network.conditions) is PromptBank and len(list((tmp_path / "cache" / "prompts").iterdir())) == 1
+    torch.testing.assert_close(whole(x_t, t, condition), want, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(embedding, "_ON_DEVICE", 0)
+    stored = DiffusersExpert.from_pretrained(path, MANY, asked=True)
+    assert isinstance(stored.network.conditions, StoredBank), "what is in the cache is not embedded again"
+    assert torch.equal(stored(x_t, t, condition), whole(x_t, t, condition))
+    assert torch.equal(stored(x_t, t, None), whole(x_t, t, None))
+
+
+def test_embedding_that_was_stopped_resumes_with_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 1)
+    path = pipelines.save(pipelines.seeded(pipelines.stable_diffusion), tmp_path / "pipeline")
+    monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path / "one"))
+    whole: Any = DiffusersExpert.from_pretrained(path, MANY).network.conditions
+    monkeypatch.setenv("DAGDIFF_CACHE", str(tmp_path / "two"))
+    real, kept = embedding._named, list[int]()
+
+    def stopped(text: Text) -> dict[str, torch.Tensor]:
+        kept.append(len(text.hidden))
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        return real(text)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(embedding, "_named", stopped)
+        DiffusersExpert.from_pretrained(path, MANY)
+    assert kept == [32, 32, 6] and list((tmp_path / "two" / "prompts").glob("*.safetensors")) == []
+    again: Any = DiffusersExpert.from_pretrained(path, MANY).network.conditions
+    assert torch.equal(again.hidden, whole.hidden) and len(again.hidden) == 71

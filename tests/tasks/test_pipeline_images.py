@@ -17,7 +17,9 @@ from PIL import Image
 from dagdiff.checks import Refusal
 from dagdiff.envs.streams import Stream
 from dagdiff.jobs import pieces
+from dagdiff.pipelines.pictures import is_there
 from dagdiff.pipelines.pretrained import DiffusersExpert
+from dagdiff.runs.standing import with_absolute_paths
 from dagdiff.tasks import pipeline_images
 from dagdiff.tasks.pipeline_images import encoded_images
 
@@ -198,3 +200,17 @@ def test_a_streamed_data_set(form: str, teacher: DiffusersExpert, photos: Path) 
     (photos.parent / "empty").mkdir()
     with pytest.raises(Refusal, match=r"empty' can't be streamed \(.*\)\. Name a folder of parquet files or pictures"):
         encoded_images(teacher, f"hf:{photos.parent / 'empty'}")
+
+
+def test_sources_mean_the_same_from_every_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+
+    def absolute(images: str) -> str:
+        told: str = with_absolute_paths({"task": "pipeline", "pipeline": {"images": images}})["pipeline"]["images"]
+        return told
+
+    here = photos.parent
+    assert absolute("photos") == str(photos) and absolute("hf:photos") == f"hf:{photos}"
+    assert absolute("x/{0..1}.tar") == f"{here}/x/{{0..1}}.tar" and absolute("hf:somebody/set") == "hf:somebody/set"
+    assert is_there("photos") and is_there("hf:somebody/set") and is_there("photos/{00..02}.png")
+    assert not is_there("none") and not is_there("photos/{49..50}.png")
