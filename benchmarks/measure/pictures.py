@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def measure(numbers: Sequence[int] = (200, 2000), side: int = SIDE) -> list[Peak
 
 def save_pipeline(folder: Path, side: int) -> None:
     """Write a small text-to-image pipeline for pictures of that size, whose autoencoder halves them three times."""
-    pipeline = stable_diffusion(sample_size=side // 8)
+    pipeline: Any = stable_diffusion(sample_size=side // 8)
     kinds = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
     pipeline.register_modules(vae=vae(block_out_channels=[8] * 4, **kinds))
     pipeline.save_pretrained(folder)

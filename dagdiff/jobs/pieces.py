@@ -6,6 +6,7 @@ file, which moves to its place in one step and is read memory-mapped: rows come 
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,6 @@ from dagdiff.checkpoint import read_state, save_state, write_atomically
 from dagdiff.checks import Refusal, first_line
 from dagdiff.jobs.awaited import awaited
 from dagdiff.jobs.deferred import deferred
-from dagdiff.jobs.pace import Pace
 from dagdiff.jobs.stops import Stopped
 
 Rows = dict[str, Tensor]
@@ -79,7 +79,7 @@ def watched() -> Iterator[list[Path]]:
     try:
         yield made
     finally:
-        _WATCHERS.remove(made)
+        _WATCHERS[:] = [each for each in _WATCHERS if each is not made]
 
 
 def noted(path: Path) -> None:
@@ -99,7 +99,7 @@ def _make(path: Path, make: Callable[[Any], Iterator[Piece]], what: str) -> None
         files.append(file)
     state = read_state(files[-1])["state"] if files else None
     waiting: list[Piece] = []
-    saving = Pace(1.0)
+    saved = time.monotonic()
 
     def keep() -> None:
         names = dict.fromkeys(name for piece in waiting for name in piece.rows)
@@ -113,8 +113,9 @@ def _make(path: Path, make: Callable[[Any], Iterator[Piece]], what: str) -> None
         for piece in make(state):
             waiting.append(piece)
             size = sum(values.nbytes for each in waiting for values in each.rows.values())
-            if size >= PIECE or wish.signal or saving.due:
-                saving(keep)
+            if size >= PIECE or wish.signal or time.monotonic() - saved >= EVERY:
+                keep()
+                saved = time.monotonic()
             if wish.signal:
                 raise Stopped(f"stopped while making {what}; the same command resumes", 128 + wish.signal)
         if waiting:
@@ -131,10 +132,10 @@ def _join(files: list[Path], out: Path) -> None:
     kinds: dict[str, torch.dtype] = {}
     for file in files:
         for name, values in _rows(file).items():
-            found = shapes.setdefault(name, [0, *values.shape[1:]])
-            found[0] += len(values)
-            if len(found) > 1:
-                found[1] = max(found[1], values.shape[1])
+            shape = shapes.setdefault(name, [0, *values.shape[1:]])
+            shape[0] += len(values)
+            if len(shape) > 1:
+                shape[1] = max(shape[1], values.shape[1])
             kinds[name] = values.dtype
     order = sorted(shapes, key=lambda name: (-kinds[name].itemsize, name))  # so that each table is aligned
     with out.open("wb") as written:
@@ -180,8 +181,10 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     return torch.cat([_padded(part, [longest, *part.shape[2:]]) for part in parts])
 
 
-PIECE = 1 << 24
-"""Bytes of a piece, at least."""
+PIECE = 1 << 22
+"""Bytes of a piece, at least, unless it took long."""
+EVERY = 30.0
+"""Seconds after which a piece is written, however small: what a work loses at most where it ends without warning."""
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
