@@ -47,7 +47,7 @@ def read_stream(source: str, usual: Sequence[str], column: str | None = None, te
             save_json(path, _words(source, rows, words, features[words]))
         told = read_json(path, [str], 1024 * MEGABYTE)
     return Stream(
-        source=f"{PREFIX}{source}", key=key, count=len(told) if words else None, told=told, kind=kind,
+        source=f"{PREFIX}{source}", hashed=lambda: key, count=len(told) if words else None, told=told, kind=kind,
         skipped=Counter({f"splits ({', '.join(others)})": len(others)} if others else {}),
         flow=partial(_flow, source, rows, image), note="; read as a stream, one of five in a row held out",
     )  # fmt: skip

@@ -8,6 +8,7 @@ wherever they lie. Files are hashed once: their digests are kept in the cache, b
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Stream:
 
     Args:
         source: where they are, in words.
-        key: a hash of what they are.
+        hashed: gives a hash of what they are; asked when it is first needed.
         count: how many; None where only the end tells it.
         told: what each shows, in words; empty where nothing is known.
         names: the different words as prompts, where they are spelt otherwise or have an order of their own.
@@ -44,7 +45,7 @@ class Stream:
     """
 
     source: str
-    key: str
+    hashed: Callable[[], str]
     count: int | None
     told: Sequence[str] = ()
     names: Sequence[str] = ()
@@ -54,6 +55,11 @@ class Stream:
     note: str = ""
     open: Callable[[int], tuple[str, Any]] | None = None
     flow: Callable[[int], Iterator[tuple[str, Any]]] | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of what they are."""
+        return self.hashed()
 
 
 def read_state(name: str, source: Any, size: tuple[int, int]) -> tuple[Tensor, bool]:

@@ -91,7 +91,7 @@ def read_shards(
     kind = "caption" if words else "class"
     words = words or _words(source, shards, members, "label")
     return Stream(
-        source=source, key=key, count=len(members), told=words, kind=kind, skipped=skipped,
+        source=source, hashed=lambda: key, count=len(members), told=words, kind=kind, skipped=skipped,
         open=partial(_open, shards, members), note=f"; {len(shards)} shards",
     )  # fmt: skip
 

@@ -84,7 +84,7 @@ def _folder(path: Path, column: str | None, text: bool) -> Stream:
         skipped.subtract(file.suffix for file in captions.files)
     kinds = found.classes if any(found.classes) else []
     return Stream(
-        source=str(path), key=digest(found.files, path), count=len(found.files),
+        source=str(path), hashed=partial(digest, found.files, path), count=len(found.files),
         told=kinds if captions is None else captions.texts, kind="class" if captions is None else "caption",
         names=[in_words(kind) for kind in kinds] if captions is None else [],
         first=found.first, skipped=skipped, open=lambda row: (str(found.files[row]), found.files[row]),
@@ -98,7 +98,7 @@ def _data_set(path: Path, column: str | None, text: bool) -> Stream:
     told = [] if rows.labels is None else [rows.classes[number] for number in rows.labels.tolist()]
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "cache-")))
     return Stream(
-        source=str(path), key=digest(files, path), count=rows.number, told=told,
+        source=str(path), hashed=partial(digest, files, path), count=rows.number, told=told,
         names=rows.classes, kind="class" if name is None else "caption", first=rows.first, skipped=rows.skipped,
         open=rows.open,
     )  # fmt: skip
@@ -109,7 +109,7 @@ def _arrays(path: Path, value_range: tuple[float, float] | None) -> Stream:
     read = read_arrays(path, value_range)
     told = [] if read.labels is None else [read.classes[number] for number in read.labels.tolist()]
     return Stream(
-        source=str(path), key=f"{digest([path], path)} {value_range}", count=len(read.images), told=told,
+        source=str(path), hashed=lambda: f"{digest([path], path)} {value_range}", count=len(read.images), told=told,
         first=read.first, note=read.note, open=partial(_row, path, read.images),
     )  # fmt: skip
 

@@ -74,8 +74,8 @@ def flowing(folder: Path, broken: tuple[int, ...] = ()) -> Stream:
             yield f"row {row}", io.BytesIO(b"no picture") if row in broken else files[row]
 
     return Stream(
-        source="flow", key="flow", count=None, told=[CAPTIONS[row % 3] for row in range(len(files))], kind="caption",
-        flow=flow,
+        source="flow", hashed=lambda: "flow", count=None, told=[CAPTIONS[row % 3] for row in range(len(files))],
+        kind="caption", flow=flow,
     )  # fmt: skip
 
 
