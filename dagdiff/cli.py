@@ -21,6 +21,7 @@ commands:
   export    write a run's student as a diffusers pipeline, or its adapters
   bench     compare what students are trained on: a suite of runs, a table and a report
   judge     judge somebody's student on a task of the bench, and make its row
+  cache     make ahead what runs of a pipeline read: embedded prompts, states of pictures
   gather    let the expert answer ahead of many runs: labelled records in shards
   teacher   train the learned teacher of a task (once; it is cached)
   list      name the tasks, objectives, experts, policies, drivers, curricula, thresholds or schedules there are
@@ -105,6 +106,7 @@ COMMANDS = {
     "export": "dagdiff.commands.export.export",
     "bench": "dagdiff.benchmarks.command.bench",
     "judge": "dagdiff.commands.judge.judge",
+    "cache": "dagdiff.commands.cache.cache",
     "gather": "dagdiff.commands.gather.gather",
     "teacher": "dagdiff.commands.teacher.teacher",
     "list": "dagdiff.commands.names.list_names",

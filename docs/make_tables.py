@@ -58,7 +58,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def commands() -> dict[str, str]:
     """The options of each command, the parts of a run, and the options of each part."""
-    others = (name for name in COMMANDS if name not in ("distill", "bench"))
+    others = (name for name in COMMANDS if name not in ("distill", "bench", "cache"))
     tables = {name: options(_told(parser(name))) for name in others}
     for suite in (*SUITES, *MEASUREMENTS):
         tables[f"bench {suite}"] = options(_told(parser("bench", [suite])))

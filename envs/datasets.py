@@ -1,7 +1,9 @@
 """Data sets of the ``datasets`` library: their splits, their column of images, and their labels."""
 
+import itertools
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +20,8 @@ from dagdiff.envs.picture_files import picture_suffixes
 class Rows(NamedTuple):
     """The rows of a data set, those of the training split first."""
 
-    pictures: Iterator[tuple[str, Any]]
-    """The name of each, and its image: an open file, a path, or None."""
+    open: Callable[[int], tuple[str, Any]]
+    """The name and the image of a row: an open file or a path."""
     number: int
     labels: Tensor | None
     """``(count,)`` int64."""
@@ -27,6 +29,11 @@ class Rows(NamedTuple):
     first: int | None
     """How many rows are the training split; None where there is no other."""
     skipped: Counter[str]
+
+    @property
+    def pictures(self) -> Iterator[tuple[str, Any]]:
+        """The name and the image of each row, in order."""
+        return map(self.open, range(self.number))
 
 
 def is_dataset(folder: Path) -> bool:
@@ -52,7 +59,7 @@ def read_dataset(source: str, image: str | None = None, label: str | None = None
     splits = _load(source)
     shown = next((splits[name] for name in splits if name.lower() in ("train", "training")), None)
     features = dict(next(iter(splits.values())).features)
-    image = _image_column(source, features, image)
+    image = image_column(source, features, image)
     label = _label_column(source, features, label)
     held, unused = None, Counter[str]()
     if shown is not None:
@@ -64,7 +71,7 @@ def read_dataset(source: str, image: str | None = None, label: str | None = None
     parts = [shown, held] if held is not None else [shown] if shown is not None else list(splits.values())
     labels, classes = _labels(parts, features, label) if label else (None, ())
     return Rows(
-        _pictures(parts, image), sum(map(len, parts)), labels, classes, None if held is None else len(parts[0]), unused
+        _opener(parts, image), sum(map(len, parts)), labels, classes, None if held is None else len(parts[0]), unused
     )
 
 
@@ -83,10 +90,7 @@ def text_column(source: str, usual: Sequence[str], asked: str | None = None) -> 
 
 def _load(source: str) -> dict[str, Any]:
     """The splits of a data set by their names."""
-    try:
-        import datasets
-    except ImportError:
-        raise Refusal("data sets of this kind need the package datasets. Run: pip install datasets") from None
+    datasets = library()
     try:
         loaded: Any = datasets.load_from_disk(source) if _saved(Path(source)) else datasets.load_dataset(source)
     except Exception as error:  # of the network, the hub's client, pyarrow, or the library itself
@@ -100,12 +104,21 @@ def _load(source: str) -> dict[str, Any]:
     return filled
 
 
+def library() -> Any:
+    """Return the package ``datasets``; reject what needs it where it is missing."""
+    try:
+        import datasets
+    except ImportError:
+        raise Refusal("data sets of this kind need the package datasets. Run: pip install datasets") from None
+    return datasets
+
+
 def _saved(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
 
 
-def _image_column(source: str, features: dict[str, Any], asked: str | None) -> str:
-    """The column of images: the one asked for, the only one, or the one that has the usual name."""
+def image_column(source: str, features: dict[str, Any], asked: str | None) -> str:
+    """Return the column of images: the one asked for, the only one, or the one that has the usual name."""
     import datasets
 
     there = [name for name, kind in features.items() if isinstance(kind, datasets.Image) or _is_file(kind)]
@@ -176,15 +189,22 @@ def _labels(parts: list[Any], features: dict[str, Any], label: str) -> tuple[Ten
     return (torch.tensor(values), tuple(names)) if names else name_classes(np.array(values))
 
 
-def _pictures(parts: list[Any], image: str) -> Iterator[tuple[str, Any]]:
-    """The name of each row and its image, not decoded yet."""
+def _opener(parts: list[Any], image: str) -> Callable[[int], tuple[str, Any]]:
+    """Gives the name of a row and its image, not decoded yet."""
     import datasets
 
-    row = 0
-    for part in parts:
-        plain = part.cast_column(image, datasets.Image(decode=False)).select_columns([image])
-        for record in plain:
-            stored = record[image] or {}
-            raw, path = stored.get("bytes"), stored.get("path")
-            yield f"row {row}", BytesIO(raw) if raw is not None else Path(path or "without an image")
-            row += 1
+    plain = [part.cast_column(image, datasets.Image(decode=False)).select_columns([image]) for part in parts]
+    starts = [0, *itertools.accumulate(map(len, plain))]
+
+    def opened(row: int) -> tuple[str, Any]:
+        number = bisect_right(starts, row) - 1
+        return f"row {row}", stored(plain[number][row - starts[number]][image])
+
+    return opened
+
+
+def stored(record: Any) -> Any:
+    """Return the image of a row that is not decoded: an open file or a path."""
+    found = record or {}
+    raw, path = found.get("bytes"), found.get("path")
+    return BytesIO(raw) if raw is not None else Path(path or "without an image")

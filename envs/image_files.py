@@ -125,8 +125,12 @@ def _cropping(pixels: Pixels, size: Size | None) -> str:
     """What was done to the shapes of pictures, in words."""
     if size is None:
         return ""
-    height, width = (size, size) if isinstance(size, int) else size
-    return f"; scaled to {width} x {height}, {pixels.cropped} of another shape cropped in the middle"
+    return scaled((size, size) if isinstance(size, int) else size, pixels.cropped)
+
+
+def scaled(size: tuple[int, int], cropped: int) -> str:
+    """Say to what pictures were scaled, and how many of them lost a part."""
+    return f"; scaled to {size[1]} x {size[0]}, {cropped} of another shape cropped in the middle"
 
 
 def _world(
@@ -135,14 +139,16 @@ def _world(
 ) -> ImageWorld:  # fmt: skip
     """Make the dataset of what was read, and tell it in one line."""
     world = read.world(name, held_out, seed)
-    shown, held = len(world.train.points), len(world.test.points)
     kinds = 0 if read.labels is None else len(read.labels.unique())
-    counts = (
-        f"{_many(shown + held, 'picture')}, {_many(kinds, kind)}, {sum(skipped.values())} skipped{reasons(skipped)}"
-    )
-    if rank() == 0:
-        print(f"{source}: {counts}; {shown} to train on, {held} held out{note}", file=sys.stderr)
+    tell(source, (len(world.train.points), len(world.test.points)), kinds, kind, skipped, note)
     return world
+
+
+def tell(source: str, splits: tuple[int, int], kinds: int, kind: str, skipped: Counter[str], note: str) -> None:
+    """Tell in one line on stderr what was read: how many pictures are shown and held out, and what they show."""
+    counts = f"{_many(sum(splits), 'picture')}, {_many(kinds, kind)}, {sum(skipped.values())} skipped{reasons(skipped)}"
+    if rank() == 0:
+        print(f"{source}: {counts}; {splits[0]} to train on, {splits[1]} held out{note}", file=sys.stderr)
 
 
 def _many(count: int, what: str) -> str:

@@ -106,8 +106,7 @@ def read_pixels(pictures: Iterable[tuple[str, Any]], size: Size | None = None, s
             continue
         if shape is not None:
             cropped += picture.width * shape[0] != picture.height * shape[1]
-            picture = ImageOps.fit(picture, shape[::-1], Image.Resampling.LANCZOS)
-        row = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+        row = fitted(picture, shape)
         first = first or name
         if rows and row.shape[1:] != rows[0].shape[1:]:
             sizes = [f"{w} x {h}" for h, w in (rows[0].shape[1:], row.shape[1:])]
@@ -121,6 +120,13 @@ def read_pixels(pictures: Iterable[tuple[str, Any]], size: Size | None = None, s
         raise Refusal(f"none of the pictures can be read; {broken or 'there is none'}")
     channels = max(len(row) for row in rows)
     return Pixels(np.stack([row.repeat(channels // len(row), axis=0) for row in rows]), kept, cropped)
+
+
+def fitted(picture: Image.Image, shape: tuple[int, int] | None) -> np.ndarray:
+    """Return the bytes of a picture, ``(1 or 3, H, W)``; a shape crops it in its middle and scales it."""
+    if shape is not None:
+        picture = ImageOps.fit(picture, shape[::-1], Image.Resampling.LANCZOS)
+    return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
 
 
 def read_picture(name: str, source: Path | IO[bytes] | Image.Image) -> Image.Image:

@@ -18,8 +18,8 @@ from dagdiff.commands import make_parser, read_range
 from dagdiff.engine import find_device
 from dagdiff.expert import Expert
 from dagdiff.metrics.shift import Shift, measure_shift
-from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.few_step import Sampler, check_alike, read_sampler, read_scheduler, with_adapters
+from dagdiff.pipelines.pictures import told_prompts
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.progress import Progress
 from dagdiff.report import figures
@@ -28,7 +28,8 @@ from dagdiff.report.measured import save_ends
 from dagdiff.report.shift import shift_figure
 from dagdiff.runs import config
 from dagdiff.shapes import Condition, States
-from dagdiff.tasks.pipeline_data import encoded_images, own_samples
+from dagdiff.tasks.pipeline_data import own_samples
+from dagdiff.tasks.pipeline_images import encoded_images
 
 
 def shift_pair(words: Sequence[str]) -> None:
@@ -74,7 +75,7 @@ def load_pair(given: Any) -> Pair:
     device = str(find_device(given.device))
     of = given.student or given.expert
     prompts = as_prompts(Path(given.prompts), given.prompt_column) if given.prompts else ()
-    captions = folder_captions(given.images and str(given.images), given.prompt_column, classes=not given.prompts)
+    captions = told_prompts(given.images, given.prompt_column, classes=not given.prompts)
     teacher, student = (
         DiffusersExpert.from_pretrained(
             path, prompts, given.sample_size, given.null_class, given.dtype, device, given.variant,
@@ -139,7 +140,10 @@ def _data(teacher: DiffusersExpert, given: Any) -> tuple[Tensor, Condition, str]
         told = f"{len(rows)} of the images in {given.images}, with {paired}"
     if len(rows) < given.num:
         raise Refusal(f"--images {given.images} holds {len(rows)} images; got --num {given.num}. Ask for fewer.")
-    points = torch.cat([part.points for part in splits])[rows]
+    shown = len(splits[0].points)
+    inside, beyond = rows < shown, rows >= shown
+    points = torch.empty(len(rows), *splits[0].points.shape[1:])
+    points[inside], points[beyond] = splits[0].points[rows[inside]], splits[1].points[rows[beyond] - shown]
     labels = [part.labels for part in splits if part.labels is not None]
     conditions: Any = teacher.network.conditions
     condition = torch.cat(labels)[rows] if labels else conditions.draw(given.num, generator)
@@ -166,7 +170,12 @@ def _parser() -> Any:
     )
     parser.add_argument("--prompts", type=str | None, default=None, help="a file of prompts, or a bank of embeddings")
     parser.add_argument("--prompt_column", type=str | None, default=None, help="of a table of prompts or captions")
-    parser.add_argument("--images", type=Path | None, default=None, help="a folder or .npz file for forward states")
+    parser.add_argument(
+        "--images",
+        type=str | None,
+        default=None,
+        help="pictures for forward states, as in distill",
+    )
     parser.add_argument("--skip_broken", type=bool, default=False, help="leave out pictures that can't be read")
     parser.add_argument("--value_range", type=str | None, default=None, help="black and white of a file of arrays")
     parser.add_argument("--num", type=int, default=64, help="chains and forward states a step")

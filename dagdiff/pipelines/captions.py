@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dagdiff.checks import Refusal
-from dagdiff.envs.datasets import is_dataset, read_dataset, text_column
-from dagdiff.envs.picture_files import Found, find_pictures
+from dagdiff.envs.picture_files import Found
 from dagdiff.pipelines.prompt_files import USUAL, find_column, read_table, read_text, trimmed
 
 
@@ -59,26 +58,6 @@ def read_captions(folder: Path, found: Found, column: str | None = None) -> Capt
             f"Write {without[0].stem}.txt beside it, or take all captions away."
         )
     return Captions(texts, files)
-
-
-def folder_captions(images: str | None, column: str | None = None, classes: bool = False) -> list[str]:
-    """Return the different captions of a folder of pictures or a data set, in order; none where there is no folder.
-
-    Args:
-        images: the folder.
-        column: of ``metadata`` files, or of the data set.
-        classes: take the names of the classes where there are no captions.
-    """
-    folder = Path(images or "")
-    if not images or not folder.is_dir():
-        return []
-    if is_dataset(folder):
-        name = text_column(images, USUAL, column)
-        return list(read_dataset(images, label=name).classes) if name or classes else []
-    found = find_pictures(folder)
-    captions = read_captions(folder, found, column)
-    texts = captions.texts if captions is not None else map(in_words, found.classes) if classes else ()
-    return [text for text in dict.fromkeys(texts) if text]
 
 
 def in_words(kind: str) -> str:

@@ -6,6 +6,7 @@ encoders are needed only to make the bank, and ``Expert(guidance=w)`` works unch
 the bank's last row, the empty prompt.
 """
 
+import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,7 @@ class PromptBank(nn.Module):
     def __init__(self, text: Text, prompts: Sequence[str] = ()) -> None:
         super().__init__()
         self.prompts = tuple(prompts)
+        self.file: Path | None = None  # of the cache, if it is kept there
         for name, values in text._asdict().items():
             self.register_buffer(name, values, persistent=False)
         rows = {name: len(values) for name, values in text._asdict().items() if values is not None}
@@ -160,13 +162,22 @@ class PromptBank(nn.Module):
     def __deepcopy__(self, memo: dict[int, object]) -> "PromptBank":
         return self
 
+    def telling(self, time_ids: Tensor) -> "PromptBank":
+        """Return the same bank with other sizes, a row each."""
+        twin = copy.copy(self)
+        twin._buffers = {**self._buffers, "time_ids": time_ids}
+        return twin
+
     def forward(self, condition: Condition, x_t: States) -> Text:
         """Return the rows that a condition names, ``(B, ...)``; the null row where it is -1 or None."""
-        text = self.text
         if condition is None:
-            return text.each(lambda part: part[-1:].expand(len(x_t), *part.shape[1:]))
-        place = _checked(condition, len(x_t), len(self)) % len(self.hidden)
-        return text.each(lambda part: part[place])
+            return self.text.each(lambda part: part[-1:].expand(len(x_t), *part.shape[1:]))
+        return self.rows(_checked(condition, len(x_t), len(self)))
+
+    def rows(self, condition: Tensor) -> Text:
+        """Return the rows of a condition that has been checked."""
+        place = condition % len(self.hidden)
+        return self.text.each(lambda part: part[place])
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Return ``n`` prompts' numbers, each as likely; -1 where the bank holds the null row alone."""

@@ -102,6 +102,7 @@ class DiffusersExpert:
         family: Family | None = None,
         allow_pickle: bool = False,
         captions: Sequence[str] = (),
+        asked: bool = False,
     ) -> "DiffusersExpert":
         """Load a pipeline's network and what belongs to it.
 
@@ -118,6 +119,8 @@ class DiffusersExpert:
             family: how the network is asked, where it is not one of ``FAMILIES`` or is to be asked otherwise.
             allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
             captions: of pictures: prompts too, if the pipeline takes any and they are not in a bank already.
+            asked: of many prompts, embed only those that the network is asked with, unless all are in the cache: for
+                samples, which show few. The text encoders stay in memory.
 
         Raises:
             Refusal: if there is no such pipeline, it is incomplete, or its network can't be served.
@@ -128,8 +131,8 @@ class DiffusersExpert:
         if family is None:
             family = family_of(network)
         if not isinstance(wanted, PromptBank) and hasattr(pipeline, "encode_prompt"):
-            asked = set(wanted)
-            wanted += [caption for caption in dict.fromkeys(captions) if caption not in asked]
+            there = set(wanted)
+            wanted += [caption for caption in dict.fromkeys(captions) if caption not in there]
         vae = getattr(pipeline, "vae", getattr(pipeline, "vqvae", None))
         law = read_noise_law(pipeline.scheduler, latent=vae is not None)
         shape = _shape(network, family, vae, sample_size)
@@ -140,7 +143,8 @@ class DiffusersExpert:
             if part is network or (part is not None and name.startswith("text_encoder")):
                 part.to(device)
         pixels = (autoencoder.image_shape[1], autoencoder.image_shape[2])
-        conditions = family.conditions(network, pipeline, Wanted(wanted, null_class, pixels)).to(device, precision)
+        told = Wanted(wanted, null_class, pixels, asked)
+        conditions = family.conditions(network, pipeline, told).to(device, precision)
         sign = few_step_sign(path, pipeline.config, pipeline.scheduler, network)
         cut = None if isinstance(wanted, PromptBank) or not wanted else cut_off(pipeline, wanted)
         return cls(PretrainedNetwork(network, family, conditions, law), shape, autoencoder, sign, cut)

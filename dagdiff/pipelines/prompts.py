@@ -6,7 +6,7 @@ Each family of pipelines encodes prompts in its own way, and says in its own way
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from dagdiff.checkpoint import cache_folder, content_hash, kept_tensors
+from dagdiff.checkpoint import cache_folder, content_hash
 from dagdiff.checks import Refusal
+from dagdiff.jobs.pieces import Piece, kept_rows
+from dagdiff.pipelines.banks import AskedBank, StoredBank
 from dagdiff.pipelines.conditions import PromptBank, Text
 from dagdiff.pipelines.fingerprint import fingerprint, tokenizer_print
+from dagdiff.progress import Progress
 
 Encode = Callable[[Any, list[str], torch.device], tuple[Text, Text]]
 """``(pipeline, prompts, device) -> (their embeddings, the null condition's)``."""
@@ -25,6 +28,8 @@ Encode = Callable[[Any, list[str], torch.device], tuple[Text, Text]]
 _LAST = slice(-2, None)
 _AT_ONCE = 32
 """Prompts that are embedded together."""
+_ON_DEVICE = 1 << 28
+"""Bytes of a bank that goes to the device; a larger one stays on the disk."""
 
 
 def cut_off(pipeline: Any, prompts: Sequence[str]) -> str | None:
@@ -53,16 +58,57 @@ _DENSE = 4
 """Tokens that a character may make, at most: its bytes."""
 
 
-def embed(pipeline: Any, prompts: Sequence[str], device: torch.device, encode: Encode) -> PromptBank:
+@torch.no_grad()
+def embed(
+    pipeline: Any, prompts: Sequence[str], device: torch.device, encode: Encode, asked: bool = False
+) -> PromptBank:
     """Embed prompts, a few at a time; without any, the bank holds the null condition alone.
 
-    Many are embedded once and kept in the cache, by the encoders, the tokenizers and the prompts.
+    Many are embedded once and kept in the cache, by the encoders, the tokenizers and the prompts. A large bank stays
+    on the disk, memory-mapped.
+
+    Args:
+        pipeline: whose encoders are asked.
+        prompts: in words.
+        device: where they are embedded, and where the bank goes.
+        encode: how.
+        asked: of many prompts that are not in the cache, embed only those that a network is asked with.
     """
     if len(prompts) <= _AT_ONCE:
         return PromptBank(Text(**_embedded(pipeline, prompts, device, encode)), prompts)
     path = cache_folder() / "prompts" / f"{_key(pipeline, prompts, encode)}.safetensors"
-    kept = kept_tensors(path, lambda: _embedded(pipeline, prompts, device, encode))
-    return PromptBank(Text(**{name: part.to(device) for name, part in kept.items()}), prompts)
+    if asked and not path.exists():
+        null = encode(pipeline, list(prompts[:1]), device)[1]
+        return AskedBank(null, prompts, lambda words: Text(**_embedded(pipeline, words, device, encode)))
+    kept = kept_rows(path, partial(_pieces, pipeline, prompts, device, encode), "embeddings of prompts")
+    if sum(part.nbytes for part in kept.values()) > _ON_DEVICE:
+        return StoredBank(Text(**kept), prompts, path)
+    bank = PromptBank(Text(**{name: part.to(device) for name, part in kept.items()}), prompts)
+    bank.file = path
+    return bank
+
+
+def _pieces(
+    pipeline: Any, prompts: Sequence[str], device: torch.device, encode: Encode, state: Any
+) -> Iterator[Piece]:  # fmt: skip
+    """The embeddings of prompts from one on, and at last the null condition's."""
+    begun, null = state or 0, None
+    if begun > len(prompts):
+        return
+    with Progress("embedding prompts", len(prompts), "prompt", begun) as bar:
+        for at in range(begun, len(prompts), _AT_ONCE):
+            words = list(prompts[at : at + _AT_ONCE])
+            known, empty = encode(pipeline, words, device)
+            null = empty if null is None else null
+            yield Piece(_named(known), at + len(words))
+            bar.advance(len(words))
+    null = encode(pipeline, list(prompts[:_AT_ONCE]), device)[1] if null is None else null
+    yield Piece(_named(null), len(prompts) + 1)
+
+
+def _named(text: Text) -> dict[str, Tensor]:
+    """The parts of a text that there are, on the CPU."""
+    return {name: part.cpu() for name, part in text._asdict().items() if part is not None}
 
 
 def _key(pipeline: Any, prompts: Sequence[str], encode: Encode) -> str:
@@ -117,7 +163,7 @@ def sized_for(bank: PromptBank, told: Sequence[int], pixels: tuple[int, int], pl
     """
     if bank.time_ids is None:
         ids = bank.hidden.new_tensor(told).repeat(len(bank.hidden), 1)
-        return PromptBank(bank.text._replace(time_ids=ids), bank.prompts)
+        return bank.telling(ids)
     sizes = bank.time_ids[:, place]
     if (sizes != sizes.new_tensor(pixels)).any():
         raise Refusal(

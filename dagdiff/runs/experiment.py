@@ -84,7 +84,7 @@ class Experiment:
         device = find_device(settings.device)
         if training and settings.compile:
             check_compiler(device)
-        task = make_task(settings.task, make_schedule(settings), settings)
+        task = make_task(settings.task, make_schedule(settings), settings, training)
         if settings.data["class"]:
             task = replace(task, data=make("data", settings.data, task))
         objective = make("objective", settings.objective, task)

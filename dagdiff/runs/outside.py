@@ -107,8 +107,10 @@ def _base(task: Task, student: Any) -> dict[str, str]:
 def _asking(config: Config, prompts: Path, column: str | None = None) -> Config:
     """The configuration of a pipeline with other prompts, and without images that are there no more."""
     chosen = {**config["pipeline"], "prompts": str(prompts), "prompt_column": column}
-    if chosen.get("images") and not Path(str(chosen["images"])).exists():
-        chosen["images"] = None
+    if chosen.get("images"):
+        from dagdiff.pipelines.pictures import is_there
+
+        chosen["images"] = chosen["images"] if is_there(str(chosen["images"])) else None
     return {**config, "pipeline": chosen}
 
 

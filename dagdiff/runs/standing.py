@@ -110,6 +110,10 @@ def with_absolute_paths(config: Config) -> Config:
         for option in ("path", "prompts", "images", "lora"):
             if isinstance(chosen.get(option), str) and os.path.exists(chosen[option]):
                 chosen[option] = os.path.abspath(chosen[option])
+        images = str(chosen.get("images") or "")
+        prefix = "hf:" if images.startswith("hf:") and os.path.exists(images[3:]) else ""
+        if prefix or "{" in images:  # a folder that is streamed, a pattern of shards
+            chosen["images"] = prefix + os.path.abspath(images.removeprefix(prefix))
         found["pipeline"] = chosen
     policy = config.get("policy")
     if isinstance(policy, Mapping) and isinstance(policy.get("path"), str) and os.path.exists(policy["path"]):

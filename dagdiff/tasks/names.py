@@ -97,17 +97,19 @@ def task_names() -> list[str]:
     return [*plain, *labelled, *seen, *(f"{name}-labelled" for name in seen), "pipeline"]
 
 
-def make_task(name: str, schedule: "Schedule | None" = None, settings: Any = None) -> "Task":
+def make_task(name: str, schedule: "Schedule | None" = None, settings: Any = None, training: bool = True) -> "Task":
     """Return the task of that name.
 
     Args:
         name: of the task.
         schedule: of noise; None takes the task's usual one.
         settings: of the run; only a pipeline reads them.
+        training: whether a student is to be trained; a pipeline is then ready for all of its prompts.
 
     Raises:
         Refusal: for an unknown name, or what the kind of task can't be.
     """
     found = read_name(name)
-    task: Task = found.kind.imported().make(found, schedule, settings)
+    told = {"training": training} if found.kind is PIPELINE else {}
+    task: Task = found.kind.imported().make(found, schedule, settings, **told)
     return task

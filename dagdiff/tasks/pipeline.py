@@ -26,13 +26,13 @@ from dagdiff.metrics.samples import Energy
 from dagdiff.metrics.standing import Standing, compare
 from dagdiff.metrics.teacher import TeacherSamples
 from dagdiff.metrics.truth import Truth
-from dagdiff.pipelines.captions import folder_captions
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.families.named import named_family
 from dagdiff.pipelines.few_step import load_start, with_lora
 from dagdiff.pipelines.fingerprint import fingerprint
 from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
+from dagdiff.pipelines.pictures import is_arrays, told_prompts
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.pipelines.schedulers import usual_times
 from dagdiff.policies.student import Student
@@ -41,7 +41,8 @@ from dagdiff.shapes import Condition, States, Times
 from dagdiff.tasks.base import Task
 from dagdiff.tasks.images import ImageTask
 from dagdiff.tasks.names import Name
-from dagdiff.tasks.pipeline_data import PipelineWorld, encoded_images, own_samples
+from dagdiff.tasks.pipeline_data import PipelineWorld, own_samples
+from dagdiff.tasks.pipeline_images import encoded_images
 from dagdiff.threshold import Threshold
 from dagdiff.transition import Transition
 
@@ -55,7 +56,8 @@ class PipelineSettings:
         prompts: of a text-to-image pipeline: a file with a prompt a line, a table (.csv, .tsv, .jsonl), or a saved bank
             of embeddings (.safetensors); null takes the captions of the images, or the names of their classes.
         prompt_column: of a table of prompts, or of the captions in metadata.jsonl; null takes prompt, caption or text.
-        images: a folder of pictures or a file of arrays for forward states; null takes the teacher's own samples.
+        images: pictures for forward states: a folder, a file of arrays, webdataset shards (x.tar, a folder of such, or
+            shards/{000..003}.tar), or hf:SOURCE of a data set to be streamed; null takes the teacher's own samples.
         dtype: of the expert's weights: float32, bfloat16 or float16; the autoencoder's stay in float32.
         variant: of the weight files, such as fp16.
         allow_pickle: read weights from pickles (.bin) where there are no safetensors; a pickle can run code.
@@ -169,8 +171,14 @@ class PipelineTask(Task):
         return teacher.autoencoder.decode(points)
 
 
-def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
+def make(name: Name, schedule: Schedule | None, settings: Any, training: bool = True) -> PipelineTask:
     """Return the task of a run's settings (``settings.pipeline``, ``guidance`` and ``device`` are read).
+
+    Args:
+        name: of the task.
+        schedule: of noise; it must be None.
+        settings: of the run.
+        training: whether all prompts are embedded now; else each is when a network is asked with it.
 
     Raises:
         Refusal: if the pipeline is not named or can't be had, is told a schedule, or lacks prompts or images.
@@ -184,7 +192,7 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
         )
     if schedule is not None:
         raise Refusal("--schedule is not for a pipeline: its network knows one schedule, its own. Leave it away.")
-    teacher = load_teacher(chosen, settings.device, settings.guidance)
+    teacher = load_teacher(chosen, settings.device, settings.guidance, training)
     conditions: Any = teacher.network.conditions
     probe = conditions.draw(1)
     if probe is not None and int(probe) < 0:
@@ -195,13 +203,13 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     if probe is None and settings.guidance != 1.0:
         raise Refusal(f"{chosen.path!r} takes no condition, so guidance has nothing to weigh. Leave --guidance away.")
     reach = settings.value_range
-    if reach is not None and (chosen.images is None or not Path(chosen.images).is_file()):
+    if reach is not None and (chosen.images is None or not is_arrays(chosen.images)):
         raise Refusal("value_range is for --pipeline.images with a .npy or .npz file. Leave it away.")
     if chosen.images is None:
         weight = teacher.guided(settings.guidance)
         read = partial(own_samples, teacher, chosen.own_samples, chosen.own_steps, weight)
     else:
-        told = Path(chosen.images), chosen.prompt_column, settings.skip_broken, reach and (reach[0], reach[1])
+        told = chosen.images, chosen.prompt_column, settings.skip_broken, reach and (reach[0], reach[1])
         read = partial(encoded_images, teacher, *told)
     world = PipelineWorld(
         Path(chosen.path).name, conditions.draw, read, latent=not isinstance(teacher.autoencoder, Pixels)
@@ -213,29 +221,33 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     )  # fmt: skip
 
 
-def load_teacher(chosen: Any, device: str, guidance: float = 1.0) -> DiffusersExpert:
+def load_teacher(chosen: Any, device: str, guidance: float = 1.0, training: bool = True) -> DiffusersExpert:
     """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once.
 
-    A network that is told a weight of guidance is told ``guidance``.
+    A network that is told a weight of guidance is told ``guidance``. A run that is not to be trained keeps its prompts,
+    captions among them, in its folder: pictures are not asked again, and prompts are embedded as they are asked for.
     """
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
-    captions = tuple(folder_captions(chosen.images, chosen.prompt_column, classes=not chosen.prompts))
+    kept = not training and chosen.prompts
+    images = None if kept else chosen.images
+    captions = tuple(told_prompts(images, chosen.prompt_column, classes=not chosen.prompts))
     text = (chosen.prompts, chosen.prompt_column, captions)
     told = (chosen.sample_size, chosen.null_class, chosen.dtype, chosen.variant, chosen.allow_pickle)
-    return _loaded(chosen.path, *text, *told, str(find_device(device)), chosen.family, guidance, chosen.lora)
+    more = (str(find_device(device)), chosen.family, guidance, chosen.lora, not training)
+    return _loaded(chosen.path, *text, *told, *more)
 
 
 @lru_cache(maxsize=2)
 def _loaded(
     path: str, prompts: str | None, column: str | None, captions: tuple[str, ...], sample_size: int | None,
     null_class: int | None, dtype: str, variant: str | None, allow_pickle: bool, device: str,
-    family: str | None = None, guidance: float = 1.0, lora: str | None = None,
+    family: str | None = None, guidance: float = 1.0, lora: str | None = None, asked: bool = False,
 ) -> DiffusersExpert:  # fmt: skip
-    asked = () if prompts is None else as_prompts(Path(prompts), column)
+    wanted = () if prompts is None else as_prompts(Path(prompts), column)
     teacher = DiffusersExpert.from_pretrained(
-        path, asked, sample_size, null_class, dtype, device, variant,
-        None if family is None else named_family(family), allow_pickle, captions,
+        path, wanted, sample_size, null_class, dtype, device, variant,
+        None if family is None else named_family(family), allow_pickle, captions, asked,
     )  # fmt: skip
     teacher.guided(guidance)
     return with_lora(teacher, path, lora, variant, allow_pickle) if lora else teacher

@@ -253,6 +253,8 @@ QUESTIONS = (
     "judge --help",
     "judge mine:student --task gaussians8-biasd",
     "judge mine:student --task pipeline",
+    "cache --help",
+    "cache --task gaussians8-biased",
     "distill --help",
     "distill --task digits-biased --objective distribution --help",
     "distill --task pipeline --pipeline.path nowhere --policy lora --help",

@@ -9,8 +9,9 @@ from PIL import Image
 
 from dagdiff.checks import Refusal
 from dagdiff.envs.picture_files import find_pictures
-from dagdiff.pipelines.captions import folder_captions, read_captions
+from dagdiff.pipelines.captions import read_captions
 from dagdiff.pipelines.conditions import read_prompts
+from dagdiff.pipelines.pictures import told_prompts
 
 Write = Callable[..., Path]
 
@@ -143,12 +144,12 @@ def captions(folder: Path, column: str | None = None) -> dict[str, str] | None:
 
 
 def test_captions_beside_pictures(pictures: Path) -> None:
-    assert captions(pictures) is None and folder_captions(str(pictures)) == []
+    assert captions(pictures) is None and told_prompts(str(pictures)) == []
     told = {"train/1.png": "a cat", "train/2.png": "a dog", "test/1.jpg": "a cat"}
     for name, text in told.items():
         (pictures / name).with_suffix(".txt").write_bytes(f"\ufeff{text}\r\n".encode())
     assert captions(pictures) == told
-    assert folder_captions(str(pictures)) == ["a cat", "a dog"]
+    assert told_prompts(str(pictures)) == ["a cat", "a dog"]
     (pictures / "train" / "2.txt").rename(pictures / "train" / "2.caption")
     assert captions(pictures) == told
     (pictures / "train" / "2.caption").write_text(" \n")

@@ -33,7 +33,7 @@ from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.folder import open_run, save_student
 from dagdiff.runs.outside import keep_outside
 from dagdiff.schedule import step_grid
-from dagdiff.tasks import pipeline_data
+from dagdiff.tasks import pipeline_data, pipeline_images
 from dagdiff.threshold import NoThreshold, StaticThreshold
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -180,7 +180,7 @@ def test_images_are_encoded_once_and_a_fifth_is_held_out(of_text: dict[str, Any]
     assert shown.points.shape == (8, 4, 8, 8) and held.points.shape == (2, 4, 8, 8)
     points, condition = task.data.sample_labelled(50, torch.Generator().manual_seed(0))
     assert points.shape == (50, 4, 8, 8) and set(condition.tolist()) == {0, 1, 2}, "prompts are drawn at random"
-    assert len(list((folder / "cache" / "latents").iterdir())) == 2
+    assert len(list((folder / "cache" / "latents").iterdir())) == 1
     seen = task.pictures(points[:2])
     assert seen.shape == (2, 3, 16, 16), "latents are decoded"
     with pytest.raises(Refusal, match=r"holds out 2 points; asked for 3 .*--num"):
@@ -245,7 +245,7 @@ def test_captions_beside_pictures_are_their_prompts(
 def test_classes_of_folders_are_prompts(
     given: bool, of_text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_data, "_encoded", lambda teacher, images: images[:, [0] * 4, :8, :8])
+    monkeypatch.setattr(pipeline_images, "_encoded", lambda teacher, images, generator: images[:, [0] * 4, :8, :8])
     fill(tmp_path, "red_house", "two_dogs", each=5)
     told = {} if given else {"prompts": None}
     task: Any = build(changed(of_text, images=str(tmp_path), **told)).task
@@ -308,7 +308,7 @@ def test_classes_that_the_network_does_not_know_are_refused(labelled: str, tmp_p
 def test_a_data_set_gives_images_and_captions(
     column: str, of_text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_data, "_encoded", lambda teacher, images: images[:, [0] * 4, :8, :8])
+    monkeypatch.setattr(pipeline_images, "_encoded", lambda teacher, images, generator: images[:, [0] * 4, :8, :8])
     datasets = pytest.importorskip("datasets")
     from PIL import Image
 

@@ -20,11 +20,15 @@ from dagdiff.shapes import States
 
 
 class Wanted(NamedTuple):
-    """What the user asks of conditions: prompts to embed or a bank, a null class, and the size of images in pixels."""
+    """What the user asks of conditions: prompts to embed or a bank, a null class, and the size of images in pixels.
+
+    With ``asked`` only those of many prompts are embedded that a network is asked with.
+    """
 
     prompts: Sequence[str] | PromptBank
     null_class: int | None
     pixels: tuple[int, int]
+    asked: bool = False
 
 
 class Family(ABC):
@@ -101,7 +105,7 @@ def prompt_bank(network: Any, pipeline: Any, wanted: Wanted, encode: Encode) -> 
         raise unserved(
             network, f"{type(pipeline).__name__} has no encode_prompt; give a bank of embeddings", cure=False
         )
-    return embed(pipeline, wanted.prompts, network.device, encode)
+    return embed(pipeline, wanted.prompts, network.device, encode, wanted.asked)
 
 
 def pooled_bank(network: Any, pipeline: Any, wanted: Wanted, encode: Encode) -> PromptBank:
