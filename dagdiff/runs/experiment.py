@@ -70,6 +70,8 @@ class Experiment:
     """How many rows networks are shown at once where samples are drawn and scored; None takes what suits them."""
     label: int | None = None
     """The class that all samples are asked to show; None draws one for each."""
+    guidance: float | None = None
+    """The weight of guidance that the student is told for all samples; None draws one for each from its range."""
     hooks: list[Hook] = field(default_factory=list)
     """See what happens inside the rounds of a training; append to it before it begins."""
 
@@ -336,6 +338,8 @@ class Experiment:
         condition = self.task.conditions(n, generator) if self.task.conditions else None
         if condition is not None and self.label is not None:
             condition = torch.full_like(condition, self.label)
+        if self.guidance is not None:
+            condition = self.task.weighted(condition, self.guidance)
         return noise, condition, generator
 
     def sample(self, n: int, seed: int, progress: bool = False) -> Tensor:
