@@ -36,6 +36,7 @@ from dagdiff.pipelines.latents import Pixels
 from dagdiff.pipelines.lora import ATTENTION, lora_student
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.pipelines.schedulers import usual_times
+from dagdiff.pipelines.suited import check_many_steps
 from dagdiff.pipelines.weights import Range, WeightedBank, guided_in
 from dagdiff.policies.student import Student
 from dagdiff.schedule import Schedule
@@ -66,7 +67,7 @@ class PipelineSettings:
         own_samples: how many samples the teacher draws where there are no images.
         own_steps: the steps of each of them.
         timesteps: at which the student asks its network, falling, e.g. 999,749,499,249; null takes those that its
-            pipeline's own call will run.
+            pipeline's own call will run. Not named, a few-step start keeps its own.
         family: how its network is asked: the class of a network that dagdiff serves, or the import path of a family of
             your own; null finds it by the network's class.
         few_step: take a teacher that seems to be a few-step model itself.
@@ -136,15 +137,10 @@ class PipelineTask(Task):
 
     def check_training(self) -> None:
         """Refuse a few-step model as the teacher, and prompts that are too long for its encoders."""
-        teacher, name = self.teacher, self.path
-        if teacher.few_step is not None and not self.few_step:
-            raise Refusal(
-                f"{name!r} seems to be a few-step model already ({teacher.few_step}): many steps of it are no better "
-                "than few, so it has nothing to teach. Name the many-step model that it was made from, or pass "
-                "--pipeline.few_step true to take it as it is."
-            )
-        if teacher.cut_off is not None:
-            raise Refusal(teacher.cut_off)
+        if not self.few_step:
+            check_many_steps(self.path, self.teacher.few_step, "--pipeline.few_step")
+        if self.teacher.cut_off is not None:
+            raise Refusal(self.teacher.cut_off)
 
     @property
     def guide(self) -> Guide:

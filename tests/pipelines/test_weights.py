@@ -264,7 +264,7 @@ def test_a_sample_has_the_weight_that_is_asked_for(folder: Path) -> None:
     assert status == 0 and len(set(drawn["guidance"].tolist())) == 6 and set(drawn["prompt"]) == {"a dog"}
     status, told = run("sample {folder}/run --num 4 --guidance 8.5 --out {folder}/no.npz", folder)
     assert status == 2 and "outside 3,8" in told
-    status, told = run("shift {folder}/run --num 4", folder)
+    status, told = run("shift {folder}/run --num 10", folder)
     assert status == 0, told
 
 
