@@ -62,6 +62,40 @@ class PretrainedNetwork(nn.Module):
         output = self._asking(condition)(self.body, x_t.to(self.body.dtype), self.law.timestep(t), given)
         return output[:, : x_t.shape[1]].to(x_t.dtype)
 
+    def features(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
+        """Return what the middle of the network makes of states, averaged over their places, ``(B, F)``.
+
+        A GAN's head judges by it. The whole network is asked.
+        """
+        seen: list[Any] = []
+        layer = self._middle()
+        watching = layer.register_forward_hook(lambda module, given, answer: seen.append(answer))
+        try:
+            self.forward(x_t, t, condition)  # not the compiled call, which sees no hook
+        finally:
+            watching.remove()
+        hidden: Tensor = seen[0][-1] if isinstance(seen[0], tuple) else seen[0]
+        return hidden.mean((2, 3) if hidden.ndim == 4 else 1).to(x_t.dtype)
+
+    @property
+    def feature_size(self) -> int:
+        """F, the width of :meth:`features`.
+
+        Raises:
+            Refusal: if the network has no such layer.
+        """
+        self._middle()
+        return self.family.width(self.body.config)
+
+    def _middle(self) -> nn.Module:
+        found = self.family.middle(self.body)
+        if found is None:
+            raise Refusal(
+                f"a {type(self.body).__name__} has no layer that a GAN's head could judge by. Leave gan_weight at 0, "
+                "or name a family of your own that has one (middle and width)."
+            )
+        return found
+
     def hear_weights(self) -> None:
         """Give the network an input for the weights of guidance that its conditions hold, if they hold any.
 

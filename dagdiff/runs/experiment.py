@@ -318,6 +318,11 @@ class Experiment:
         if engine.sharding() and len(chosen.stages or ()) > 1:
             raise Refusal("stages copy their students, and sharded ones (FSDP2) can't be. Take --steps, or DDP.")
         self.task.check_training()
+        if self.objective.real_data and not self.task.real_data:
+            raise Refusal(
+                f"{chosen.objective['class']} compares with real data here (gan_weight), and without pictures its data "
+                "are the teacher's own samples. Pass --pipeline.images FOLDER, or --objective.gan_weight 0."
+            )
         self.gathering()
         rows = self.learning().batch_size
         for name in chosen.metric:

@@ -101,6 +101,11 @@ class Task:
         """Refuse what no student can be trained on, though samples can be drawn of it."""
 
     @property
+    def real_data(self) -> bool:
+        """Whether data are more than samples of the teacher."""
+        return True
+
+    @property
     def guide(self) -> Guide:
         """What guidance makes of the expert's guesses with and without a condition."""
         return classifier_free

@@ -101,6 +101,7 @@ class PipelineTask(Task):
     timesteps: tuple[float, ...] | None = field(default=None, kw_only=True)
     few_step: bool = field(default=False, kw_only=True)
     path: str = field(default="", kw_only=True)
+    images: str | None = field(default=None, kw_only=True)
     metrics: ClassVar[tuple[Metric, ...]] = (TeacherSamples(),)
     looked: ClassVar[tuple[Metric, ...]] = (Energy(),)
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
@@ -141,6 +142,11 @@ class PipelineTask(Task):
             check_many_steps(self.path, self.teacher.few_step, "--pipeline.few_step")
         if self.teacher.cut_off is not None:
             raise Refusal(self.teacher.cut_off)
+
+    @property
+    def real_data(self) -> bool:
+        """Pictures, or data of another kind that a run names."""
+        return self.images is not None or self.data is not self.world
 
     @property
     def guide(self) -> Guide:
@@ -230,7 +236,7 @@ def make(name: Name, schedule: Schedule | None, settings: Any) -> PipelineTask:
     return PipelineTask(
         name.text, world, world, teacher.schedule, probe is not None, tuple(teacher.shape), teacher=teacher,
         timesteps=None if chosen.timesteps is None else tuple(chosen.timesteps), few_step=chosen.few_step,
-        path=chosen.path,
+        path=chosen.path, images=chosen.images,
     )  # fmt: skip
 
 

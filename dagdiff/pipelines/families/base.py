@@ -86,6 +86,21 @@ class Family(ABC):
         weight = self.embedded(config)
         return {"guidance_scale": 1.0 if weight is None else weight}
 
+    blocks: ClassVar[str] = "transformer_blocks"
+    """The name of the network's layers; a discriminator judges by the one in their middle."""
+
+    def middle(self, network: Any) -> nn.Module | None:
+        """Return the layer by whose output a discriminator judges; None if there is none.
+
+        That is ``(B, C, H, W)`` or ``(B, tokens, C)`` of the state alone; of an output of several parts the last one.
+        """
+        layers = getattr(network, self.blocks, None)
+        return layers[len(layers) // 2] if layers else None
+
+    def width(self, config: Any) -> int:
+        """Return the channels of that output."""
+        return int(config.num_attention_heads * config.attention_head_dim)
+
     def telling(self, weight: Weight) -> "Family":
         """Return the family that tells its networks another weight of guidance, or one a row."""
         return replace(self, guidance=weight)  # type: ignore[type-var]

@@ -22,6 +22,14 @@ class ImageUNet(Family):
         """A halving a level."""
         return int(2 ** (len(config.block_out_channels) - 1))
 
+    def middle(self, network: Any) -> nn.Module | None:
+        """The middle of the U."""
+        return getattr(network, "mid_block", None)
+
+    def width(self, config: Any) -> int:
+        """That of the lowest level."""
+        return int(config.block_out_channels[-1])
+
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """Labels where it has an embedding of classes."""
         config = network.config
@@ -51,6 +59,14 @@ class TextUNet(Family):
     def multiple(self, config: Any) -> int:
         """A halving a level."""
         return int(2 ** (len(config.block_out_channels) - 1))
+
+    def middle(self, network: Any) -> nn.Module | None:
+        """The middle of the U."""
+        return getattr(network, "mid_block", None)
+
+    def width(self, config: Any) -> int:
+        """That of the lowest level."""
+        return int(config.block_out_channels[-1])
 
     def embedded(self, config: Any) -> Weight | None:
         """Those of latent consistency models."""
