@@ -46,7 +46,8 @@ def complete(given: Given) -> Config:
     parser = _parser(given)
     settings = _checked(parser, given)
     config: Config = yaml.safe_load(parser.dump(settings, skip_validation=True, skip_unset=False))
-    if "pipeline.timesteps" not in given and config["policy"]["class"] in ("few-step", "few-step-lora"):
+    few_step = "pipeline" in config and config["policy"]["class"] in ("few-step", "few-step-lora")
+    if few_step and "pipeline.timesteps" not in given:
         config["pipeline"]["timesteps"] = _own_timesteps(config)
     return config
 

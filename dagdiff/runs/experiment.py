@@ -86,6 +86,8 @@ class Experiment:
         device = find_device(settings.device)
         if training and settings.compile:
             check_compiler(device)
+        if training:
+            engine.adam(device, settings.adam8bit)
         task = make_task(settings.task, make_schedule(settings), settings)
         if settings.data["class"]:
             task = replace(task, data=make("data", settings.data, task))
@@ -267,7 +269,7 @@ class Experiment:
         """Return how the student learns; in several processes, in batches of this one's part."""
         chosen = self.settings
         return Learning(
-            optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas), fused=True),
+            optimiser=partial(engine.adam(self.device, chosen.adam8bit), lr=chosen.lr, betas=tuple(chosen.betas)),
             lr_ramp=make("lr_ramp", chosen.lr_ramp, self.task),
             clip=chosen.clip,
             ema=chosen.ema,

@@ -64,6 +64,7 @@ class Settings:
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
         compile: compile the networks of student, expert and critic with torch; needs a C++ compiler and minutes at the
             start.
+        adam8bit: keep the moments of the student's Adam in 8 bits, by the package bitsandbytes; needs a GPU.
         accumulate: number of parts of a batch that go through the student one after the other, to save memory.
         memmap: folder for the aggregate, memory-mapped; null keeps it in memory.
         gathered: folder of records that `dagdiff gather` has made ahead; a run takes them before it asks the expert.
@@ -105,6 +106,7 @@ class Settings:
     ema: float = 0.0
     bf16: bool = False
     compile: bool = False
+    adam8bit: bool = False
     accumulate: int = 1
     memmap: str | None = None
     gathered: str | None = None
