@@ -44,6 +44,15 @@ def check_at_least(name: str, value: float, least: float) -> None:
         raise Refusal(f"{name} must be at least {least}; got {value}. Pass e.g. {name}={least}.")
 
 
+def check_weights(low: float, high: float) -> None:
+    """Reject what is no range of weights of guidance: two that rise, from 1 to 1000."""
+    if not 1.0 <= low < high <= 1000.0:
+        raise Refusal(
+            f"guidance must be one weight, or two that rise, from 1 to 1000; got {low:g},{high:g}. Pass e.g. "
+            "--guidance 3,8."
+        )
+
+
 def check_range(black: float, white: float) -> None:
     """Reject a range of values whose ends are not finite and in order."""
     if not -math.inf < black < white < math.inf:

@@ -7,8 +7,10 @@ at all times. Where the launcher asks for FSDP2, each process holds its part of 
 In a lone process nothing is wrapped.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -79,6 +81,33 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise Refusal(f"device {name!r} is not there ({first_line(error)}). Pass --device cpu or auto.") from None
     return device
+
+
+def adam(device: torch.device, eight_bits: bool = False) -> Callable[..., torch.optim.Optimizer]:
+    """Return what makes Adam of parameters, ``lr`` and ``betas``, in one fused operation an update.
+
+    Args:
+        device: where the parameters are.
+        eight_bits: keep both moments in 8 bits, by the package bitsandbytes (Dettmers et al. 2022,
+            https://arxiv.org/abs/2110.02861): 2 bytes a trained weight in place of 8.
+
+    Raises:
+        Refusal: for 8 bits without a GPU or without the package, or with weights shared out over processes (FSDP2).
+    """
+    if not eight_bits:
+        return partial(torch.optim.Adam, fused=True)
+    if device.type != "cuda":
+        raise Refusal(f"adam8bit needs a GPU, and this run is on {str(device)!r}. Leave --adam8bit away.")
+    if sharding():
+        raise Refusal("adam8bit can't keep moments of weights that are shared out (FSDP2). Take DDP, or leave it away.")
+    try:
+        made: Callable[..., torch.optim.Optimizer] = import_module("bitsandbytes").optim.Adam8bit
+    except Exception as error:  # it is missing, or finds no library for this GPU
+        raise Refusal(
+            f"adam8bit needs the package bitsandbytes, which can't be loaded ({first_line(error):.150}). Run: pip "
+            "install bitsandbytes, or leave --adam8bit away."
+        ) from None
+    return made
 
 
 def part(name: str, rows: int) -> int:

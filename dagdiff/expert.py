@@ -21,11 +21,17 @@ from dagdiff.shapes import Condition, Denoiser, States, Times, column
 from dagdiff.solvers import Before, DdimSolver, Level, Solver, check_solver
 from dagdiff.threshold import NoThreshold, Threshold
 
-Guide = Callable[[States, Times, States, States, float], States]
-"""``(x_t, t, told, free, weight) -> guess``: what the guesses with and without a condition become under guidance."""
+Weight = float | Tensor
+"""A weight of guidance: one for all rows, or one a row."""
+
+Guide = Callable[[States, Times, States, States, Weight], States]
+"""``(x_t, t, told, free, weight) -> guess``: what the guesses with and without a condition become under guidance.
+
+A weight a row comes as ``(B, 1, ..., 1)``.
+"""
 
 
-def classifier_free(x_t: States, t: Times, told: States, free: States, weight: float) -> States:
+def classifier_free(x_t: States, t: Times, told: States, free: States, weight: Weight) -> States:
     """Return x0_null + w (x0_condition - x0_null) (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598)."""
     return free + weight * (told - free)
 
@@ -43,7 +49,8 @@ class Expert:
         schedule: the noise schedule of its states.
         substeps: sub-steps k between the two ends of a question; 1 is the plain prediction.
         guidance: classifier-free weight w (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598), used where a
-            condition is given: x0_null + w (x0_condition - x0_null), two evaluations; 1 asks the denoiser alone.
+            condition is given: x0_null + w (x0_condition - x0_null), two evaluations; 1 asks the denoiser alone. A
+            callable tells the weights ``(B,)`` of conditions ``(B,)`` that hold them.
         threshold: the reflected operator, applied to every prediction.
         null: makes the null condition from a condition.
         solver: of the sub-steps.
@@ -57,7 +64,7 @@ class Expert:
         denoiser: Denoiser,
         schedule: Schedule,
         substeps: int = 1,
-        guidance: float = 1.0,
+        guidance: float | Callable[[Tensor], Tensor] = 1.0,
         threshold: Threshold | None = None,
         null: Callable[[Tensor], Tensor] = no_label,
         solver: Solver = DdimSolver(),  # noqa: B008  (frozen)
@@ -91,7 +98,8 @@ class Expert:
         guess = self._ask(x_t, t, condition)
         if condition is not None and self.guidance != 1.0:
             free = self._ask(x_t, t, self.null(condition))
-            guess = self.guide(x_t, t, guess, free, self.guidance)
+            weight = column(self.guidance(condition), x_t) if callable(self.guidance) else self.guidance
+            guess = self.guide(x_t, t, guess, free, weight)
         guess = self.threshold(guess)
         if not self.ledger.is_free:
             self.finite.see("answers", guess)

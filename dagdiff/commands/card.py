@@ -50,11 +50,17 @@ def scores(it: Experiment, folder: Path) -> dict[str, Any]:
         "objective": it.config["objective"]["class"],
         "shares of forward / student / expert states": shares,
         "updates": f"{chosen.updates} of {chosen.batch_size} rows",
-        "guidance inside": chosen.guidance,
+        "guidance inside": " to ".join(f"{each:g}" for each in weights_of(it)) or chosen.guidance,
         "seed": chosen.seed,
         **found,
         "dagdiff": __version__,
     }
+
+
+def weights_of(it: Experiment) -> tuple[float, ...]:
+    """The least and the greatest weight of guidance that a student can be told; none of one trained with one."""
+    told = it.settings.guidance
+    return told if isinstance(told, tuple) else ()
 
 
 def recipe(it: Experiment, place: Path) -> str:
@@ -88,6 +94,7 @@ def save_pictures(it: Experiment, count: int | None, place: Path) -> str:
     else:
         figures.save(sample_panels({"student": points}), place / "samples.png")
     _, asked, _ = it.start(n, seed=0)
-    prompts = [it.task.prompts[each] for each in asked.tolist()] if it.task.prompts and asked is not None else []
+    shown = it.task.numbers(asked).tolist() if it.task.prompts and asked is not None else []
+    prompts = [it.task.prompts[each] for each in shown]
     told = "".join(f"\n{number}. {prompt}" for number, prompt in enumerate(prompts, 1))
     return f"![Samples of the student, not selected](samples.png)\n{told}\n"

@@ -7,6 +7,7 @@ from typing import Any
 
 from dagdiff.checks import Refusal
 from dagdiff.commands import check_given, manual
+from dagdiff.runs.settings import Settings
 from dagdiff.runs.words import read_yaml, spell, spread
 
 
@@ -55,7 +56,12 @@ def _started(given: dict[str, Any]) -> dict[str, Any]:
     config = read_yaml(file)
     check_registered(config, file)
     _check_base(given, config, named)
-    kept = {name: value for name, value in spread(config).items() if name.partition(".")[0] in ("policy", "stepwise")}
+    said = spread(config)
+    kept = {name: value for name, value in said.items() if name.partition(".")[0] in ("policy", "stepwise")}
+    timesteps = said.get("pipeline.timesteps")
+    alike = not timesteps or str(len(timesteps)) == str(given.get("steps", Settings.steps))
+    if alike and "pipeline.path" in said:
+        kept["pipeline.timesteps"] = given.get("pipeline.timesteps", timesteps)
     return {**given, **kept, "start": named}
 
 

@@ -1,13 +1,14 @@
 """``dagdiff export``: a run's student as files that others load, with nothing of dagdiff installed."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dagdiff.checkpoint import file_hash, follow_umask, save_json, save_text
 from dagdiff.checks import Refusal, check_in
 from dagdiff.commands import add_trust, check_given, make_parser
-from dagdiff.commands.card import base_of, of_folder, public, recipe, save_pictures, scores, teacher_of
+from dagdiff.commands.card import base_of, of_folder, public, recipe, save_pictures, scores, teacher_of, weights_of
 from dagdiff.jobs.aside import filled
 from dagdiff.pipelines.agreement import Agreement, check_agreement
 from dagdiff.pipelines.export import (
@@ -97,7 +98,8 @@ def _exported(given: Any, form: str, out: Path, source: dict[str, Any]) -> str:
         beside = f"\n{save_pictures(it, given.pictures, place)}\n{recipe(it, place)}\n"
         language = "text" if form in ("safetensors", "kohya") else "python"
         told = name, teacher_of(it), len(it.times) - 1, made.program, scores(it, given.folder)
-        save_text(place / "README.md", model_card(*told, made.tags, beside, language))
+        card = model_card(*told, made.tags, beside, language, weights_of(it))
+        save_text(place / "README.md", card)
         follow_umask(place)
     return made.what.format(out=out)
 
@@ -114,7 +116,8 @@ def _pipeline(it: Experiment, form: str, dtype: str | None) -> Made:
     family = getattr(getattr(it.student, "network", None), "family", None)
     arguments = call_arguments(pipeline, steps, it.task.shape[1:], record.call, family)
     body = merged(body_of(it.student))
-    agreed = check_agreement(pipeline, it.student, body, record, arguments, it.sampler, it.threshold)
+    check = partial(check_agreement, pipeline, it.student, body, record)
+    agreed = max((check(each, it.sampler, it.threshold) for each in _calls(it, arguments)), key=_difference)
     chain, named = _chain(it, record, arguments, agreed), type(pipeline).__name__
     call = ", ".join(f"{name}={value}" for name, value in arguments.items())
     tags = ("library_name: diffusers", *base_of(it))
@@ -134,6 +137,15 @@ def _pipeline(it: Experiment, form: str, dtype: str | None) -> Made:
         program = loading_program(pipeline, arguments, of, told.get("variant"), agreed.seeded)
         return Made(write_adapters, chain, program, tags, f"adapters of a {named} in {{out}}; call it with {call}")
     return _one_file(it, form, pipeline, record, chain, tags)
+
+
+def _calls(it: Experiment, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """The calls in which a pipeline must agree: the card's, and of a range of weights both its ends."""
+    return [arguments, *(arguments | {"guidance_scale": weight} for weight in weights_of(it))]
+
+
+def _difference(agreed: Agreement) -> float:
+    return agreed.difference
 
 
 def _one_file(

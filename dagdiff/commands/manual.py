@@ -25,7 +25,7 @@ GROUPS = {
     "How long, at what cost": (
         "updates", "rounds", "batch_size", "chains", "substeps", "solver", "lr", "lr_ramp", "betas", "clip", "ema",
     ),
-    "Hardware": ("device", "bf16", "compile", "accumulate", "memmap"),
+    "Hardware": ("device", "bf16", "compile", "adam8bit", "accumulate", "memmap"),
     "Measure and log": ("samples", "metric", "heldout", "seed", "look_every", "logger"),
     "Stop and resume": ("resume", "fresh", "save_every", "on_nonfinite", "trust_code"),
     "Settings file": ("config", "print_config"),

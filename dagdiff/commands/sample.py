@@ -42,6 +42,8 @@ def sample(words: Sequence[str]) -> None:
     )
     parser.add_argument("--prompt_column", type=str | None, default=None, help="of a table of prompts")
     parser.add_argument("--label", type=str | None, default=None, help="the class to show: its name or its number")
+    told = "the weight of guidance, of a student that was trained with a range of them; null draws one for each sample"
+    parser.add_argument("--guidance", type=float | None, default=None, help=told)
     parser.add_argument("--grid", action="store_true", help="draw all samples in one grid, pixel by pixel")
     parser.add_argument("--weights", default="student", help="student (the last round's) or best")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -57,6 +59,7 @@ def sample(words: Sequence[str]) -> None:
     if given.steps is not None:
         experiment = experiment.in_steps(given.steps)
     experiment.rows = given.batch_size
+    experiment.guidance = given.guidance
     experiment.label = None if given.label is None else _label(experiment, given.label)
     if given.grid and len(experiment.task.shape) != 3:
         raise Refusal(f"--grid is for images, and {given.folder} is a run of {experiment.task.name!r}. Leave it away.")
@@ -121,8 +124,11 @@ def _arrays(experiment: Experiment, points: Tensor, condition: Condition) -> dic
     if getattr(experiment.task.world, "latent", False):
         found = {"x": experiment.pictures(points, progress=True), "latents": points}
     if condition is not None:
-        found["condition"] = condition
-        prompts = experiment.task.prompts
-        if prompts:
-            found["prompt"] = np.array(prompts)[condition.cpu().numpy()]
+        task = experiment.task
+        found["condition"] = task.numbers(condition)
+        weights = task.weights(condition)
+        if weights is not None:
+            found["guidance"] = weights
+        if task.prompts:
+            found["prompt"] = np.array(task.prompts)[found["condition"].cpu().numpy()]
     return found

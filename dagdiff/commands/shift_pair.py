@@ -21,6 +21,7 @@ from dagdiff.metrics.shift import Shift, measure_shift
 from dagdiff.pipelines.few_step import Sampler, check_alike, read_sampler, read_scheduler, with_adapters
 from dagdiff.pipelines.pictures import told_prompts
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
+from dagdiff.pipelines.suited import check_many_steps
 from dagdiff.progress import Progress
 from dagdiff.report import figures
 from dagdiff.report.anatomy import conclusion, format_shift
@@ -66,7 +67,8 @@ def load_pair(given: Any) -> Pair:
     """Load both pipelines and the student's sampler.
 
     Raises:
-        Refusal: if one can't be had, they differ in the shape or the noise of states, or the sampler is not served.
+        Refusal: if one can't be had, the expert is a few-step model, they differ in the shape or the noise of states,
+            or the sampler is not served.
     """
     if given.student is None and given.lora is None:
         raise Refusal(
@@ -83,6 +85,8 @@ def load_pair(given: Any) -> Pair:
         )
         for path in (given.expert, of)
     )  # fmt: skip
+    if not given.few_step:
+        check_many_steps(given.expert, teacher.few_step, "--few_step")
     check_alike(teacher, student, f"--expert {given.expert}", f"--student {of}")
     given.guidance, given.student_guidance = teacher.guided(given.guidance), student.guided(given.student_guidance)
     if given.lora:
@@ -184,6 +188,8 @@ def _parser() -> Any:
     parser.add_argument("--substeps", type=int, default=8, help="DDIM sub-steps of the teacher within a student step")
     parser.add_argument("--own_steps", type=int, default=50, help="of each sample that the teacher draws as data")
     parser.add_argument("--batch_size", type=int, default=8, help="rows that a network is shown at once")
+    told = "take an expert that seems to be a few-step model itself"
+    parser.add_argument("--few_step", type=bool, default=False, help=told)
     parser.add_argument("--sample_size", type=int | None, default=None, help="the side of the states")
     parser.add_argument("--null_class", type=int | None, default=None, help="the class that stands for none")
     parser.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float16")

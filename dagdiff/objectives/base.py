@@ -49,6 +49,9 @@ class Objective:
     def begin(self, student: nn.Module, expert: Expert, clean: Clean, generator: torch.Generator | None) -> None:
         """Called once before training: keep what the losses need (copies of the student, the expert, clean data)."""
 
+    real_data: bool = False
+    """Whether the loss compares with real data, for which samples of the teacher can't stand in."""
+
     own_law_alone: bool = False
     """Whether the loss holds for chains of the law that ``sampler`` makes alone, to the width of its fresh noise."""
 

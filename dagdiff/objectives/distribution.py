@@ -89,7 +89,7 @@ class DistributionMatching(Objective):
         critic_lr: learning rate of the critic (AdamW).
         critic_betas: AdamW's decay rates of the first and the second moment.
         gan_weight: weight of the GAN loss of the student; 0 leaves the head away. Needs a student network with
-            ``features(x_t, t, condition) -> (B, F)`` and ``feature_size``, and real data.
+            ``features(x_t, t, condition) -> (B, F)`` and ``feature_size``, and real data: of a pipeline, pictures.
         gan_critic_weight: weight of the head's own loss beside the critic's.
         tau: the range of the random time at which the two scores are compared.
         tell_origin: tell the critic at which time an answer was made. Needs a student network with ``with_origin()``,
@@ -121,6 +121,7 @@ class DistributionMatching(Objective):
             raise Refusal(f"tau must be a range inside (0, 1]; got {tau}. Pass e.g. tau=(0.02, 0.98).")
         self.critic_updates, self.critic_lr, self.critic_betas, self.tau = critic_updates, critic_lr, critic_betas, tau
         self.gan_weight, self.gan_critic_weight = gan_weight, gan_critic_weight
+        self.real_data = gan_weight > 0
         self.tell_origin, self.tau_by_step, self.label_weight = tell_origin, tau_by_step, label_weight
 
     def check_student(self, student: nn.Module) -> None:
@@ -177,10 +178,13 @@ class DistributionMatching(Objective):
             loss, parts["label"] = loss + self.label_weight * label, label.detach()
             each.append((self.label_weight, apart))
         if self.head is not None:
-            self.critic.requires_grad_(False)  # the student's loss leaves no gradient on its critic
+            trained = [weight for weight in self.critic.parameters() if weight.requires_grad]
+            for weight in trained:  # the student's loss leaves no gradient on its critic
+                weight.requires_grad_(False)
             unreal = softplus(-self._logit(answer, condition, origin, batch))
             gan = unreal.mean()
-            self.critic.requires_grad_(True)
+            for weight in trained:
+                weight.requires_grad_(True)
             loss, parts["gan"] = loss + self.gan_weight * gan, gan.detach()
             each.append((self.gan_weight, unreal))
         return RowLoss.of(loss, parts, partial(_by_row, each))

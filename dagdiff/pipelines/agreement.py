@@ -69,7 +69,7 @@ def check_agreement(
         student: whose chain it is to make.
         body: the student's network in full, adapters merged.
         record: of its chain.
-        arguments: of the pipeline's call.
+        arguments: of the pipeline's call; a network that is told a weight of guidance is told that of the call.
         transition: the student's law of motion.
         threshold: of its guesses.
 
@@ -128,6 +128,8 @@ def _case(pipeline: Any, student: Any, record: ChainRecord, arguments: dict[str,
 
         return _Case((config.in_channels, height, width), times, call, condition, plain, lambda x: x)
     family, law = network.family, network.law
+    if "guidance_scale" in call and family.embedded(config) is not None:
+        family = family.telling(call["guidance_scale"])
     taken = family.channels(config)[0]
     told = _parameters(pipeline)
     usual = family.size(config)

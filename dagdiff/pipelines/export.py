@@ -243,6 +243,7 @@ def model_card(
     tags: Sequence[str] = (),
     beside: str = "",
     language: str = "python",
+    weights: Sequence[float] = (),
 ) -> str:
     """Return the README.md of an exported folder: what it is, how it is called, and what was measured.
 
@@ -255,7 +256,17 @@ def model_card(
         tags: more lines of what the hub reads, such as the library.
         beside: more of it, below the call: pictures, the recipe.
         language: of the program.
+        weights: of guidance, the least and the greatest, where the student is told one by its call.
     """
+    guidance = (
+        "What guidance the\nteacher was given is in the student already: another weight than the one in this call is "
+        "applied on top of it."
+    )
+    if weights:
+        guidance = (
+            f"Only the\n`guidance_scale` is free, from {weights[0]:g} to {weights[1]:g}: the student is told it, and "
+            "asked once a step whatever it is."
+        )
     lines = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     read = "\n".join(tags or ("library_name: diffusers",))
     return f"""---
@@ -271,8 +282,7 @@ A student of {steps} step{"s" if steps > 1 else ""}, distilled from {teacher} wi
 ```
 
 Call it with just these arguments. It was trained for {steps} step{"s" if steps > 1 else ""}, and its scheduler holds
-that grid: any other number is another chain, which it has not learned, and nothing will warn you. What guidance the
-teacher was given is in the student already: another weight than the one in this call is applied on top of it.
+that grid: any other number is another chain, which it has not learned, and nothing will warn you. {guidance}
 {beside}
 | | |
 |---|---|

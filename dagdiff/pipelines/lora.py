@@ -26,6 +26,8 @@ def lora_student(
 ) -> Adapted:
     """Return a student that starts as the teacher, shares its frozen weights, and trains adapters alone, in float32.
 
+    Where its conditions hold weights of guidance, the input that it is given for them is trained too.
+
     Args:
         teacher: any that :class:`~dagdiff.pipelines.pretrained.DiffusersExpert` serves.
         rank: of the adapters.
@@ -38,6 +40,8 @@ def lora_student(
     peft = _peft()
     check_at_least("rank", rank, 1)
     network: PretrainedNetwork = copy.deepcopy(teacher.network, {id(weight): weight for weight in _weights(teacher)})
+    frozen = {id(weight) for weight in network.body.parameters()}
+    network.hear_weights()
     config = peft.LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(targets))
     try:
         peft.inject_adapter_in_model(config, network.body)
@@ -45,8 +49,9 @@ def lora_student(
         kind = type(network.body).__name__
         raise Refusal(f"targets {tuple(targets)} name no layer of {kind} ({first_line(error)}).") from None
     for name, weight in network.named_parameters():
-        weight.requires_grad_("lora_" in name)
-        weight.data = weight.data.float() if "lora_" in name else weight.data
+        trained = "lora_" in name or id(weight) not in frozen
+        weight.requires_grad_(trained)
+        weight.data = weight.data.float() if trained else weight.data
     return Adapted(network, teacher.schedule, teacher.prediction)
 
 
@@ -84,12 +89,23 @@ def save_adapters(pipeline: Any, body: nn.Module, folder: Path) -> None:
     peft = _peft()
     if not has_adapters(body):
         raise Refusal("this student has no adapters: all of it was trained. Export it with --format diffusers.")
+    check_adapters_alone(body)
     if not hasattr(pipeline, "save_lora_weights"):
         raise Refusal(f"a {type(pipeline).__name__} reads no adapters. Export it whole, with --format diffusers.")
     name = "unet" if hasattr(pipeline, "unet") else "transformer"
     state = peft.get_peft_model_state_dict(body, adapter_name="default")
     named = {f"{name}_lora_layers": state, f"{name}_lora_adapter_metadata": _told(body)}
     pipeline.save_lora_weights(folder, **named)
+
+
+def check_adapters_alone(body: nn.Module) -> None:
+    """Refuse a network that has learned more than its adapters, which a file of them would lose."""
+    more = [name for name, weight in body.named_parameters() if weight.requires_grad and "lora_" not in name]
+    if more:
+        raise Refusal(
+            f"this student was trained with a range of guidance: it has learned {more[0]} beside its adapters, and a "
+            "file of adapters holds none. Export it whole, with --format diffusers."
+        )
 
 
 def _told(body: Any) -> dict[str, Any]:

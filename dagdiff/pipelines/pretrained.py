@@ -25,7 +25,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal, check_in, first_line
-from dagdiff.expert import Guide, classifier_free
+from dagdiff.expert import Guide, Weight, classifier_free
 from dagdiff.pipelines.conditions import PromptBank, read_prompts
 from dagdiff.pipelines.families import Family, Wanted
 from dagdiff.pipelines.families.named import family_of
@@ -59,8 +59,60 @@ class PretrainedNetwork(nn.Module):
     def forward(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
         """Return the raw output, ``(B, *D)``; of a network that tells a variance too, the first half."""
         given = self.conditions(condition, x_t)
-        output = self.family(self.body, x_t.to(self.body.dtype), self.law.timestep(t), given)
+        output = self._asking(condition)(self.body, x_t.to(self.body.dtype), self.law.timestep(t), given)
         return output[:, : x_t.shape[1]].to(x_t.dtype)
+
+    def features(self, x_t: States, t: Times, condition: Condition = None) -> Tensor:
+        """Return what the middle of the network makes of states, averaged over their places, ``(B, F)``.
+
+        A GAN's head judges by it. The whole network is asked.
+        """
+        seen: list[Any] = []
+        layer = self._middle()
+        watching = layer.register_forward_hook(lambda module, given, answer: seen.append(answer))
+        try:
+            self.forward(x_t, t, condition)  # not the compiled call, which sees no hook
+        finally:
+            watching.remove()
+        hidden: Tensor = seen[0][-1] if isinstance(seen[0], tuple) else seen[0]
+        return hidden.mean((2, 3) if hidden.ndim == 4 else 1).to(x_t.dtype)
+
+    @property
+    def feature_size(self) -> int:
+        """F, the width of :meth:`features`.
+
+        Raises:
+            Refusal: if the network has no such layer.
+        """
+        self._middle()
+        return self.family.width(self.body.config)
+
+    def _middle(self) -> nn.Module:
+        found = self.family.middle(self.body)
+        if found is None:
+            raise Refusal(
+                f"a {type(self.body).__name__} has no layer that a GAN's head could judge by. Leave gan_weight at 0, "
+                "or name a family of your own that has one (middle and width)."
+            )
+        return found
+
+    def hear_weights(self) -> None:
+        """Give the network an input for the weights of guidance that its conditions hold, if they hold any.
+
+        It changes nothing at first. A network that has one keeps it.
+        """
+        weights = getattr(self.conditions, "range", None)
+        if weights is not None:
+            self.family.hear(self.body)
+            self.family = self.family.telling(sum(weights) / 2)
+
+    def _asking(self, condition: Condition) -> Family:
+        """The family, which tells the network the weight of each row where conditions hold weights."""
+        weigh = getattr(self.conditions, "weights", None)
+        weights = None if weigh is None else weigh(condition)
+        if weights is None or self.family.embedded(self.body.config) is None:
+            return self.family
+        return self.family.telling(weights)
 
 
 class DiffusersExpert:
@@ -163,12 +215,24 @@ class DiffusersExpert:
             self.network.family = family.telling(weight)
         return 1.0
 
+    def unmet(self, guidance: float | tuple[float, float]) -> float | Callable[[Tensor], Tensor]:
+        """Return the guidance that is left to :class:`~dagdiff.expert.Expert`, when the network has been told its part.
+
+        Of a range that is what tells the weights of conditions.
+        """
+        if self.network.family.embedded(self.network.body.config) is not None:
+            return 1.0
+        if not isinstance(guidance, tuple):
+            return guidance
+        weigh: Callable[[Tensor], Tensor] = self.network.conditions.weights  # type: ignore[assignment]
+        return weigh
+
     @property
     def guide(self) -> Guide:
         """What guidance makes of two guesses, as the pipeline's own call does it."""
         return self._in_answers if self.network.family.bends_guidance else classifier_free
 
-    def _in_answers(self, x_t: States, t: Times, told: States, free: States, weight: float) -> States:
+    def _in_answers(self, x_t: States, t: Times, told: States, free: States, weight: Weight) -> States:
         """Guide what the network answers, which some pipelines scale, and not the guesses."""
         alpha, sigma = (column(values, x_t) for values in self.schedule(t))
         one, other = (self.prediction.from_x0(x_t, guess, alpha, sigma) for guess in (told, free))
@@ -198,7 +262,9 @@ class DiffusersExpert:
 
     def student(self) -> Student:
         """Return a student that starts as the teacher: its own weights to train, the same prompt bank."""
-        return Student(copy.deepcopy(self.network).requires_grad_(True), self.schedule, self.prediction)
+        network = copy.deepcopy(self.network)
+        network.hear_weights()
+        return Student(network.requires_grad_(True), self.schedule, self.prediction)
 
 
 def as_prompts(prompts: str | Path | Sequence[str] | PromptBank, column: str | None = None) -> PromptBank | list[str]:

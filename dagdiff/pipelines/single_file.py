@@ -33,6 +33,11 @@ def single_file(pipeline: Any) -> State:
     if kind not in names:
         raise Refusal(f"no single file of a {kind} is written here. {_FIRST}")
     unet, vae = pipeline.unet, pipeline.vae
+    if unet.config.time_cond_proj_dim is not None:
+        raise Refusal(
+            "this network is told a weight of guidance (time_cond_proj_dim), for which the first layout has no name. "
+            "Take --format diffusers."
+        )
     state = {f"model.diffusion_model.{name}": values for name, values in _network(unet).items()}
     state |= {f"first_stage_model.{name}": values for name, values in _autoencoder(vae).items()}
     if kind == names[0]:
@@ -55,10 +60,11 @@ def kohya_adapters(body: nn.Module) -> State:
     """
     from peft import get_peft_model_state_dict
 
-    from dagdiff.pipelines.lora import has_adapters
+    from dagdiff.pipelines.lora import check_adapters_alone, has_adapters
 
     if not has_adapters(body):
         raise Refusal("this student has no adapters: all of it was trained. Export it without adapters.")
+    check_adapters_alone(body)
     known = get_peft_model_state_dict(body, adapter_name="default")
     found: State = convert_state_dict_to_kohya({f"unet.{name}": values for name, values in known.items()})
     alpha = float(body.peft_config["default"].lora_alpha)  # type: ignore[index, union-attr]

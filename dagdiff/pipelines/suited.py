@@ -82,6 +82,22 @@ def few_step_sign(path: str, index: Mapping[str, Any], scheduler: Any, network: 
     return None if found is None else f"its name is {found}"
 
 
+def check_many_steps(path: str, sign: str | None, option: str) -> None:
+    """Refuse a few-step model as the expert.
+
+    Args:
+        path: the pipeline's folder, or its hub id.
+        sign: what says that it is one, as :func:`few_step_sign` tells it; None if nothing does.
+        option: of the command, which takes it as it is.
+    """
+    if sign is not None:
+        raise Refusal(
+            f"{path!r} seems to be a few-step model already ({sign}): many steps of it are no better than few, so it "
+            f"has nothing to teach. Name the many-step model that it was made from, or pass {option} true to take it "
+            "as it is."
+        )
+
+
 def _hub_names(origin: str) -> list[str]:
     """The name on the hub of what a network was loaded from, if it was loaded from there."""
     cached = re.search(r"models--[^/]+--([^/]+)", origin)

@@ -46,7 +46,20 @@ def complete(given: Given) -> Config:
     parser = _parser(given)
     settings = _checked(parser, given)
     config: Config = yaml.safe_load(parser.dump(settings, skip_validation=True, skip_unset=False))
+    few_step = "pipeline" in config and config["policy"]["class"] in ("few-step", "few-step-lora")
+    if few_step and "pipeline.timesteps" not in given:
+        config["pipeline"]["timesteps"] = _own_timesteps(config)
     return config
+
+
+def _own_timesteps(config: Config) -> list[float] | None:
+    """The timesteps that the few-step model has from which a student starts; None where they are the usual ones."""
+    from dagdiff.pipelines.own_grid import own_timesteps  # it loads diffusers
+
+    chosen, steps = config["pipeline"], (config["stages"] or [config["steps"]])[-1]
+    if not chosen["path"] or not config["policy"]["path"]:
+        return None
+    return own_timesteps(config["policy"]["path"], chosen["path"], steps, chosen["sample_size"])
 
 
 def typed(config: Mapping[str, Any]) -> Namespace:

@@ -70,6 +70,8 @@ class Experiment:
     """How many rows networks are shown at once where samples are drawn and scored; None takes what suits them."""
     label: int | None = None
     """The class that all samples are asked to show; None draws one for each."""
+    guidance: float | None = None
+    """The weight of guidance that the student is told for all samples; None draws one for each from its range."""
     hooks: list[Hook] = field(default_factory=list)
     """See what happens inside the rounds of a training; append to it before it begins."""
 
@@ -84,6 +86,8 @@ class Experiment:
         device = find_device(settings.device)
         if training and settings.compile:
             check_compiler(device)
+        if training:
+            engine.adam(device, settings.adam8bit)
         task = make_task(settings.task, make_schedule(settings), settings, training)
         if settings.data["class"]:
             task = replace(task, data=make("data", settings.data, task))
@@ -265,7 +269,7 @@ class Experiment:
         """Return how the student learns; in several processes, in batches of this one's part."""
         chosen = self.settings
         return Learning(
-            optimiser=partial(torch.optim.Adam, lr=chosen.lr, betas=tuple(chosen.betas), fused=True),
+            optimiser=partial(engine.adam(self.device, chosen.adam8bit), lr=chosen.lr, betas=tuple(chosen.betas)),
             lr_ramp=make("lr_ramp", chosen.lr_ramp, self.task),
             clip=chosen.clip,
             ema=chosen.ema,
@@ -316,6 +320,11 @@ class Experiment:
         if engine.sharding() and len(chosen.stages or ()) > 1:
             raise Refusal("stages copy their students, and sharded ones (FSDP2) can't be. Take --steps, or DDP.")
         self.task.check_training()
+        if self.objective.real_data and not self.task.real_data:
+            raise Refusal(
+                f"{chosen.objective['class']} compares with real data here (gan_weight), and without pictures its data "
+                "are the teacher's own samples. Pass --pipeline.images FOLDER, or --objective.gan_weight 0."
+            )
         self.gathering()
         rows = self.learning().batch_size
         for name in chosen.metric:
@@ -336,6 +345,8 @@ class Experiment:
         condition = self.task.conditions(n, generator) if self.task.conditions else None
         if condition is not None and self.label is not None:
             condition = torch.full_like(condition, self.label)
+        if self.guidance is not None:
+            condition = self.task.weighted(condition, self.guidance)
         return noise, condition, generator
 
     def sample(self, n: int, seed: int, progress: bool = False) -> Tensor:

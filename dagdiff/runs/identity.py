@@ -26,7 +26,9 @@ _LABELS = (
 )  # fmt: skip
 """Settings on which labelled forward states and expert chains depend, beside the objective's kind of label."""
 
-_LATER: dict[str, Any] = {"on_nonfinite": "stop", "start": None, "compile": False, "value_range": None}
+_LATER: dict[str, Any] = {
+    "on_nonfinite": "stop", "start": None, "compile": False, "value_range": None, "adam8bit": False,
+}  # fmt: skip
 """Settings with the value that leaves a run what it was before they were there."""
 
 _LATER_OF_PIPELINES: dict[str, Any] = {"family": None, "few_step": False, "lora": None}

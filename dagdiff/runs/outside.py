@@ -76,7 +76,8 @@ def ask_in_turn(task: Task, file: Path, column: str | None) -> None:
     count = len(as_prompts(file, column))
 
     def in_turn(n: int, generator: torch.Generator | None) -> Tensor:
-        return torch.arange(n, device=None if generator is None else generator.device) % count
+        asked = torch.arange(n, device=None if generator is None else generator.device) % count
+        return asked if world.told is None else world.told(asked, generator)
 
     world.conditions = in_turn
 

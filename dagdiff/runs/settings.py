@@ -20,6 +20,7 @@ from dagdiff.checks import (
     check_seed,
     check_share,
     check_shares,
+    check_weights,
 )
 from dagdiff.runs.recipes import PLANE
 from dagdiff.tasks.names import PIPELINE, read_name
@@ -43,7 +44,8 @@ class Settings:
         chains: number of chains that are sampled at a time.
         substeps: number of steps of the expert within one step of the student; where predictions must be right at
             data (LCM, DMD2), on its way from noise to data, and a part of them from a state between.
-        guidance: weight of classifier-free guidance of the expert, on labelled tasks.
+        guidance: weight of classifier-free guidance of the expert, on labelled tasks; of a pipeline with prompts also a
+            range, e.g. 3,8: each chain has a weight of its own, and the student is told it.
         per_chain: let one driver keep a chain to its end.
         stepwise: give the student a network of its own for each step.
         start: folder of a run whose student this one starts from; `--policy FOLDER` takes its network too.
@@ -62,6 +64,7 @@ class Settings:
         bf16: run student and expert networks in bfloat16 where that is safe (autocast); weights keep their precision.
         compile: compile the networks of student, expert and critic with torch; needs a C++ compiler and minutes at the
             start.
+        adam8bit: keep the moments of the student's Adam in 8 bits, by the package bitsandbytes; needs a GPU.
         accumulate: number of parts of a batch that go through the student one after the other, to save memory.
         memmap: folder for the aggregate, memory-mapped; null keeps it in memory.
         gathered: folder of records that `dagdiff gather` has made ahead; a run takes them before it asks the expert.
@@ -88,7 +91,7 @@ class Settings:
     batch_size: int = PLANE.settings["batch_size"]
     chains: int = PLANE.settings["chains"]
     substeps: int = PLANE.settings["substeps"]
-    guidance: float = 1.0
+    guidance: float | tuple[float, float] = 1.0
     per_chain: bool = False
     stepwise: bool = False
     start: str | None = None
@@ -103,6 +106,7 @@ class Settings:
     ema: float = 0.0
     bf16: bool = False
     compile: bool = False
+    adam8bit: bool = False
     accumulate: int = 1
     memmap: str | None = None
     gathered: str | None = None
@@ -139,7 +143,10 @@ def lists_of(kind: type) -> tuple[str, ...]:
 def check_settings(settings: Any) -> None:
     """Reject settings that can't be, each under the name that the user gave it."""
     check_shares(tuple(settings.shares))
-    for name in ("guidance", "input_perturbation", "epsilon_scale", "reuse", "lr"):
+    weights = settings.guidance if isinstance(settings.guidance, tuple) else (settings.guidance,)
+    for each in weights:
+        check_number("guidance", each)
+    for name in ("input_perturbation", "epsilon_scale", "reuse", "lr"):
         check_number(name, getattr(settings, name))
     for name, most in LARGEST.items():
         value = getattr(settings, name)
@@ -152,6 +159,13 @@ def check_settings(settings: Any) -> None:
     check_at_least("samples", settings.samples, 10)
     if settings.samples > 20_000:
         raise Refusal(f"samples must be at most 20000, for all pairs are compared; got {settings.samples}.")
+    if len(weights) > 1 and read_name(settings.task).kind is not PIPELINE:
+        raise Refusal(
+            f"guidance takes a range for pipelines alone, and {settings.task!r} is none. Pass one weight, e.g. "
+            "--guidance 2."
+        )
+    if len(weights) > 1:
+        check_weights(*weights)
     if read_name(settings.task).kind is PIPELINE and settings.samples > 1000:
         raise Refusal(
             f"samples of a pipeline run through it at once, 1000 at most; got {settings.samples}. Pass e.g. 32."

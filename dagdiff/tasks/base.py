@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from dagdiff.checks import Refusal
 from dagdiff.envs.images import ImageWorld
 from dagdiff.envs.toy2d import World
 from dagdiff.expert import Expert, Guide, classifier_free
@@ -100,13 +101,45 @@ class Task:
         """Refuse what no student can be trained on, though samples can be drawn of it."""
 
     @property
+    def real_data(self) -> bool:
+        """Whether data are more than samples of the teacher."""
+        return True
+
+    @property
     def guide(self) -> Guide:
         """What guidance makes of the expert's guesses with and without a condition."""
         return classifier_free
 
-    def unmet(self, guidance: float) -> float:
-        """Return the weight of classifier-free guidance that the expert has to add to reach the one asked for."""
+    def unmet(self, guidance: float | tuple[float, float]) -> float | Callable[[Tensor], Tensor]:
+        """Return the weight of classifier-free guidance that the expert has to add to reach the one asked for.
+
+        Of a range that is what tells the weights of conditions.
+        """
+        if isinstance(guidance, tuple):
+            raise Refusal(
+                f"--guidance {','.join(f'{each:g}' for each in guidance)} is a range, which students of pipelines "
+                f"alone are told. Pass one weight for {self.name!r}."
+            )
         return guidance
+
+    def numbers(self, condition: Tensor) -> Tensor:
+        """Return the classes or prompts that conditions ask for, ``(n,)``."""
+        return condition
+
+    def weights(self, condition: Tensor) -> Tensor | None:
+        """Return the weights of guidance that the student is told beside, ``(n,)``; None where it is told none."""
+        return None
+
+    def weighted(self, condition: Condition, weight: float) -> Condition:
+        """Return conditions that ask for the same at one weight of guidance.
+
+        Raises:
+            Refusal: where the student is told no weight, or one outside the range of its training.
+        """
+        raise Refusal(
+            f"--guidance {weight:g}: this student was trained with one weight of guidance and is told none. Leave it "
+            "away, or train a student with a range, such as --guidance 3,8."
+        )
 
     def probes(self, samples: int) -> int:
         """How many chains measure the held-out losses, where so many samples are scored."""

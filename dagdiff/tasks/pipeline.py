@@ -10,6 +10,7 @@ it makes of the same noise, and ``energy`` the energy distance to its samples fr
 that follow the expert's path; those of Renoise laws (LCM, DMD2) add noise of their own on the way.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -35,6 +36,8 @@ from dagdiff.pipelines.lora import ATTENTION, lora_student
 from dagdiff.pipelines.pictures import is_arrays, told_prompts
 from dagdiff.pipelines.pretrained import DiffusersExpert, as_prompts
 from dagdiff.pipelines.schedulers import usual_times
+from dagdiff.pipelines.suited import check_many_steps
+from dagdiff.pipelines.weights import Range, WeightedBank, guided_in
 from dagdiff.policies.student import Student
 from dagdiff.schedule import Schedule
 from dagdiff.shapes import Condition, States, Times
@@ -66,7 +69,7 @@ class PipelineSettings:
         own_samples: how many samples the teacher draws where there are no images.
         own_steps: the steps of each of them.
         timesteps: at which the student asks its network, falling, e.g. 999,749,499,249; null takes those that its
-            pipeline's own call will run.
+            pipeline's own call will run. Not named, a few-step start keeps its own.
         family: how its network is asked: the class of a network that dagdiff serves, or the import path of a family of
             your own; null finds it by the network's class.
         few_step: take a teacher that seems to be a few-step model itself.
@@ -100,6 +103,7 @@ class PipelineTask(Task):
     timesteps: tuple[float, ...] | None = field(default=None, kw_only=True)
     few_step: bool = field(default=False, kw_only=True)
     path: str = field(default="", kw_only=True)
+    images: str | None = field(default=None, kw_only=True)
     metrics: ClassVar[tuple[Metric, ...]] = (TeacherSamples(),)
     looked: ClassVar[tuple[Metric, ...]] = (Energy(),)
     nfes: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
@@ -136,25 +140,47 @@ class PipelineTask(Task):
 
     def check_training(self) -> None:
         """Refuse a few-step model as the teacher, and prompts that are too long for its encoders."""
-        teacher, name = self.teacher, self.path
-        if teacher.few_step is not None and not self.few_step:
-            raise Refusal(
-                f"{name!r} seems to be a few-step model already ({teacher.few_step}): many steps of it are no better "
-                "than few, so it has nothing to teach. Name the many-step model that it was made from, or pass "
-                "--pipeline.few_step true to take it as it is."
-            )
-        if teacher.cut_off is not None:
-            raise Refusal(teacher.cut_off)
+        if not self.few_step:
+            check_many_steps(self.path, self.teacher.few_step, "--pipeline.few_step")
+        if self.teacher.cut_off is not None:
+            raise Refusal(self.teacher.cut_off)
+
+    @property
+    def real_data(self) -> bool:
+        """Pictures, or data of another kind that a run names."""
+        return self.images is not None or self.data is not self.world
 
     @property
     def guide(self) -> Guide:
         """As the pipeline's own call guides."""
         return self.teacher.guide
 
-    def unmet(self, guidance: float) -> float:
-        """Return 1 of a network that is told the weight itself."""
-        network = self.teacher.network
-        return guidance if network.family.embedded(network.body.config) is None else 1.0
+    def unmet(self, guidance: float | Range) -> float | Callable[[Tensor], Tensor]:
+        """Return 1 of a network that is told the weight itself, and of a range what tells the weights of conditions."""
+        return self.teacher.unmet(guidance)
+
+    def numbers(self, condition: Tensor) -> Tensor:
+        """Return the prompts' numbers without the weights of guidance beside them."""
+        bank = self.teacher.network.conditions
+        return bank.numbers(condition) if isinstance(bank, WeightedBank) else condition
+
+    def weights(self, condition: Tensor) -> Tensor | None:
+        """Return the weights of guidance that conditions hold, if the student is told any."""
+        bank = self.teacher.network.conditions
+        return bank.weights(condition) if isinstance(bank, WeightedBank) else None
+
+    def weighted(self, condition: Condition, weight: float) -> Condition:
+        """Return the same prompts at one weight of guidance."""
+        bank = self.teacher.network.conditions
+        if condition is None or not isinstance(bank, WeightedBank):
+            return super().weighted(condition, weight)
+        low, high = bank.range
+        if not low <= float(torch.tensor(weight)) <= high:
+            raise Refusal(
+                f"--guidance {weight:g} lies outside {low:g},{high:g}, for which this student was trained. Pass one "
+                "between."
+            )
+        return bank.at(self.numbers(condition), weight)
 
     def probes(self, samples: int) -> int:
         """Half of the samples are paired with the teacher's, 32 at most."""
@@ -206,26 +232,28 @@ def make(name: Name, schedule: Schedule | None, settings: Any, training: bool = 
     if reach is not None and (chosen.images is None or not is_arrays(chosen.images)):
         raise Refusal("value_range is for --pipeline.images with a .npy or .npz file. Leave it away.")
     if chosen.images is None:
-        weight = teacher.guided(settings.guidance)
+        weight = teacher.unmet(settings.guidance)
         read = partial(own_samples, teacher, chosen.own_samples, chosen.own_steps, weight)
     else:
         told = chosen.images, chosen.prompt_column, settings.skip_broken, reach and (reach[0], reach[1])
         read = partial(encoded_images, teacher, *told)
     world = PipelineWorld(
-        Path(chosen.path).name, conditions.draw, read, latent=not isinstance(teacher.autoencoder, Pixels)
-    )
+        Path(chosen.path).name, conditions.draw, read, latent=not isinstance(teacher.autoencoder, Pixels),
+        told=getattr(conditions, "told", None),
+    )  # fmt: skip
     return PipelineTask(
         name.text, world, world, teacher.schedule, probe is not None, tuple(teacher.shape), teacher=teacher,
         timesteps=None if chosen.timesteps is None else tuple(chosen.timesteps), few_step=chosen.few_step,
-        path=chosen.path,
+        path=chosen.path, images=chosen.images,
     )  # fmt: skip
 
 
-def load_teacher(chosen: Any, device: str, guidance: float = 1.0, training: bool = True) -> DiffusersExpert:
+def load_teacher(chosen: Any, device: str, guidance: float | Range = 1.0, training: bool = True) -> DiffusersExpert:
     """Return the teacher that :class:`PipelineSettings` name, on the device of that name; each is read only once.
 
-    A network that is told a weight of guidance is told ``guidance``. A run that is not to be trained keeps its prompts,
-    captions among them, in its folder: pictures are not asked again, and prompts are embedded as they are asked for.
+    A network that is told a weight of guidance is told ``guidance``; of a range, conditions hold a weight each. A run
+    that is not to be trained keeps its prompts, captions among them, in its folder: pictures are not asked again, and
+    prompts are embedded as they are asked for.
     """
     if not chosen.path:
         raise Refusal("no pipeline is named. Pass --pipeline.path FOLDER, or a hub id.")
@@ -242,14 +270,17 @@ def load_teacher(chosen: Any, device: str, guidance: float = 1.0, training: bool
 def _loaded(
     path: str, prompts: str | None, column: str | None, captions: tuple[str, ...], sample_size: int | None,
     null_class: int | None, dtype: str, variant: str | None, allow_pickle: bool, device: str,
-    family: str | None = None, guidance: float = 1.0, lora: str | None = None, asked: bool = False,
+    family: str | None = None, guidance: float | Range = 1.0, lora: str | None = None, asked: bool = False,
 ) -> DiffusersExpert:  # fmt: skip
     wanted = () if prompts is None else as_prompts(Path(prompts), column)
     teacher = DiffusersExpert.from_pretrained(
         path, wanted, sample_size, null_class, dtype, device, variant,
         None if family is None else named_family(family), allow_pickle, captions, asked,
     )  # fmt: skip
-    teacher.guided(guidance)
+    if isinstance(guidance, tuple):
+        guided_in(teacher, guidance, path)
+    else:
+        teacher.guided(guidance)
     return with_lora(teacher, path, lora, variant, allow_pickle) if lora else teacher
 
 
@@ -313,6 +344,7 @@ def few_step_student(
     """
     teacher = _teacher(task)
     start = load_start(teacher, path, "float32", variant, allow_pickle)
+    start.network.hear_weights()
     if teacher.network.body.dtype != torch.float32:
         start.network.conditions = _Cast(start.network.conditions, torch.float32)
     student = Student(start.network.requires_grad_(True).train(), teacher.schedule, start.prediction)
@@ -385,3 +417,8 @@ class _Cast(nn.Module):
         """Return what the network is told, cast where it is text."""
         given = self.conditions(condition, x_t)
         return given.each(lambda part: part.to(self.dtype)) if isinstance(given, Text) else given
+
+    def weights(self, condition: Condition) -> Tensor | None:
+        """Return the weights of guidance that a condition holds, if it holds any."""
+        weigh = getattr(self.conditions, "weights", None)
+        return None if weigh is None else weigh(condition)

@@ -60,6 +60,7 @@ class PipelineWorld:
         conditions: draws a condition for each of n rows, or None.
         read: brings the points when they are first needed.
         latent: whether they are latents, which have no natural range.
+        told: gives a weight of guidance to the conditions of points that hold none, where chains have one each.
     """
 
     mixture = None
@@ -67,9 +68,9 @@ class PipelineWorld:
 
     def __init__(
         self, name: str, conditions: Callable[[int, Generator | None], Tensor | None], read: Callable[[], Splits],
-        latent: bool,
+        latent: bool, told: Callable[[Tensor, Generator | None], Tensor] | None = None,
     ) -> None:  # fmt: skip
-        self.name, self.conditions, self.read, self.latent = name, conditions, read, latent
+        self.name, self.conditions, self.read, self.latent, self.told = name, conditions, read, latent, told
 
     @cached_property
     def splits(self) -> Splits:
@@ -91,7 +92,8 @@ class PipelineWorld:
         """Draw points with conditions: those they were drawn for, or, of images without captions, any."""
         shown = self.splits[0]
         if shown.labels is not None:
-            return shown.sample_labelled(n, generator)
+            points, labels = shown.sample_labelled(n, generator)
+            return points, labels if self.told is None else self.told(labels, generator)
         points, condition = shown.sample(n, generator), self.conditions(n, generator)
         assert condition is not None
         return points, condition
@@ -109,7 +111,13 @@ class PipelineWorld:
         return held[rows.to(held.device)].to(rows.device)
 
 
-def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: float = 1.0, at_once: int = 8) -> Splits:
+def own_samples(
+    teacher: DiffusersExpert,
+    count: int,
+    steps: int,
+    guidance: float | Callable[[Tensor], Tensor] = 1.0,
+    at_once: int = 8,
+) -> Splits:
     """Return ``count`` samples of the teacher, shown and held out, with their conditions; drawn once and cached.
 
     They are the ends of its own DDIM chains of ``steps`` steps, ``at_once`` of them together: on the uniform grid, or,
@@ -119,7 +127,7 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
     check_at_least("own_steps", steps, 1)
     noise = content_hash(*teacher.schedule(_own_grid(teacher, steps)))
     embedded = teacher.network.family.embedded(teacher.network.body.config)
-    weight = guidance if embedded is None else embedded
+    weight = getattr(teacher.network.conditions, "range", guidance if embedded is None else embedded)
     told = teacher.prediction.name, tuple(teacher.shape), count, weight, teacher.threshold
     key = f"{_print(teacher)} {noise} {told}"
     path = cache_folder() / "pipelines" / f"{content_hash(key)[:16]}.safetensors"
@@ -138,7 +146,7 @@ def own_samples(teacher: DiffusersExpert, count: int, steps: int, guidance: floa
 
 def _print(teacher: DiffusersExpert) -> str:
     """A hash of a teacher's network and prompts; of a bank that is still to be filled the words count."""
-    bank = teacher.network.conditions
+    bank = getattr(teacher.network.conditions, "bank", teacher.network.conditions)
     if not isinstance(bank, AskedBank):
         return fingerprint(teacher.network)
     return content_hash(fingerprint(teacher.network.body), *bank.prompts)
@@ -153,7 +161,12 @@ def _own_grid(teacher: DiffusersExpert, steps: int) -> Times:
 
 @torch.no_grad()
 def _drawn(
-    teacher: DiffusersExpert, count: int, steps: int, guidance: float, at_once: int, part: Path
+    teacher: DiffusersExpert,
+    count: int,
+    steps: int,
+    guidance: float | Callable[[Tensor], Tensor],
+    at_once: int,
+    part: Path,
 ) -> dict[str, Tensor]:
     """The ends of the teacher's chains and their conditions, from noise of the CPU: the same on every device.
 

@@ -166,6 +166,16 @@ def test_the_shift_of_two_pipelines_is_told_and_kept(teacher: str, student: str,
     assert (folder / "shift" / "shift.png").exists()
 
 
+def test_a_few_step_model_is_no_expert(teacher: str, student: str, folder: Path) -> None:
+    words = f"shift --expert {student} --student {student} --prompts {folder / 'prompts.txt'} {FEW}"
+    status, out, err = dagdiff(words)
+    (line,) = (each for each in err.splitlines() if each.startswith("dagdiff: error:"))
+    assert status == 2 and out == ""
+    assert "its scheduler is LCMScheduler" in line and "pass --few_step true" in line
+    status, _, err = dagdiff(f"{words} --few_step true")
+    assert status == 0, err
+
+
 def test_a_student_that_is_its_teacher_has_no_error(teacher: str, student: str, folder: Path) -> None:
     """One sub-step and the same guidance: both answer alike, everywhere."""
     words = f"shift --expert {teacher} --student {student} --prompts {folder / 'prompts.txt'} {FEW}"

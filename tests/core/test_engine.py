@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pipelines
@@ -19,6 +20,9 @@ from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.launch import joined, rank, world_size
 from dagdiff.reading import read_json
+from dagdiff.runs.config import configure
+from dagdiff.runs.experiment import Experiment
+from dagdiff.runs.identity import identity
 
 LAWS = '''
 """What a user's folder holds: one program for each process, and a curriculum that looks into all of them."""
@@ -292,3 +296,43 @@ def test_the_recipe_in_two_processes_makes_a_pipeline(own_folder: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(Refusal, match=f"device '{name}' is not there .* Pass --device cpu or auto."):
         engine.find_device(name)
+
+
+# -- Adam in 8 bits: the package needs a GPU, so a stand-in is given ---------------------------------------------------
+
+
+class StandIn(torch.optim.Adam):
+    """Takes what bitsandbytes' Adam8bit takes of us, and nothing more."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        super().__init__(params, lr=lr, betas=betas)
+
+
+def test_without_a_gpu_or_the_package_adam_in_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Refusal, match="needs a GPU, and this run is on 'cpu'. Leave --adam8bit away"):
+        engine.adam(torch.device("cpu"), eight_bits=True)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(Refusal, match="package bitsandbytes, which can't be loaded .*pip install bitsandbytes"):
+        engine.adam(torch.device("cuda"), eight_bits=True)
+    with pytest.raises(Refusal, match="needs a GPU"):
+        Experiment.build(configure({"adam8bit": True, "device": "cpu"}))
+
+
+def test_a_run_learns_with_the_package_s_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made with the run's rate and betas; a run without the option has torch's, and the identity that it had."""
+    stand_in = SimpleNamespace(optim=SimpleNamespace(Adam8bit=StandIn))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", stand_in)
+    weights = [torch.nn.Parameter(torch.zeros(2))]
+    made = engine.adam(torch.device("cuda"), eight_bits=True)(weights, lr=0.1, betas=(0.5, 0.9))
+    assert type(made) is StandIn and made.defaults["lr"] == 0.1 and made.defaults["betas"] == (0.5, 0.9)
+    usual = engine.adam(torch.device("cuda"))(weights, lr=0.1)
+    assert type(usual) is torch.optim.Adam and usual.defaults["fused"]
+    config = configure({"device": "cpu"})
+    assert "adam8bit" not in identity(config)["settings"]
+    assert identity({**config, "adam8bit": True})["settings"]["adam8bit"]
+
+
+def test_weights_that_are_shared_out_keep_no_moments_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "sharding", lambda: True)
+    with pytest.raises(Refusal, match="FSDP2"):
+        engine.adam(torch.device("cuda"), eight_bits=True)

@@ -11,12 +11,14 @@ from typing import Any
 import pipelines
 import pytest
 import torch
-from diffusers import LCMScheduler
+import yaml
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.pipelines.few_step import load_start, with_adapters, with_lora
 from dagdiff.pipelines.lora import has_adapters, lora_student, merged, save_adapters
+from dagdiff.pipelines.own_grid import own_timesteps
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
@@ -199,3 +201,75 @@ def test_a_lora_of_a_text_encoder_is_refused(folder: Path, teacher: str, style: 
     pipeline.save_lora_weights(folder / "both", **told)
     with pytest.raises(Refusal, match=r"adapters of the text_encoder too, .*fuse_lora"):
         with_lora(DiffusersExpert.from_pretrained(teacher, ["a cat"]), teacher, str(folder / "both"))
+
+
+# -- its own timesteps ----------------------------------------------------------------------------------------------
+
+
+def trailing() -> Any:
+    return EulerDiscreteScheduler(**pipelines.SD_BETAS, steps_offset=1, timestep_spacing="trailing")
+
+
+def shifted(shift: float) -> Any:
+    """Rectified flow with a shift of its own."""
+    made = pipelines.sd3()
+    made.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=shift))
+    return made
+
+
+def lcm(originally: int = 50) -> Any:
+    return LCMScheduler(**pipelines.SD_BETAS, steps_offset=1, original_inference_steps=originally)
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "wanted"),
+    [
+        (lambda: pipelines.stable_diffusion(lcm()), 4, [999, 759, 499, 259]),
+        (lambda: pipelines.stable_diffusion(lcm()), 2, None),
+        (lambda: pipelines.stable_diffusion(lcm(30)), 4, [989, 758, 494, 263]),
+        (lambda: pipelines.stable_diffusion(lcm(8)), 16, None),
+        (lambda: pipelines.stable_diffusion(trailing()), 4, None),
+        (lambda: pipelines.stable_diffusion(), 4, None),
+        (lambda: shifted(5.0), 2, [1000.0, 24.414066]),
+        (lambda: pipelines.sd3(), 2, None),
+    ],
+)
+def test_a_few_step_model_s_own_timesteps_are_read(make: Any, steps: int, wanted: Any, tmp_path: Path) -> None:
+    """None where they are those of the student's usual grid, or no grid of a few-step model."""
+    start = pipelines.save(pipelines.seeded(make), tmp_path / "start")
+    flow = (tmp_path / "start" / "transformer").exists()
+    base = pipelines.seeded(pipelines.sd3 if flow else pipelines.stable_diffusion)
+    found = own_timesteps(start, pipelines.save(base, tmp_path / "base"), steps)
+    assert found == (None if wanted is None else pytest.approx(wanted))
+
+
+def test_a_run_is_at_the_timesteps_of_its_start(folder: Path, teacher: str, few: str) -> None:
+    """They are written into its configuration, and named ones, or null, go before them."""
+    told = {"task": "pipeline", "pipeline.path": teacher, "policy": {"class": "few-step", "path": few}}
+    config = configure(told)
+    assert config["pipeline"]["timesteps"] == [999.0, 759.0, 499.0, 259.0]
+    it = built(folder, teacher, policy={"class": "few-step", "path": few})
+    assert it.times.tolist() == pytest.approx([1.0, 0.76, 0.5, 0.26, 0.0])
+    for named in ([999.0, 749.0, 499.0, 249.0], None):
+        assert configure({**told, "pipeline.timesteps": named})["pipeline"]["timesteps"] == named
+    assert configure(config) == config, "what is written out stays"
+    usual = configure({"task": "pipeline", "pipeline.path": teacher})
+    assert usual["pipeline"]["timesteps"] is None
+    halved = {**told, "stages": [8, 4]}
+    assert configure(halved)["pipeline"]["timesteps"] == [999.0, 759.0, 499.0, 259.0]
+
+
+def test_an_export_and_a_run_hand_their_timesteps_on(folder: Path, teacher: str) -> None:
+    words = f"--pipeline.path {teacher} --pipeline.prompts {folder / 'prompts.txt'} --pipeline.own_samples 10 {FEW}"
+    line = f"distill --task pipeline {words} --pipeline.own_steps 2 --objective consistency"
+    status, _, err = dagdiff(f"{line} --pipeline.timesteps 999,399 --out {folder / 'odd'}")
+    assert status == 0, err
+    status, _, err = dagdiff(f"export {folder / 'odd'} --out {folder / 'odd-export'} --pictures 0")
+    assert status == 0, err
+    for start in ("odd", "odd-export"):
+        status, out, err = dagdiff(f"{line} --policy {folder / start} --print_config")
+        assert status == 0 and yaml.safe_load(out)["pipeline"]["timesteps"] == [999.0, 399.0], err
+        status, out, err = dagdiff(f"{line} --policy {folder / start} --pipeline.timesteps null --print_config")
+        assert status == 0 and yaml.safe_load(out)["pipeline"]["timesteps"] is None, err
+        status, out, err = dagdiff(f"{line} --policy {folder / start} --steps 3 --print_config")
+        assert status == 0 and yaml.safe_load(out)["pipeline"]["timesteps"] is None, err

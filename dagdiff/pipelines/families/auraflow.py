@@ -14,6 +14,8 @@ from dagdiff.shapes import States
 class AuraFlow(Family):
     """``AuraFlowTransformer2DModel`` (fal 2024), on rectified flow."""
 
+    blocks = "joint_transformer_blocks"
+
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """A prompt bank; tokens beyond a prompt's end are zeros, and no mask is told."""
         bank = prompt_bank(network, pipeline, wanted, encode)

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
+from dagdiff.expert import Weight
 from dagdiff.pipelines.conditions import PromptBank
 from dagdiff.pipelines.prompts import Encode, embed, fitting
 from dagdiff.shapes import States
@@ -75,11 +77,11 @@ class Family(ABC):
     bends_guidance: ClassVar[bool] = False
     """Whether :meth:`guided` is more than a weighted difference."""
 
-    def guided(self, told: Tensor, free: Tensor, weight: float) -> Tensor:
+    def guided(self, told: Tensor, free: Tensor, weight: Weight) -> Tensor:
         """Return what the pipeline's call makes of the answers with and without a condition."""
         return free + weight * (told - free)
 
-    def embedded(self, config: Any) -> float | None:
+    def embedded(self, config: Any) -> Weight | None:
         """Return the weight of guidance that the network is told, or None where it is told none."""
         return None
 
@@ -88,9 +90,38 @@ class Family(ABC):
         weight = self.embedded(config)
         return {"guidance_scale": 1.0 if weight is None else weight}
 
-    def telling(self, weight: float) -> "Family":
-        """Return the family that tells its networks another weight of guidance."""
+    blocks: ClassVar[str] = "transformer_blocks"
+    """The name of the network's layers; a discriminator judges by the one in their middle."""
+
+    def middle(self, network: Any) -> nn.Module | None:
+        """Return the layer by whose output a discriminator judges; None if there is none.
+
+        That is ``(B, C, H, W)`` or ``(B, tokens, C)`` of the state alone; of an output of several parts the last one.
+        """
+        layers = getattr(network, self.blocks, None)
+        return layers[len(layers) // 2] if layers else None
+
+    def width(self, config: Any) -> int:
+        """Return the channels of that output."""
+        return int(config.num_attention_heads * config.attention_head_dim)
+
+    def telling(self, weight: Weight) -> "Family":
+        """Return the family that tells its networks another weight of guidance, or one a row."""
         return replace(self, guidance=weight)  # type: ignore[type-var]
+
+    def hears(self, config: Any) -> bool:
+        """Return whether a student can be told a weight of guidance: it is told one, or :meth:`hear` sees to it."""
+        return self.embedded(config) is not None
+
+    def hear(self, network: Any) -> None:
+        """Give a network that is told no weight an input for it, which changes nothing at first."""
+        if not self.hears(network.config):
+            raise unserved(network, "it can't be told a weight of guidance", cure=False)
+
+
+def each_row(weight: Weight, like: Tensor) -> Tensor:
+    """Return one weight, or one a row, as ``(B,)`` numbers beside timesteps ``(B,)``."""
+    return weight.to(like) if isinstance(weight, Tensor) else torch.full_like(like, weight)
 
 
 def prompt_bank(network: Any, pipeline: Any, wanted: Wanted, encode: Encode) -> PromptBank:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from dagdiff.expert import Weight
 from dagdiff.pipelines.conditions import Text
-from dagdiff.pipelines.families.base import Family, Wanted, even_sigmas, pooled_bank, shifting
+from dagdiff.pipelines.families.base import Family, Wanted, each_row, even_sigmas, pooled_bank, shifting
 from dagdiff.shapes import States
 
 
@@ -23,7 +24,7 @@ class Flux(Family):
     """
 
     tokens: int = 512
-    guidance: float = 3.5
+    guidance: Weight = 3.5
 
     def channels(self, config: Any) -> tuple[int, int]:
         """A patch has four times the channels of a state."""
@@ -37,7 +38,7 @@ class Flux(Family):
         """The patch."""
         return 2
 
-    def embedded(self, config: Any) -> float | None:
+    def embedded(self, config: Any) -> Weight | None:
         """FLUX.1-dev's."""
         return self.guidance if config.guidance_embeds else None
 
@@ -56,7 +57,7 @@ class Flux(Family):
     def __call__(self, network: Any, x_t: States, timestep: Tensor, given: Any) -> Tensor:
         """Ask about packed states; return the answer unpacked."""
         height, width = x_t.shape[2] // 2, x_t.shape[3] // 2
-        told = torch.full_like(timestep, self.guidance) if network.config.guidance_embeds else None
+        told = each_row(self.guidance, timestep) if network.config.guidance_embeds else None
         rows, columns = torch.arange(height, device=x_t.device), torch.arange(width, device=x_t.device)
         places = torch.cartesian_prod(torch.zeros(1, dtype=rows.dtype, device=x_t.device), rows, columns)
         packed = network(

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dagdiff.expert import Weight
 from dagdiff.pipelines.conditions import Text
-from dagdiff.pipelines.families.base import Family, Wanted, even_sigmas, prompt_bank
+from dagdiff.pipelines.families.base import Family, Wanted, each_row, even_sigmas, prompt_bank
 from dagdiff.pipelines.prompts import fitting
 from dagdiff.shapes import States
 
@@ -23,7 +24,7 @@ class Flux2(Family):
     """
 
     tokens: int = 512
-    guidance: float = 4.0
+    guidance: Weight = 4.0
 
     def size(self, config: Any) -> int:
         """The configuration tells none; its pipelines make images of 1024 pixels a side, 16 a place."""
@@ -37,7 +38,7 @@ class Flux2(Family):
         """A patch is two latents wide."""
         return 2 * int(pipeline.vae_scale_factor)
 
-    def embedded(self, config: Any) -> float | None:
+    def embedded(self, config: Any) -> Weight | None:
         """FLUX.2-dev's."""
         return self.guidance if config.guidance_embeds else None
 
@@ -64,7 +65,7 @@ class Flux2(Family):
             timestep=timestep.to(x_t.dtype) / 1000,
             img_ids=_places(x_t.device, 1, height, width, 1),
             txt_ids=_places(x_t.device, 1, 1, 1, given.hidden.shape[1]),
-            guidance=torch.full_like(timestep, self.guidance) if network.config.guidance_embeds else None,
+            guidance=each_row(self.guidance, timestep) if network.config.guidance_embeds else None,
         ).sample
         return packed.transpose(1, 2).reshape(x_t.shape)
 

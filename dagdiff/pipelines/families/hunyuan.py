@@ -15,6 +15,8 @@ from dagdiff.shapes import States
 class HunyuanDiT(Family):
     """``HunyuanDiT2DModel`` (Li et al. 2024, https://arxiv.org/abs/2405.08748): two texts, a size, a style."""
 
+    blocks = "blocks"
+
     def channels(self, config: Any) -> tuple[int, int]:
         """A variance beside the guess, where it has learned one."""
         return config.in_channels, config.in_channels * (2 if config.learn_sigma else 1)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dagdiff.expert import Weight
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.families.base import Family, Wanted, prompt_bank, shifting
 from dagdiff.pipelines.prompts import fitting
@@ -20,7 +21,7 @@ class Lumina2(Family):
 
     bends_guidance = True
 
-    def guided(self, told: Tensor, free: Tensor, weight: float) -> Tensor:
+    def guided(self, told: Tensor, free: Tensor, weight: Weight) -> Tensor:
         """Keep the length of a row of the conditional answer."""
         mixed = super().guided(told, free, weight)
         length, wanted = (torch.linalg.vector_norm(each, dim=-1, keepdim=True) for each in (mixed, told))

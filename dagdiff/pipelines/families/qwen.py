@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from dagdiff.expert import Weight
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.families.base import Family, Wanted, prompt_bank, shifting, unserved
 from dagdiff.pipelines.prompts import fitting
@@ -60,7 +61,7 @@ class QwenImage(Family):
         """Return states as the network takes and the pipeline keeps them: a row for each patch."""
         return pixel_unshuffle(x_t, 2).flatten(2).transpose(1, 2)
 
-    def guided(self, told: Tensor, free: Tensor, weight: float) -> Tensor:
+    def guided(self, told: Tensor, free: Tensor, weight: Weight) -> Tensor:
         """Keep the length of a patch of the conditional answer."""
         mixed = super().guided(told, free, weight)
         return mixed * (_lengths(told) / _lengths(mixed))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dagdiff.expert import Weight
 from dagdiff.pipelines.conditions import Text
 from dagdiff.pipelines.families.base import Family, Wanted, prompt_bank, unserved
 from dagdiff.pipelines.families.classes import labels
@@ -20,6 +21,14 @@ class ImageUNet(Family):
     def multiple(self, config: Any) -> int:
         """A halving a level."""
         return int(2 ** (len(config.block_out_channels) - 1))
+
+    def middle(self, network: Any) -> nn.Module | None:
+        """The middle of the U."""
+        return getattr(network, "mid_block", None)
+
+    def width(self, config: Any) -> int:
+        """That of the lowest level."""
+        return int(config.block_out_channels[-1])
 
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """Labels where it has an embedding of classes."""
@@ -45,15 +54,36 @@ class TextUNet(Family):
             https://arxiv.org/abs/2310.04378) are told; others never see it.
     """
 
-    guidance: float = 8.5
+    guidance: Weight = 8.5
 
     def multiple(self, config: Any) -> int:
         """A halving a level."""
         return int(2 ** (len(config.block_out_channels) - 1))
 
-    def embedded(self, config: Any) -> float | None:
+    def middle(self, network: Any) -> nn.Module | None:
+        """The middle of the U."""
+        return getattr(network, "mid_block", None)
+
+    def width(self, config: Any) -> int:
+        """That of the lowest level."""
+        return int(config.block_out_channels[-1])
+
+    def embedded(self, config: Any) -> Weight | None:
         """Those of latent consistency models."""
         return None if config.time_cond_proj_dim is None else self.guidance
+
+    def hears(self, config: Any) -> bool:
+        """All."""
+        return True
+
+    def hear(self, network: Any) -> None:
+        """Add LCM's projection of an embedded weight, with zeros, to a network that has none."""
+        if network.config.time_cond_proj_dim is not None:
+            return
+        first = network.time_embedding.linear_1
+        network.time_embedding.cond_proj = _Projection(_WEIGHT_CHANNELS, first.in_features, bias=False).to(first.weight)
+        nn.init.zeros_(network.time_embedding.cond_proj.weight)
+        network.register_to_config(time_cond_proj_dim=_WEIGHT_CHANNELS)
 
     def conditions(self, network: Any, pipeline: Any, wanted: Wanted) -> nn.Module:
         """A prompt bank; for SDXL with pooled embeddings and sizes."""
@@ -84,6 +114,14 @@ class TextUNet(Family):
         return output
 
 
+class _Projection(nn.Linear):
+    """A linear layer that may be more precise than the network around it, as what is trained is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the projection in the precision of what is projected."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 def encode(pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Text, Text]:
     """Stable Diffusion 1.x and 2.x: the null condition is the empty prompt."""
     hidden, null = pipeline.encode_prompt(
@@ -100,14 +138,24 @@ def encode_pooled(pipeline: Any, prompts: list[str], device: torch.device) -> tu
     return Text(hidden, pooled), Text(null[:1], null_pooled[:1])
 
 
-def weight_embedding(like: Tensor, weight: float, channels: int) -> Tensor:
-    """Return sines and cosines of 1000 (w - 1) at ``channels`` / 2 frequencies from 1 to 1/10000, ``(B, channels)``."""
+def weight_embedding(like: Tensor, weight: Weight, channels: int) -> Tensor:
+    """Return sines and cosines of 1000 (w - 1) at ``channels`` / 2 frequencies from 1 to 1/10000, ``(B, channels)``.
+
+    Args:
+        like: B rows on its device.
+        weight: w, one for all or one a row.
+        channels: their number.
+    """
     half = channels // 2
     rates = torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half, device=like.device, dtype=torch.float32))
-    angles = 1000.0 * (weight - 1.0) * rates
-    embedded = torch.cat([angles.sin(), angles.cos(), angles.new_zeros(channels - 2 * half)])
-    return embedded.expand(len(like), -1)
+    scaled = 1000.0 * (weight - 1.0)
+    angles = (scaled.unsqueeze(-1) if isinstance(scaled, Tensor) else scaled) * rates
+    rest = angles.new_zeros((*angles.shape[:-1], channels - 2 * half))
+    return torch.cat([angles.sin(), angles.cos(), rest], -1).expand(len(like), -1)
 
+
+_WEIGHT_CHANNELS = 256
+"""Of the embedding of a weight, as latent consistency models have it."""
 
 _TEXT_ALONE = {
     "class_embed_type": (None,),
