@@ -309,10 +309,10 @@ class StandIn(torch.optim.Adam):
 
 
 def test_without_a_gpu_or_the_package_adam_in_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Refusal, match="needs a GPU, and this run is on 'cpu'. Leave --adam8bit away"):
+    with pytest.raises(Refusal, match=r"needs a GPU, and this run is on 'cpu'. Leave --adam8bit away"):
         engine.adam(torch.device("cpu"), eight_bits=True)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(Refusal, match="package bitsandbytes, which can't be loaded .*pip install bitsandbytes"):
+    with pytest.raises(Refusal, match=r"package bitsandbytes, which can't be loaded .*pip install bitsandbytes"):
         engine.adam(torch.device("cuda"), eight_bits=True)
     with pytest.raises(Refusal, match="needs a GPU"):
         Experiment.build(configure({"adam8bit": True, "device": "cpu"}))

@@ -108,7 +108,7 @@ def test_draws_are_uniform_and_given_weights_stay() -> None:
     assert torch.equal(known.numbers(drawn).bincount(minlength=3) > 1200, torch.ones(3, dtype=torch.bool))
     assert torch.equal(known.told(drawn, draws), drawn)
     assert torch.equal(known.numbers(known.told(torch.tensor([0, 2, -1]), draws)), torch.tensor([0, 2, -1]))
-    assert torch.equal(known(drawn, drawn).hidden, PromptBank.forward(known, known.numbers(drawn), drawn).hidden)
+    assert torch.equal(known(drawn, drawn).hidden, known.bank(known.numbers(drawn), drawn).hidden)
     assert known.weights(torch.tensor([-1, 2])).tolist() == [5.5, 5.5] and known.weights(None) is None
 
 
