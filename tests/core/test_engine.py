@@ -309,7 +309,7 @@ class StandIn(torch.optim.Adam):
 
 
 def test_without_a_gpu_or_the_package_adam_in_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Refusal, match=r"needs a GPU, and this run is on 'cpu'. Leave --adam8bit away"):
+    with pytest.raises(Refusal, match=r"needs a GPU, and this run is on 'cpu'\. Leave --adam8bit away"):
         engine.adam(torch.device("cpu"), eight_bits=True)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(Refusal, match=r"package bitsandbytes, which can't be loaded .*pip install bitsandbytes"):
@@ -327,6 +327,15 @@ def test_a_run_learns_with_the_package_s_adam(monkeypatch: pytest.MonkeyPatch) -
     assert type(made) is StandIn and made.defaults["lr"] == 0.1 and made.defaults["betas"] == (0.5, 0.9)
     usual = engine.adam(torch.device("cuda"))(weights, lr=0.1)
     assert type(usual) is torch.optim.Adam and usual.defaults["fused"]
+    real = engine.adam
+    monkeypatch.setattr(engine, "adam", lambda device, eight_bits=False: real(torch.device("cuda"), eight_bits))
+    small = {"updates": 2, "rounds": 1, "chains": 4, "batch_size": 4, "heldout": 0, "samples": 10, "steps": 2}
+    told = {"device": "cpu", "policy": "fresh", "substeps": 1, "adam8bit": True, "lr": 0.01, **small}
+    it = Experiment.build(configure(told))
+    before = [weight.clone() for weight in it.student.parameters()]
+    (loop, _) = next(iter(it.rounds()))
+    assert type(loop.learner.optimiser) is StandIn
+    assert any(not torch.equal(*pair) for pair in zip(before, it.student.parameters(), strict=True))
     config = configure({"device": "cpu"})
     assert "adam8bit" not in identity(config)["settings"]
     assert identity({**config, "adam8bit": True})["settings"]["adam8bit"]
