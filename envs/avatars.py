@@ -1,27 +1,26 @@
 """Avatars: faces in colour, 32 x 32, drawn on the spot from styles that ship as a package, as many as one likes.
 
 Every picture is a draw of its own from a law that can always be drawn from again, so a teacher memorises nothing and
-held-out pictures are fresh ones. Ten styles are the classes of :func:`avatars`. In eight of them every second face
-wears glasses; with and without are classes of their own in :func:`avatars_by_glasses`, whose biased set shows a student
-no glasses.
+held-out pictures are fresh ones. Ten styles are the classes of :func:`avatars`. Every second face wears glasses; with
+and without are classes of their own in :func:`avatars_by_glasses`, whose biased set shows a student no glasses.
 
 Drawn by DiceBear (https://www.dicebear.com, MIT) and rendered by resvg (MPL 2.0): ``pip install 'dagdiff[pictures]'``.
 The styles and their licences:
 
-==========  ====================  =============  ==========
-style       by                    licence        glasses
-==========  ====================  =============  ==========
-adventurer  Lisa Wischofsky       CC BY 4.0      yes
-big-smile   Ashley Seo            CC BY 4.0      yes
-fun-emoji   Davis Uche            CC BY 4.0      no
-lorelei     Lisa Wischofsky       CC0 1.0        yes
-micah       Micah Lanier          CC BY 4.0      yes
-miniavs     Webpixels             CC BY 4.0      yes
-notionists  Zoish                 CC0 1.0        yes
-open-peeps  Pablo Stanley         CC0 1.0        yes
-personas    Draftbit              CC BY 4.0      no
-pixel-art   DiceBear              CC0 1.0        yes
-==========  ====================  =============  ==========
+==========  ====================  =============
+style       by                    licence
+==========  ====================  =============
+adventurer  Lisa Wischofsky       CC BY 4.0
+big-smile   Ashley Seo            CC BY 4.0
+fun-emoji   Davis Uche            CC BY 4.0
+lorelei     Lisa Wischofsky       CC0 1.0
+micah       Micah Lanier          CC BY 4.0
+miniavs     Webpixels             CC BY 4.0
+notionists  Zoish                 CC0 1.0
+open-peeps  Pablo Stanley         CC0 1.0
+personas    Draftbit              CC BY 4.0
+pixel-art   DiceBear              CC0 1.0
+==========  ====================  =============
 """
 
 import hashlib
@@ -53,16 +52,20 @@ DRAWN, HELD_OUT = 12_000, 2_000
 
 
 class Glasses(NamedTuple):
-    """The component of a style that glasses belong to, and its variants that are glasses; none of them means all."""
+    """The component of a style that glasses belong to, and its variants that are glasses; none of them means all.
+
+    ``swapped`` components are always there, such as eyes: a bare face has another variant.
+    """
 
     component: str
     variants: tuple[str, ...] = ()
+    swapped: bool = False
 
 
-STYLES: dict[str, Glasses | None] = {
+STYLES: dict[str, Glasses] = {
     "adventurer": Glasses("glasses"),
     "big-smile": Glasses("accessories", ("glasses", "sunglasses")),
-    "fun-emoji": None,
+    "fun-emoji": Glasses("eyes", ("glasses", "shades"), swapped=True),
     "lorelei": Glasses("glasses"),
     "micah": Glasses("glasses"),
     "miniavs": Glasses("glasses"),
@@ -71,7 +74,7 @@ STYLES: dict[str, Glasses | None] = {
         "accessories",
         ("glasses", "glasses2", "glasses3", "glasses4", "glasses5", "sunglasses", "sunglasses2"),
     ),
-    "personas": None,
+    "personas": Glasses("eyes", ("glasses", "sunglasses"), swapped=True),
     "pixel-art": Glasses("glasses"),
 }
 """The styles, in the order of their labels, and how they wear glasses."""
@@ -89,34 +92,27 @@ def avatars() -> ImageWorld:
 def avatars_by_glasses() -> ImageWorld:
     """The same avatars by style and glasses, the bare ones first; the biased set lacks all that wear glasses."""
     pixels, styles, glasses = _pictures()
-    wearers = [number for number, worn in enumerate(STYLES.values()) if worn is not None]
-    first = len(STYLES)
-    worn_label = torch.full((first,), -1)
-    worn_label[wearers] = torch.arange(first, first + len(wearers))
-    names = list(STYLES)
-    classes = (*names, *(f"{names[number]} with glasses" for number in wearers))
-    labels = torch.where(glasses == 1, worn_label[styles], styles)
-    world = split_at("avatars-glasses", to_states(pixels), labels, classes, DRAWN - HELD_OUT)
-    return replace(world, hidden=tuple(range(first, len(classes))))
+    bare = len(STYLES)
+    classes = (*STYLES, *(f"{style} with glasses" for style in STYLES))
+    world = split_at("avatars-glasses", to_states(pixels), styles + bare * glasses, classes, DRAWN - HELD_OUT)
+    return replace(world, hidden=tuple(range(bare, 2 * bare)))
 
 
 def draw(style: str, seed: int, glasses: bool = False) -> np.ndarray:
     """Draw one avatar, ``(32, 32, 3)`` bytes; the same for the same style, seed and glasses.
 
     Raises:
-        Refusal: for an unknown style, one that wears no glasses, and where the packages are missing.
+        Refusal: for an unknown style, and where the packages are missing.
     """
     dicebear, resvg = _packages()
     if style not in STYLES:
         raise Refusal(f"unknown style {style!r}. Known: {', '.join(STYLES)}.")
     worn = STYLES[style]
-    if glasses and worn is None:
-        raise Refusal(f"the style {style!r} wears no glasses. Pass glasses=False.")
     chosen: dict[str, Any] = {"seed": str(seed), "size": SIDE}
-    if worn is not None:
+    if not worn.swapped:
         chosen[f"{worn.component}Probability"] = 100 if glasses else 0
-        if glasses and worn.variants:
-            chosen[f"{worn.component}Variant"] = list(worn.variants)
+    if worn.variants and (glasses or worn.swapped):
+        chosen[f"{worn.component}Variant"] = list(worn.variants) if glasses else _others(style)
     ground = GROUNDS[int(hashlib.sha256(f"{style} {seed}".encode()).hexdigest(), 16) % len(GROUNDS)]
     svg = dicebear.Avatar(_style(style), chosen).to_string()
     look = {"width": SIDE, "height": SIDE, "background": ground, "skip_system_fonts": True}
@@ -134,7 +130,7 @@ def drawn(number: int) -> Iterator[tuple[np.ndarray, int, int]]:
     names = list(STYLES)
     for seed in range(number):
         label = int(torch.randint(len(names), (), generator=coins))
-        glasses = STYLES[names[label]] is not None and bool(torch.rand((), generator=coins) < 0.5)
+        glasses = bool(torch.rand((), generator=coins) < 0.5)
         yield draw(names[label], seed, glasses), label, int(glasses)
 
 
@@ -171,10 +167,21 @@ def _fingerprint() -> str:
 
 
 @cache
+def _definition(style: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(files("dicebear_styles").joinpath(f"{style}.json").read_text("utf-8"))
+    return found
+
+
+@cache
 def _style(name: str) -> Any:
     dicebear, _ = _packages()
-    text = files("dicebear_styles").joinpath(f"{name}.json").read_text("utf-8")
-    return dicebear.Style(json.loads(text))
+    return dicebear.Style(_definition(name))
+
+
+def _others(style: str) -> list[str]:
+    """The variants of the component of a style's glasses that are none."""
+    worn = STYLES[style]
+    return [name for name in _definition(style)["components"][worn.component]["variants"] if name not in worn.variants]
 
 
 def _packages() -> tuple[Any, Any]:

@@ -45,16 +45,35 @@ def test_one_set_of_pictures_has_two_labellings(few: Path) -> None:
     assert torch.equal(by_style.train.points, by_glasses.train.points)
     assert by_style.shape == (3, 32, 32) and len(by_style.test.points) == 12
     assert by_style.classes == ("fun-emoji", "pixel-art")
-    assert by_glasses.classes == ("fun-emoji", "pixel-art", "pixel-art with glasses")
+    assert by_glasses.classes == ("fun-emoji", "pixel-art", "fun-emoji with glasses", "pixel-art with glasses")
     styles, worn = by_style.train.labels, by_glasses.train.labels
     assert styles is not None and worn is not None
-    assert torch.equal(worn.clamp(max=1), styles), "fun-emoji wears none"
-    glasses = worn == 2
-    assert 0 < int(glasses.sum()) < int((styles == 1).sum())
+    assert torch.equal(worn % 2, styles)
+    glasses = worn >= 2
+    assert 20 < int(glasses.sum()) < 40
     shown = biased(by_glasses)
     assert shown.labels is not None and shown.labels.max() == 1 and len(shown.points) == int((~glasses).sum())
-    assert set(biased(by_glasses, missing=[0]).labels.tolist()) == {1, 2}  # type: ignore[union-attr]
+    assert set(biased(by_glasses, missing=[0]).labels.tolist()) == {1, 2, 3}  # type: ignore[union-attr]
     assert set(biased(by_style).labels.tolist()) == {0}, "the upper half"  # type: ignore[union-attr]
+
+
+def test_every_variant_that_is_glasses_is_known() -> None:
+    """A style may draw glasses as eyes: a bare face must have none of them."""
+    for style, worn in avatars.STYLES.items():
+        for component, part in avatars._definition(style)["components"].items():
+            named = {name for name in part["variants"] if "glasses" in name.lower() or name == "shades"}
+            assert named <= set(worn.variants) and (not named or component == worn.component), (style, component)
+
+
+@pytest.mark.parametrize("style", ["fun-emoji", "personas"])
+def test_glasses_that_are_eyes_are_swapped(style: str) -> None:
+    """Bare faces of many seeds have other eyes than those with glasses, which are of the two kinds."""
+    chosen = [avatars._others(style), list(avatars.STYLES[style].variants)]
+    assert not {*chosen[0]} & {*chosen[1]} and len(chosen[0]) + len(chosen[1]) == len(
+        avatars._definition(style)["components"]["eyes"]["variants"]
+    )
+    dark = [np.mean([avatars.draw(style, seed, glasses)[10:20].min(2) for seed in range(24)]) for glasses in (0, 1)]
+    assert dark[1] < dark[0] - 2, "glasses cover more than eyes do"
 
 
 def test_pictures_are_all_different(few: Path) -> None:
@@ -76,7 +95,6 @@ def test_a_damaged_cache_is_drawn_again(few: Path) -> None:
     ("words", "told"),
     [
         (("pixelart", 0), "unknown style 'pixelart'"),
-        (("fun-emoji", 0, True), "the style 'fun-emoji' wears no glasses. Pass glasses=False."),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(words: tuple[str, int], told: str) -> None:
