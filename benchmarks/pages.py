@@ -129,7 +129,6 @@ TABLES = {
     "imitation, equal evaluations": Made(("imitation",), Path("docs/which-one.md"), tables.at_equal_evaluations),
     "peers": Made(("peers",), _DMD2, tables.by_peer),
     "images": Made(("images",), _IMAGES, tables.by_steps_and_task),
-    "faces": Made(("avatars",), _IMAGES, tables.by_steps_and_task),
     "fashion": Made(("fashion",), _IMAGES, tables.by_steps_and_task),
     "LCM": Made(("lcm-long",), _IMAGES, tables.by_steps_and_task),
     "PD": Made(("pd-long",), _IMAGES, tables.by_steps_and_task),
