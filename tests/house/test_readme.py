@@ -138,10 +138,14 @@ def test_the_pictures_fill_two_rows_of_four(tmp_path: Path) -> None:
     images = np.zeros((32, 1, 8, 8), dtype=np.float32)
     np.savez(place / "samples/digits.npz", data=images, truth=images, x=images)
     np.savez(place / "samples/run.npz", x=images)
-    titles = [axes.get_title() for axes in readme.pictures(Results.load(place)).axes]
+    results = Results.load(place)
+    titles = [axes.get_title() for axes in readme.pictures(results, readme.IMAGE_TASK).axes]
     assert titles[0] == "training data" and titles[4] == "teacher, 16 steps" and len(titles) == 8
     assert titles[1:4] == [f"{name}: forward" for name in ("PD", "LCM", "DMD2")]
     assert titles[5:] == [f"{name}: mixture" for name in ("PD", "LCM", "DMD2")]
+    results.records[:] = [record for record in results.records if record.objective != "progressive"]
+    fewer = [axes.get_title() for axes in readme.pictures(results, readme.IMAGE_TASK).axes]
+    assert fewer == [title for title in titles if not title.startswith("PD")], "two rows of three"
 
 
 def test_a_table_names_what_made_its_results() -> None:
