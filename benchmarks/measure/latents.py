@@ -56,7 +56,7 @@ from dagdiff.versions import versions
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "latents"
 PAGE = Path("docs/pipeline.md")
 
-CHOSEN = {"prices": "1/3,2/3,3", "labels": "one step,uniform,data;8,data;16", "updates": "200", "seeds": "3"}
+CHOSEN = {"prices": "1/3,2/3,3", "labels": "one step,uniform,data;8,data;16", "updates": "200", "seeds": "2"}
 """What is run where the command says nothing; seeds are 0 to seeds - 1, a semicolon stands for the comma of a name."""
 
 KEY = ("price", "label", "seed")
