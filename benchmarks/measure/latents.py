@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, mse_loss
 
 from dagdiff.benchmarks.measure.overhead import one_thread, processor
-from dagdiff.benchmarks.measure.retune import _read
+from dagdiff.benchmarks.measure.retune import read_rows
 from dagdiff.benchmarks.pages import with_table
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.suites.labels import ENDS
@@ -227,7 +227,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def filled(text: str, folder: Path) -> str:
     """Return the page's text with its table made anew from what is kept."""
-    rows, beside = _read(folder / "latents.csv"), read_json(folder / "machine.json", dict)
+    rows, beside = read_rows(folder / "latents.csv"), read_json(folder / "machine.json", dict)
     note = (
         f"FD-cnn, means over {len({row['seed'] for row in rows})} seeds, in brackets the least and the greatest. "
         f"Lower is better. The teacher in the student's place: {beside['expert']:.2f}; training digits: "
@@ -243,7 +243,7 @@ def main(words: Sequence[str]) -> None:
         raise Refusal(f"unknown option {unknown[0]!r}. Known: {', '.join(CHOSEN)}.")
     chosen = {**CHOSEN, **options}
     folder = next((Path(word) for word in words if "=" not in word), FOLDER)
-    rows = _read(folder / "latents.csv")
+    rows = read_rows(folder / "latents.csv")
     there = {tuple(str(row[name]) for name in KEY) for row in rows}
     with one_thread():
         teacher, images = pipeline(cache_folder() / "latents-16")

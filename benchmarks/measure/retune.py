@@ -289,7 +289,7 @@ def _values(rows: Sequence[Mapping[str, Any]], cell: Cell, way: str) -> dict[int
 
 def filled(text: str, folder: Path) -> str:
     """Return the page's text with its table made anew from what is kept."""
-    rows = _read(folder / "retune.csv")
+    rows = read_rows(folder / "retune.csv")
     note = f"Means over {len({row['seed'] for row in rows})} seeds, in brackets the least and the greatest."
     return with_table(
         text,
@@ -298,7 +298,8 @@ def filled(text: str, folder: Path) -> str:
     )
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of runs, none where there is no file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return list(csv.DictReader(lines))
 
@@ -309,7 +310,7 @@ def main(words: Sequence[str]) -> None:
     if unknown := sorted(set(options) - set(CHOSEN)):
         raise Refusal(f"unknown option {unknown[0]!r}. Known: {', '.join(CHOSEN)}.")
     folder = next((Path(word) for word in words if "=" not in word), FOLDER)
-    rows = _read(folder / "retune.csv")
+    rows = read_rows(folder / "retune.csv")
     there = {tuple(str(row[name]) for name in KEY) for row in rows}
     with one_thread():
         for run in runs({**CHOSEN, **options}):

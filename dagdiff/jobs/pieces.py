@@ -103,7 +103,7 @@ def _make(path: Path, make: Callable[[Any], Iterator[Piece]], what: str) -> None
 
     def keep() -> None:
         names = dict.fromkeys(name for piece in waiting for name in piece.rows)
-        rows = {name: _stacked([piece.rows[name] for piece in waiting if name in piece.rows]) for name in names}
+        rows = {name: stacked([piece.rows[name] for piece in waiting if name in piece.rows]) for name in names}
         file = place / f"{len(files):06d}.safetensors"
         save_state(file, {"rows": rows, "state": waiting[-1].state})
         files.append(file)
@@ -173,8 +173,8 @@ def _padded(values: Tensor, shape: list[int]) -> Tensor:
     return whole
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
-    """Rows one below the other."""
+def stacked(parts: list[Tensor]) -> Tensor:
+    """Return rows one below the other; of those that differ in their second size the shorter are filled with zeros."""
     if parts[0].ndim == 1:
         return torch.cat(parts)
     longest = max(part.shape[1] for part in parts)

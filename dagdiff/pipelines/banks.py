@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dagdiff.jobs.pieces import stacked
 from dagdiff.pipelines.conditions import PromptBank, Text
 
 
@@ -90,24 +91,11 @@ class AskedBank(PromptBank):
         PromptBank(whole, self.prompts).save(path)
 
     def _append(self, new: Text) -> None:
-        """Put new rows below those that there are, but for the null condition's, which is there."""
+        """Put new rows below those that there are, but for the null condition's; masks leave out what fills them."""
         for name, part in self.text._asdict().items():
             if part is None:
                 continue
             found: Any = getattr(new, name)
             count = len(new.hidden) - 1
             rows = part[:1].expand(count, *part.shape[1:]) if found is None else found[:count].to(part)
-            setattr(self, name, _below(part, rows))
-
-
-def _below(above: Tensor, rows: Tensor) -> Tensor:
-    """Rows one below the other; shorter ones are filled with zeros, which their masks leave out."""
-    if above.ndim == 1:
-        return torch.cat([above, rows])
-    longest = max(above.shape[1], rows.shape[1])
-    parts = []
-    for part in (above, rows):
-        whole = part.new_zeros((len(part), longest, *part.shape[2:]))
-        whole[:, : part.shape[1]] = part
-        parts.append(whole)
-    return torch.cat(parts)
+            setattr(self, name, stacked([part, rows]))
