@@ -7,7 +7,7 @@ file, which moves to its place in one step and is read memory-mapped: rows come 
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -173,10 +173,10 @@ def _padded(values: Tensor, shape: list[int]) -> Tensor:
     return whole
 
 
-def stacked(parts: list[Tensor]) -> Tensor:
+def stacked(parts: Sequence[Tensor]) -> Tensor:
     """Return rows one below the other; of those that differ in their second size the shorter are filled with zeros."""
     if parts[0].ndim == 1:
-        return torch.cat(parts)
+        return torch.cat(list(parts))
     longest = max(part.shape[1] for part in parts)
     return torch.cat([_padded(part, [longest, *part.shape[2:]]) for part in parts])
 

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dagdiff.checkpoint import cache_folder, content_hash
 from dagdiff.checks import Refusal
-from dagdiff.jobs.pieces import Piece, kept_rows
+from dagdiff.jobs.pieces import Piece, kept_rows, stacked
 from dagdiff.pipelines.banks import AskedBank, StoredBank
 from dagdiff.pipelines.conditions import PromptBank, Text
 from dagdiff.pipelines.fingerprint import fingerprint, tokenizer_print
@@ -135,7 +135,7 @@ def _embedded(
     known, nulls = zip(*(encode(pipeline, chunk, device) for chunk in chunks), strict=True)
     texts = [*known, nulls[0]] if prompts else [nulls[0]]
     columns = {name: [getattr(text, name) for text in texts] for name in Text._fields}
-    return {name: _stacked(column) for name, column in columns.items() if column[0] is not None}
+    return {name: stacked(column) for name, column in columns.items() if column[0] is not None}
 
 
 def padded(texts: Sequence[Tensor]) -> Text:
@@ -143,13 +143,6 @@ def padded(texts: Sequence[Tensor]) -> Text:
     lengths = torch.tensor([len(text) for text in texts], device=texts[0].device)
     hidden = pad_sequence(list(texts), batch_first=True)
     return Text(hidden, mask=torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Rows one below the other; shorter ones are filled with zeros, which their masks leave out."""
-    if parts[0].ndim == 1 or len({part.shape[1] for part in parts}) == 1:
-        return torch.cat(list(parts))
-    return pad_sequence([row for part in parts for row in part], batch_first=True)
 
 
 def sized_for(bank: PromptBank, told: Sequence[int], pixels: tuple[int, int], place: slice = _LAST) -> PromptBank:
