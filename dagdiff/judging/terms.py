@@ -8,7 +8,7 @@ and chosen.
 from typing import Any, NamedTuple
 
 from dagdiff.checks import Refusal, check_at_least, check_at_most, check_in
-from dagdiff.tasks.names import PIPELINE, PLANE, read_name
+from dagdiff.tasks.names import PIPELINE, PLANE, Name, make_task, read_name
 
 VERSION = 1
 """Of the bench; a row says of which it is."""
@@ -96,27 +96,53 @@ def settings(
 
 
 def card(task: str) -> Card:
-    """Return the card of a task."""
+    """Return the card of a task; that of pictures is read from the pictures."""
+    name = read_name(check_task(task))
+    return _of_plane(name) if name.kind is PLANE else _of_pictures(name)
+
+
+def _of_plane(name: Name) -> Card:
     from dagdiff.envs.toy2d import WORLDS, world
 
-    name = read_name(check_task(task))
     shown = {
         "matched": "all of it, without end",
         "scarce": "16 fixed points",
         "biased": "its points with x > 0, without end",
     }
     hidden = {"matched": "nothing", "scarce": "all but these points", "biased": "the half with x <= 0"}
-    if name.kind is not PLANE:
-        raise Refusal(f"{task!r} has no card yet: cards are of tasks in the plane. Judge it all the same.")
     law = world(name.world)
     says = (WORLDS[name.world].__doc__ or "").partition("\n")[0].removesuffix(".")
     exact = "closed form: the world is a Gaussian mixture, so density, reference and expert are exact"
     drawn = "the world's own sampler; the expert is a network that was trained on all of it"
     return Card(
-        task,
+        name.text,
         f"{says[:1].lower()}{says[1:]}",
         f"{law.sample(1).shape[1]} numbers; drawn without end",
         shown[name.set] + (", with the mode of each" if name.labelled else ""),
         hidden[name.set],
         drawn if law.mixture is None else exact,
+    )
+
+
+def _of_pictures(name: Name) -> Card:
+    task: Any = make_task(name.text)
+    world, missing = task.world, task.missing
+    classes = len(world.classes)
+    absent = ", ".join(world.classes[each] for each in missing)
+    shown = {
+        "matched": "all that are not held out",
+        "scarce": f"{len(task.data.points)} fixed pictures",
+        "biased": f"those of {classes - len(missing)} classes",
+    }
+    hidden = {"matched": "nothing", "scarce": "all but these pictures", "biased": f"{len(missing)} classes: {absent}"}
+    features = "in the features of a classifier" if classes else "in pixels"
+    return Card(
+        name.text,
+        f"pictures of {classes} classes" if classes else "pictures without classes",
+        f"{' x '.join(map(str, world.shape))} numbers; {len(world.train.points):,}, and {len(world.test.points):,} held "
+        "out",
+        shown[name.set] + (", with the class of each" if name.labelled else ""),
+        hidden[name.set],
+        f"the pictures held out, {features}; what is learned, the expert (a U-Net) too, is learned on the machine that "
+        "judges, so rows of one machine compare",
     )
