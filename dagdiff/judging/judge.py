@@ -149,8 +149,9 @@ class _Bench:
     def _ends(self, student: Student, number: int, seed: int) -> tuple[Tensor, Condition]:
         """The points of a seed, and what they were asked to show where that is known."""
         if student.points is not None:
-            part = student.points[number * terms.POINTS : (number + 1) * terms.POINTS]
-            return (part[:, -1] if student.kind == "chains" else part), None
+            rows = slice(number * terms.POINTS, (number + 1) * terms.POINTS)
+            part, asked = student.points[rows], None if student.labels is None else student.labels[rows]
+            return (part[:, -1] if student.kind == "chains" else part), asked
         assert student.policy is not None
         noise, condition, draws = self.it.start(terms.POINTS, seed)
         ends = sample_in_batches(student.policy, self.own, self.it.times, noise, condition, draws, self.rows)
@@ -161,7 +162,7 @@ class _Bench:
     def shift(self, student: Student, seed: int) -> tuple[list[dict[str, float]], dict[str, float] | None]:
         """The shift by step, and the bounds of the distance to the expert's ends, as far as they are known."""
         with self.it.expert.ledger.free(), _seeded(seed):
-            if student.kind == "chains" and not self.it.task.conditional:
+            if student.kind == "chains" and (student.labels is not None or not self.it.task.conditional):
                 return self._of_chains(student, seed)
             if student.policy is None or self.own is not self.it.transition:
                 return [], None
@@ -180,7 +181,8 @@ class _Bench:
         assert student.points is not None
         it, chains, generator = self.it, student.points[: terms.POINTS], self.it.generator(7, seed)
         acting = ExpertPolicy(it.measured[1], it.transition, it.times)
-        led = sample_in_batches(acting, it.transition, it.times, chains[:, 0], None, generator, self.rows)
+        asked = None if student.labels is None else student.labels[: terms.POINTS]
+        led = sample_in_batches(acting, it.transition, it.times, chains[:, 0], asked, generator, self.rows)
         truth, rows = it.task.reference(terms.POINTS, it.generator(4, seed)), []
         for step, t in enumerate(it.times[:-1]):
             rows.append({"step": float(step), "t": float(t)})

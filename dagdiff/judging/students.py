@@ -36,6 +36,7 @@ class Student(NamedTuple):
         times: its grid, ``(K + 1,)``, where it brings that along.
         schedule: of its states, where it brings that along: settings of a run.
         points: ``(n, *D)`` of samples, or ``(n, K + 1, *D)`` of chains.
+        labels: what each point was asked to show, ``(n,)`` int64, where a file tells it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Student(NamedTuple):
     times: Times | None = None
     schedule: Any = None
     points: Tensor | None = None
+    labels: Tensor | None = None
 
 
 def read_student(given: Given, task: str, steps: int | None, device: str, trust_code: bool = False) -> Student:
@@ -161,7 +163,18 @@ def _file(path: Path) -> Student:
             times = check_times(_points(path, "times", arrays["times"]))
         except Refusal as error:
             raise Refusal(f"{path}: {error}") from None
-    return Student(path.name, "chains" if name == "chains" else "samples", points=points, times=times)
+    labels = _labels(path, arrays["labels"], len(points)) if "labels" in arrays else None
+    return Student(path.name, "chains" if name == "chains" else "samples", points=points, times=times, labels=labels)
+
+
+def _labels(path: Path, array: Array, points: int) -> Tensor:
+    """What points were asked to show, ``(n,)`` int64."""
+    if array.dtype.kind not in "iu" or array.shape != (points,):
+        raise Refusal(
+            f"'labels' in {path} must be whole numbers, one for each of {points} points; got {array.dtype} of shape "
+            f"{tuple(array.shape)}. Save the class that each was asked to show."
+        )
+    return torch.from_numpy(array.read().astype(np.int64))
 
 
 def _points(path: Path, name: str, array: Array) -> Tensor:
@@ -200,6 +213,8 @@ def fitted(student: Student, task: Task, steps: int, seeds: int, count: int) -> 
         raise Refusal(
             f"{student.name} holds chains of {found.shape[1] - 1} steps; got --steps {steps}. Make them equal."
         )
+    if student.labels is not None:
+        _check_labels(student, student.labels, task)
     if len(found) < seeds * count:
         enough = len(found) // count
         cure = f"Save {seeds * count}" + (f", or pass --seeds {enough}." if enough else ".")
@@ -207,9 +222,24 @@ def fitted(student: Student, task: Task, steps: int, seeds: int, count: int) -> 
     return student
 
 
+def _check_labels(student: Student, labels: Tensor, task: Task) -> None:
+    """Reject labels of a task that asks for none, and those that are no class of its dataset."""
+    if not task.labels:
+        raise Refusal(
+            f"{student.name} holds labels, and students of {task.name} are not asked for classes. Judge it on "
+            f"{task.name}-labelled, or leave them away."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < task.labels:
+        raise Refusal(
+            f"'labels' in {student.name} reach from {low} to {high}; {task.name} has classes from 0 to "
+            f"{task.labels - 1}. Number them so."
+        )
+
+
 def moved(student: Student, device: torch.device) -> Student:
     """Put a callable's network, and points, on a device; return the student."""
     if isinstance(student.policy, StudentPolicy) and isinstance(student.policy.student, nn.Module):
         student.policy.student.to(device)
-    points = None if student.points is None else student.points.to(device)
-    return student._replace(points=points)
+    points, labels = (None if each is None else each.to(device) for each in (student.points, student.labels))
+    return student._replace(points=points, labels=labels)

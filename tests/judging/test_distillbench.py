@@ -126,6 +126,6 @@ def test_cards_say_what_is_shown_and_where_the_truth_comes_from(task: str) -> No
 def test_cards_of_pictures_count_them_and_name_the_hidden_classes(task: str) -> None:
     told = terms.card(task)
     assert told.task == task and told.world == "pictures of 10 classes"
-    assert told.size == "1 x 8 x 8 numbers; 899, and 898 held out"
+    assert told.size == "1 x 8 x 8 numbers; 899, 898 held out"
     assert told.hidden.startswith({"biased": "5 classes: 5, 6, 7", "matched": "nothing"}.get(task[7:], "all but"))
     assert "the machine that judges" in told.truth

@@ -104,6 +104,22 @@ def test_all_ways_of_handing_in_agree(mine: Path) -> None:
     assert judge("samples.npz", TASK, seeds=1, device="cpu").ends is None
 
 
+def test_labels_beside_chains_say_which_chain_of_the_expert_is_theirs(own_folder: Path) -> None:
+    labelled = f"{TASK}-labelled"
+    it = reference(labelled, 4, "ddim", None, "cpu")
+    noise, labels, draws = it.start(N, terms.SEEDS[0])
+    assert labels is not None
+    expert = ExpertPolicy(it.expert, it.transition, it.times)
+    walked = list(chain(expert, it.transition, it.times, noise, labels, draws))
+    chains = torch.stack([noise, *(step.x_s for step in walked)], dim=1).detach().numpy()
+    ends = {}
+    for name, told in {"right": {"labels": labels}, "wrong": {"labels": (labels + 1) % 5}, "none": {}}.items():
+        np.savez(f"{name}.npz", chains=chains, **{key: value.numpy() for key, value in told.items()})
+        ends[name] = judge(f"{name}.npz", labelled, seeds=1, device="cpu").ends
+    assert ends["none"] is None and ends["right"] is not None and ends["wrong"] is not None
+    assert ends["right"]["high"] < 1e-4 and ends["wrong"]["low"] > 0.1
+
+
 def test_a_run_is_judged_as_its_student(own_folder: Path) -> None:
     words = f"distill --task {TASK} --objective consistency --steps 2 --device cpu --out runs/one {TINY}"
     assert main(words.split()) == 0
@@ -240,6 +256,10 @@ def files() -> None:
     np.savez("text.npz", x=np.array(["a"] * N))
     np.savez("chains.npz", chains=np.zeros((N, 4, 2)))
     np.savez("times.npz", chains=np.zeros((N, 4, 2)), times=np.array([1.0, 0.2, 0.5, 0.0]))
+    np.savez("some.npz", x=whole, labels=np.zeros(5, int))
+    np.savez("real.npz", x=whole, labels=np.zeros(N))
+    np.savez("asked.npz", x=whole, labels=np.zeros(N, int))
+    np.savez("beyond.npz", x=whole, labels=np.full(N, 5))
     np.savez("few.npz", chains=np.zeros((N, 4, 2)), times=np.array([1.0, 0.5, 0.0]))
     Path("broken.npz").write_bytes(b"PK\x03\x04 no more")
     Path("broken.py").write_text("def student(:\n")
@@ -280,6 +300,10 @@ WRONG = {
     "chains.npz --steps 4": "chains.npz makes 3 steps; got --steps 4",
     "times.npz": "times.npz: times must fall from 1 to 0",
     "few.npz": "few.npz holds 3 times for 3 steps. Save K + 1 of them.",
+    "some.npz": "'labels' in some.npz must be whole numbers, one for each of 120 points; got int64 of shape (5,)",
+    "real.npz": "'labels' in real.npz must be whole numbers, one for each of 120 points; got float64",
+    "asked.npz": "students of imbalanced-biased are not asked for classes. Judge it on imbalanced-biased-labelled",
+    f"beyond.npz --task {TASK}-labelled": "'labels' in beyond.npz reach from 5 to 5; imbalanced-biased-labelled has",
     "mine:good --task imbalanced-biasd": "unknown task 'imbalanced-biasd'. Did you mean 'imbalanced-biased'?",
     "mine:good --task pipeline": "--task pipeline has no truth to judge by",
     "mine:good --law heun": "unknown law 'heun'",
