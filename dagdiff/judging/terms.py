@@ -128,6 +128,7 @@ def _of_pictures(name: Name) -> Card:
     task: Any = make_task(name.text)
     world, missing = task.world, task.missing
     classes = len(world.classes)
+    shape = " x ".join(map(str, world.shape))
     absent = ", ".join(world.classes[each] for each in missing)
     shown = {
         "matched": "all that are not held out",
@@ -139,7 +140,7 @@ def _of_pictures(name: Name) -> Card:
     return Card(
         name.text,
         f"pictures of {classes} classes" if classes else "pictures without classes",
-        f"{' x '.join(map(str, world.shape))} numbers; {len(world.train.points):,}, {len(world.test.points):,} held out",
+        f"{shape} numbers; {len(world.train.points):,}, {len(world.test.points):,} held out",
         shown[name.set] + (", with the class of each" if name.labelled else ""),
         hidden[name.set],
         f"the pictures held out, {features}; what is learned, the expert (a U-Net) too, is learned on the machine that "
