@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from dagdiff.benchmarks.suites.horizon import growth
-from dagdiff.benchmarks.tables import head, line
+from dagdiff.benchmarks.tables import head, line, spoken
 from dagdiff.metrics.statistics import Interval, bootstrap_mean
 from dagdiff.report.glossary import OBJECTIVES, variant_name
 from dagdiff.report.records import Record
@@ -92,7 +92,7 @@ def by_price(rows: Sequence[Row]) -> str:
     priced = [row for row in rows if row.records[0].about.startswith("price")]
     tasks = list(dict.fromkeys(row.task for row in priced))
     found = {(row.records[0].about, row.variant, row.task): row for row in priced}
-    lines = head("", *(task.replace("-", ", ") for task in tasks), "updates")
+    lines = head("", *map(spoken, tasks), "updates")
     for about, variant in dict.fromkeys(key[:2] for key in found):
         mine = [found[about, variant, task] for task in tasks]
         updates = {row.records[0].updates for row in mine}
@@ -103,7 +103,7 @@ def by_price(rows: Sequence[Row]) -> str:
 def _by_task(rows: Sequence[Row]) -> str:
     tasks = list(dict.fromkeys(row.task for row in rows))
     found = {(row.objective, row.variant, row.records[0].about, row.task): row for row in rows}
-    lines = head("", *(task.replace("-", ", ") for task in tasks), "expert evaluations")
+    lines = head("", *map(spoken, tasks), "expert evaluations")
     for objective, variant, about in dict.fromkeys(key[:3] for key in found):
         mine = [found.get((objective, variant, about, task)) for task in tasks]
         cells = [level(row.distance, row.judged_by) if row else "–" for row in mine]

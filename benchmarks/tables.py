@@ -17,6 +17,12 @@ from dagdiff.report.verdict import change, level, number, outcome, remaining_gap
 CONTRAST = ("forward", "published", "mixture")
 
 
+def spoken(task: str) -> str:
+    """A task's name in a table, such as ``avatars-glasses, biased``."""
+    plain = task.removesuffix("-labelled")
+    return ", ".join(plain.rsplit("-", 1)) + task[len(plain) :].replace("-", ", ")
+
+
 def glance(study: Sequence[Row], images: Sequence[Row]) -> str:
     """README's table: the ring and the digits of which the training data lack half; one number a cell."""
     ring = [row for row in study if row.task == "gaussians8-biased" and row.steps == 4 and not _about(row)]
@@ -82,7 +88,7 @@ def contrasts(rows: Sequence[Row], about: str = "") -> str:
             shown = change(difference.interval, mixture.judged_by) if difference else ""
             means = _mean(forward), _unlike(published, forward), _mean(mixture)
             cells = *means, level(mixture.expert, mixture.judged_by), shown
-            lines += line(task.replace("-", ", "), OBJECTIVES[objective], *cells, outcome(mixture, "forward"))
+            lines += line(spoken(task), OBJECTIVES[objective], *cells, outcome(mixture, "forward"))
     return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}.", "", *lines])
 
 
@@ -142,7 +148,7 @@ def by_critic(rows: Sequence[Row]) -> str:
     return pivot(
         mine,
         lambda row: others.get(row.variant) or _about(row) or "conditioned on the step",
-        lambda row: row.task.replace("-", ", "),
+        lambda row: spoken(row.task),
         _modes,
     )
 
@@ -178,7 +184,7 @@ def by_steps_and_task(rows: Sequence[Row]) -> str:
         mixture = group.get("mixture")
         cells += [level(mixture.expert, mixture.judged_by)] if mixture else [""]
         cells += [remaining_gap(mixture), outcome(mixture, "forward")] if mixture else ["", ""]
-        lines += line(task.replace("-", ", "), OBJECTIVES[objective], str(steps), *cells, classes or "–")
+        lines += line(spoken(task), OBJECTIVES[objective], str(steps), *cells, classes or "–")
     return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}.", "", *lines])
 
 
