@@ -38,7 +38,8 @@ from dagdiff.checks import check_in, first_line
 from dagdiff.cli import main as command
 from dagdiff.expert import Expert
 from dagdiff.pipelines.grids import read_grid
-from dagdiff.pipelines.pretrained import PRECISIONS, DiffusersExpert
+from dagdiff.pipelines.loading import PRECISIONS
+from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.reading import read_csv, read_json
 from dagdiff.threshold import NoThreshold
 from dagdiff.versions import versions

@@ -11,18 +11,11 @@ from dagdiff.commands import add_trust, check_given, make_parser
 from dagdiff.commands.card import base_of, of_folder, public, recipe, save_pictures, scores, teacher_of, weights_of
 from dagdiff.jobs.aside import filled
 from dagdiff.pipelines.agreement import Agreement, check_agreement
-from dagdiff.pipelines.export import (
-    body_of,
-    build_pipeline,
-    call_arguments,
-    chain_of,
-    is_of_pixels,
-    loading_program,
-    model_card,
-)
+from dagdiff.pipelines.calling import call_arguments, loading_program, model_card
+from dagdiff.pipelines.export import body_of, build_pipeline, chain_of, is_of_pixels
 from dagdiff.pipelines.hub import check_hub, push
+from dagdiff.pipelines.loading import PRECISIONS
 from dagdiff.pipelines.lora import merged, save_adapters
-from dagdiff.pipelines.pretrained import PRECISIONS
 from dagdiff.pipelines.schedulers import ChainRecord
 from dagdiff.reading import read_json
 from dagdiff.runs import config

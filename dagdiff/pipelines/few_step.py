@@ -21,9 +21,10 @@ from torch import Tensor
 from dagdiff.checks import Refusal, first_line
 from dagdiff.pipelines.conditions import PromptBank
 from dagdiff.pipelines.grids import read_grid, unshifted
+from dagdiff.pipelines.loading import PICKLES, safetensors_only
 from dagdiff.pipelines.lora import has_adapters, merged
 from dagdiff.pipelines.noise_law import NoiseLaw
-from dagdiff.pipelines.pretrained import PICKLES, DiffusersExpert, safetensors_only
+from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.schedule import FlowSchedule, Schedule
 from dagdiff.shapes import Times
 from dagdiff.transition import Ddim, Renoise, Transition

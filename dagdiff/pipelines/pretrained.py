@@ -12,28 +12,25 @@ Importing this module imports diffusers.
 """
 
 import copy
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from dagdiff.checks import Refusal, check_in, first_line
+from dagdiff.checks import Refusal, check_in
 from dagdiff.expert import Guide, Weight, classifier_free
 from dagdiff.pipelines.conditions import PromptBank, read_prompts
 from dagdiff.pipelines.families import Family, Wanted
 from dagdiff.pipelines.families.named import family_of
 from dagdiff.pipelines.latents import Autoencoder, Pixels, kind_of
+from dagdiff.pipelines.loading import PRECISIONS, load_pipeline
 from dagdiff.pipelines.noise_law import NoiseLaw, read_noise_law
 from dagdiff.pipelines.prompts import cut_off
-from dagdiff.pipelines.suited import check_from_text, check_not_quantised, few_step_sign
-from dagdiff.pipelines.whole import AGAIN, check_whole
+from dagdiff.pipelines.suited import few_step_sign
 from dagdiff.policies.student import Student
 from dagdiff.shapes import Condition, States, Times, column
 
@@ -179,7 +176,7 @@ class DiffusersExpert:
         """
         precision = PRECISIONS[check_in("dtype", dtype, PRECISIONS)]
         wanted = as_prompts(prompts)
-        pipeline, network = _load(path, precision, variant, allow_pickle, bank=isinstance(wanted, PromptBank))
+        pipeline, network = load_pipeline(path, precision, variant, allow_pickle, bank=isinstance(wanted, PromptBank))
         if family is None:
             family = family_of(network)
         if not isinstance(wanted, PromptBank) and hasattr(pipeline, "encode_prompt"):
@@ -275,72 +272,6 @@ def as_prompts(prompts: str | Path | Sequence[str] | PromptBank, column: str | N
     return PromptBank.load(path) if path.suffix == ".safetensors" else read_prompts(path, column)
 
 
-def _load(path: str, dtype: torch.dtype, variant: str | None, allow_pickle: bool, bank: bool) -> tuple[Any, Any]:
-    """Load a pipeline without what an expert never uses; return it and its network."""
-    unused = ["safety_checker", "feature_extractor", "image_encoder"]
-    if bank:
-        unused += [f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")]
-    reading = {"variant": variant, "use_safetensors": safetensors_only(allow_pickle)}
-    folder = _folder(path, reading, unused)
-    index = _tried(path, lambda: DiffusionPipeline.load_config(folder))
-    check_from_text(path, index)
-    name = next((name for name in ("unet", "transformer") if name in index), None)
-    if name is None:
-        raise Refusal(f"{path!r} is a {index.get('_class_name')} without a unet or a transformer: no denoiser to ask.")
-    libraries = [value[0] for value in index.values() if isinstance(value, list)]
-    if "transformers" in libraries and find_spec("transformers") is None:
-        raise Refusal(f"{path!r} needs the package transformers. Run pip install 'dagdiff[hub]'.")
-    empty = [part for part, value in index.items() if value == [None, None]]
-    left_out = dict.fromkeys([part for part in (*unused, *empty) if part in index])
-    unchecked = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
-    precision = {"default": dtype, "vae": torch.float32, "vqvae": torch.float32}
-    check_not_quantised(path, Path(folder), name)
-    check_whole(Path(folder), index, unused, variant)
-    pipeline = _tried(
-        path,
-        lambda: DiffusionPipeline.from_pretrained(folder, dtype=precision, **reading, **left_out, **unchecked),
-    )
-    for part, module in pipeline.components.items():
-        if isinstance(module, nn.Module) and any(weight.is_meta for weight in module.parameters()):
-            raise Refusal(f"{path!r} is incomplete: weights of its {part} are missing from their file. {AGAIN}")
-    return pipeline, getattr(pipeline, name)
-
-
-def _folder(path: str, reading: Mapping[str, Any], unused: Sequence[str]) -> str:
-    """Return the folder at ``path``, or the one that the hub's files have been fetched to."""
-    if Path(path).is_dir():
-        return path
-    if Path(path).is_file():
-        raise Refusal(
-            f"{path!r} is a file, not a pipeline's folder: it holds weights, but neither the scheduler nor the text "
-            "encoders' settings. Make a folder: load it with from_single_file of its diffusers pipeline, which knows "
-            "where to find those, then save_pretrained(FOLDER)."
-        )
-    if path.count("/") > 1 or path.startswith(("/", ".", "~")):
-        raise Refusal(f"no pipeline at {path!r}: there is no such folder. Give one that save_pretrained wrote.")
-    try:
-        return str(DiffusionPipeline.download(path, **reading, **dict.fromkeys(unused)))
-    except Exception as error:  # whatever the network, the hub or its client may raise
-        raise Refusal(
-            f"no pipeline at {path!r}: no folder here has that name, and the hub does not give it "
-            f"({first_line(error)}). Check the name and the network, or give a folder.{_pickled(error)}"
-        ) from None
-
-
-def _tried(path: str, load: Callable[[], Any]) -> Any:
-    """Return what ``load`` returns; a folder that diffusers can't read, or can't without a package, is refused."""
-    try:
-        return load()
-    except ImportError as error:
-        named = re.search(r"requires the (\S+) library|No module named '([^']+)'", str(error))
-        package = "a package that is" if named is None else f"the package {named[1] or named[2]}, which is"
-        raise Refusal(f"{path!r} needs {package} not installed here ({first_line(error)}). Install it.") from None
-    except Exception as error:  # missing, truncated and foreign files raise many kinds; all mean the folder is no good
-        raise Refusal(
-            f"{path!r} can't be loaded as a diffusers pipeline ({first_line(error)}). {AGAIN}{_pickled(error)}"
-        ) from None
-
-
 def _shape(network: Any, family: Family, vae: Any, sample_size: int | None) -> tuple[int, int, int]:
     """Return the shape of the network's states; refuse a network whose states are not all that it takes and tells."""
     name, (taken, told) = type(network).__name__, family.channels(network.config)
@@ -363,22 +294,3 @@ def _shape(network: Any, family: Family, vae: Any, sample_size: int | None) -> t
     if height % multiple or width % multiple:
         raise Refusal(f"sample_size must be a multiple of {multiple} for this {name}; got {height} x {width}.")
     return channels, height, width
-
-
-def safetensors_only(allow_pickle: bool) -> bool | None:
-    """Return diffusers' ``use_safetensors``: True, or where pickles are allowed None, which takes them for want."""
-    return None if allow_pickle else True
-
-
-def _pickled(error: Exception) -> str:
-    """A word on pickles, where an error says that there are no safetensors."""
-    return f" {PICKLES}" if "safetensors" in str(error) else ""
-
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What --dtype may name."""
-
-PICKLES = (
-    "Weights in pickles (.bin), which can run code, are read only with --pipeline.allow_pickle true "
-    "(dagdiff shift --expert: --allow_pickle true)."
-)

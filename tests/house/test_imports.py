@@ -44,6 +44,7 @@ ROOMS = (
     "rollout",
     "points",
     "buffers",
+    "window",
     "aggregate",
     "records",
     "gathered",

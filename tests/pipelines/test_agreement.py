@@ -19,7 +19,8 @@ from diffusers import (
 
 from dagdiff.checks import Refusal
 from dagdiff.pipelines.agreement import EXACT, check_agreement
-from dagdiff.pipelines.export import body_of, build_pipeline, call_arguments, chain_of
+from dagdiff.pipelines.calling import call_arguments
+from dagdiff.pipelines.export import body_of, build_pipeline, chain_of
 from dagdiff.pipelines.grids import read_grid
 from dagdiff.pipelines.noise_law import read_noise_law
 from dagdiff.pipelines.pretrained import DiffusersExpert

@@ -24,7 +24,8 @@ from torch.nn.functional import pixel_unshuffle
 
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
-from dagdiff.pipelines.export import build_pipeline, call_arguments, loading_program, model_card
+from dagdiff.pipelines.calling import call_arguments, loading_program, model_card
+from dagdiff.pipelines.export import build_pipeline
 from dagdiff.pipelines.few_step import read_sampler
 from dagdiff.pipelines.lora import lora_student
 from dagdiff.pipelines.noise_law import read_noise_law

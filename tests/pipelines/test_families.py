@@ -11,7 +11,8 @@ from helpers import ROOT
 from dagdiff.benchmarks.measure.families import KEPT, MAKES, PAGE, PROMPTS, apart, filled
 from dagdiff.benchmarks.small import newer
 from dagdiff.pipelines.agreement import EXACT, check_agreement
-from dagdiff.pipelines.export import body_of, build_pipeline, call_arguments, chain_of
+from dagdiff.pipelines.calling import call_arguments
+from dagdiff.pipelines.export import body_of, build_pipeline, chain_of
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.pipelines.schedulers import usual_times
 from dagdiff.reading import read_csv

@@ -558,7 +558,7 @@ def test_a_hub_id_is_fetched_without_what_is_never_used(pixels: str) -> None:
         return pixels
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dagdiff.pipelines.pretrained.DiffusionPipeline.download", download)
+        patch.setattr("dagdiff.pipelines.loading.DiffusionPipeline.download", download)
         assert DiffusersExpert.from_pretrained("somebody/something").shape == (1, 8, 8)
     assert asked["name"] == "somebody/something"
     assert {"safety_checker", "image_encoder"} < set(asked)
@@ -608,7 +608,7 @@ def test_a_pipeline_without_a_denoiser_is_refused(pixels: str, tmp_path: Path) -
 
 def test_transformers_is_asked_for_where_it_is_needed(diffusion: tuple[Any, str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dagdiff.pipelines.pretrained.find_spec", lambda name: None)
+        patch.setattr("dagdiff.pipelines.loading.find_spec", lambda name: None)
         with pytest.raises(Refusal, match=r"needs the package transformers. Run pip install 'dagdiff\[hub\]'"):
             DiffusersExpert.from_pretrained(diffusion[1])
 

@@ -24,7 +24,7 @@ from diffusers import (
 
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
-from dagdiff.pipelines.export import call_arguments
+from dagdiff.pipelines.calling import call_arguments
 from dagdiff.pipelines.few_step import load_start
 from dagdiff.pipelines.pretrained import DiffusersExpert
 from dagdiff.runs.config import configure

@@ -19,8 +19,9 @@ from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.expert import Expert
 from dagdiff.pipelines.agreement import _called, _case, check_agreement
+from dagdiff.pipelines.calling import call_arguments
 from dagdiff.pipelines.conditions import PromptBank, Text
-from dagdiff.pipelines.export import body_of, build_pipeline, call_arguments, chain_of
+from dagdiff.pipelines.export import body_of, build_pipeline, chain_of
 from dagdiff.pipelines.lora import merged
 from dagdiff.pipelines.weights import WeightedBank
 from dagdiff.runs.config import configure
