@@ -119,6 +119,11 @@ def block(title: str) -> str:
     return code
 
 
+@pytest.mark.parametrize("title", ["", ' title="modelopt"'])
+def test_the_loops_of_the_page_are_short(title: str) -> None:
+    assert block(title)
+
+
 def test_the_plain_loop_of_the_page_trains() -> None:
     names: dict[str, Any] = {}
     exec(compile(block(""), "states.md", "exec"), names)
