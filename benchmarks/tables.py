@@ -170,8 +170,9 @@ def by_schedule(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def by_steps_and_task(rows: Sequence[Row]) -> str:
+def by_steps_and_task(*several: Sequence[Row]) -> str:
     """The image suite: a line a task, objective and number of steps; the contrast, its result, missing classes."""
+    rows = [row for each in several for row in each]
     lines = head("dataset, trained on", "objective", "steps", *map(variant_name, _SHOWN), "expert", "remaining gap",
                   "result", "missing classes: forward → mixture")  # fmt: skip
     for task, steps, objective in dict.fromkeys((row.task, row.steps, row.objective) for row in rows):
