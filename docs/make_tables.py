@@ -139,7 +139,7 @@ def _title(page: str) -> str:
 def _wrapped(line: str, width: int = 86) -> Iterator[str]:
     """A command over several lines; a long word of settings breaks between its parts, where JSON lets it."""
     shown = ""
-    words = [word.replace('}, "', '},\n    "') for word in map(shlex.quote, shlex.split(line))]
+    words = [_broken(word, width - 20) for word in map(shlex.quote, shlex.split(line))]
     for part in re.split(r" (?=--)", " ".join(words)):
         if shown and len(shown) + 1 + len(part.partition("\n")[0]) > width:
             yield f"{shown} \\"
@@ -147,6 +147,15 @@ def _wrapped(line: str, width: int = 86) -> Iterator[str]:
         else:
             shown = f"{shown} {part}" if shown else part
     yield shown
+
+
+def _broken(word: str, width: int) -> str:
+    """A word of the shell over several lines, broken where JSON lets it: before a key or an object."""
+    lines = [""]
+    for part in re.split(r'(?<=[,:]) (?=["{])', word):
+        joined = f"{lines[-1]} {part}".lstrip()
+        lines[-1:] = [joined] if len(joined) <= width or not lines[-1] else [lines[-1], part]
+    return "\n    ".join(lines)
 
 
 def floors() -> dict[str, str]:
