@@ -87,18 +87,14 @@ def test_the_gap_is_zero_of_the_teachers_own_samples_and_has_a_margin(
     assert metric(states, Truth(states)) == {}
 
 
-def test_a_run_is_scored_by_a_clip_of_ones_own(
-    clip: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mine.py").write_text(
+def test_a_run_is_scored_by_a_clip_of_ones_own(clip: str, settings: dict[str, Any], own_folder: Path) -> None:
+    (own_folder / "mine.py").write_text(
         f"from dagdiff.metrics.clip import ClipScore\n\n\nclass Tiny(ClipScore):\n    weights = {clip!r}\n"
     )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
     told = [f"--pipeline.{name}={value}" for name, value in settings["pipeline"].items()]
     options = [f"--{name}={value}" for name, value in settings.items() if name != "pipeline"]
     assert main(["distill", *options, *told, "--metric", "mine.Tiny", "--trust_code", "--out", "run"]) == 0
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    metrics = json.loads((own_folder / "run" / "metrics.json").read_text())["metrics"]
     assert 0.0 <= metrics["clip"] <= 100.0
     assert metrics["clip_gap_margin"] >= 0.0
 
