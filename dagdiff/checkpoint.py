@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,11 +27,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     File and folder reach the disk before this returns, so what is written later never outlives what was written
     before. Its mode is what the user's umask gives new files, whatever the writer made of it (safetensors: 0600).
+    Threads, processes and machines may write the same path at once: the last one stands.
 
     Raises:
         Refusal: if it can't be written, whichever library says so; what was there before stands.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = _neighbour(path)
     with refused_writes(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def _neighbour(path: Path) -> Path:
+    """A hidden name beside ``path`` that no other thread, process or machine takes: a process number isn't enough."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 @contextlib.contextmanager
@@ -162,7 +169,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
 
 def follow_umask(folder: Path) -> None:
     """Give the files below ``folder``, which others have written, the mode that the user's umask gives new ones."""
-    probe = folder / f".mode.{os.getpid()}"
+    probe = _neighbour(folder / "mode")
     probe.touch()
     mode = probe.stat().st_mode
     probe.unlink()

@@ -6,7 +6,9 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -64,6 +66,24 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
     write_atomically(path, write)
     assert seen == [("old", True)]
     assert path.read_text() == "new"
+
+
+def test_writers_of_one_path_are_not_in_each_others_way(tmp_path: Path) -> None:
+    """Threads of one process, as an executor may have them: each has begun before any is done."""
+    path, begun = tmp_path / "note.txt", Barrier(4)
+
+    def writer(text: str) -> None:
+        def write(partial: Path) -> None:
+            partial.write_text(text)
+            begun.wait(timeout=30)
+            assert partial.read_text() == text
+
+        write_atomically(path, write)
+
+    texts = [str(number) * 1000 for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(writer, texts))
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failing_move_leaves_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
