@@ -69,9 +69,13 @@ def load(folder: Path, few: bool = False) -> Results:
 
 
 def origin(found: dict[str, Results]) -> str:
-    """The line under a table: what made its results, and how those of an older version are made again."""
+    """The line under a table: what made its results, which teachers taught, how older results are made again."""
     several = len(found) > 1
     lines = [f"{f'`{name}`: made' if several else 'Made'} with {each.made_with}." for name, each in found.items()]
+    taught = dict.fromkeys(each for results in found.values() for each in results.teachers)
+    if taught:
+        named = ", ".join(f"`{weights}` (seed {seed})" for seed, weights in taught)
+        lines.append(f"Learned teachers, by the hash of their weights: {named}.")
     old = [command(each, name) for name, each in found.items() if each.identity < IDENTITY]
     if old:
         again = " and ".join(f"`{line}`" for line in old)

@@ -153,7 +153,7 @@ def _pictures() -> tuple[Tensor, Tensor, Tensor]:
 def _whole(path: Path) -> bool:
     """Whether a file of the cache is there and can be read; one that is damaged is drawn again."""
     try:
-        with np.load(path) as kept:
+        with path.open("rb") as file, np.load(file) as kept:
             return bool(kept["images"].shape == (DRAWN, 3, SIDE, SIDE) and len(kept["glasses"]) == DRAWN)
     except (OSError, ValueError, KeyError, EOFError, zlib.error, BadZipFile):
         return False

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dagdiff.benchmarks.running.cells import YARDSTICK, Cell
 from dagdiff.checkpoint import save_arrays
 from dagdiff.expert import Expert
 from dagdiff.metrics.base import score
+from dagdiff.pipelines.fingerprint import fingerprint
 from dagdiff.round import Round
 from dagdiff.runs.experiment import Experiment
 from dagdiff.runs.identity import digest
@@ -73,8 +75,15 @@ def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:
     metrics, by_step = experiment.measure(points, seed)
     chains = {"chains": experiment.chains(64, seed), "expert_chains": experiment.expert_chains(64, seed)}
     save_arrays(out / file, x=points[: experiment.task.saved], **chains)
-    expert = expert_scores(experiment, out)
-    return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step, "expert": expert}
+    expert = {"expert": expert_scores(experiment, out), **teacher_name(experiment.expert)}
+    return {"config": key, "samples": file, "metrics": metrics, "by_step": by_step, **expert}
+
+
+def teacher_name(expert: Expert) -> dict[str, str]:
+    """Return what names a learned expert in a record: the start of its weights' hash. Training differs by machine."""
+    network = expert.denoiser
+    learned = isinstance(network, nn.Module) and next(network.parameters(), None) is not None
+    return {"teacher": fingerprint(network)[:8]} if learned else {}
 
 
 def expert_scores(experiment: Experiment, out: Path) -> dict[str, float]:

@@ -22,8 +22,9 @@ class Record:
 
     ``about`` says in words what sets its comparison apart from the plain one, ``case`` (the task and that) names its
     yardsticks, ``expert`` holds the scores of its expert in the student's place, from the same noise (of older files:
-    nothing), ``milliseconds`` is the CPU time of an update, in suites that measure it, and ``course`` a list for each
-    number of what it scored and had cost while it trained, in suites that look.
+    nothing), ``teacher`` names a learned expert by its weights, ``milliseconds`` is the CPU time of an update, in
+    suites that measure it, and ``course`` a list for each number of what it scored and had cost while it trained, in
+    suites that look.
     """
 
     task: str
@@ -47,10 +48,11 @@ class Record:
     milliseconds: float = math.nan
     expert: Scores = field(default_factory=Scores)
     course: dict[str, Sequence[float]] = field(default_factory=dict)
+    teacher: str = ""
 
 
 _LATER = {"setup": "", "about": "", "case": "", "substeps": 0, "milliseconds": math.nan, "expert": {},
-          "course": {}}  # fmt: skip
+          "course": {}, "teacher": ""}  # fmt: skip
 """What older files lack, and what it is then."""
 
 _SCORES = {str: (float, None)}

@@ -97,6 +97,11 @@ class Results:
         return make_rows(self.records, self.references, self.numbers, self.judged_by)
 
     @property
+    def teachers(self) -> list[tuple[int, str]]:
+        """Seed and weights of the learned experts of runs on images; another machine trains others."""
+        return sorted({(each.seed, each.teacher) for each in self.records if each.teacher and "fd" in each.metrics})
+
+    @property
     def made_with(self) -> str:
         """What made them, in words: version, machine, torch, and the number of seeds."""
         seeds = len({record.seed for record in self.records})
