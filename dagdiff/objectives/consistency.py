@@ -53,7 +53,8 @@ class Consistency(Objective):
         solver_steps: steps of the expert's grid; forward states take its times, and one solver step is 1 / solver_steps
             long.
         label_end: to where the expert walks for a label: "step" (one solver step, as published), "data" (the whole
-            walk), "uniform" (a time of the grid below t, drawn), or the time on, in (0, 1].
+            walk), "uniform" (a time of the grid below t, drawn), the time on, in (0, 1], or the import path of a law
+            ``(t, generator) -> end``.
         ema: decay of the target network, an update.
         huber_width: c of the pseudo-Huber distance.
         renoise: spread on-policy states over the solver's times, by perturbing each prediction of a rollout to a time

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dagdiff.checks import Refusal, check_at_least
+from dagdiff.importing import imported, reach_working_folder
 from dagdiff.shapes import Times
 
 LabelEnd = Callable[[Times, torch.Generator | None], Times]
@@ -59,7 +60,7 @@ def as_label_end(value: "float | str | LabelEnd", steps: int) -> LabelEnd:
 
     Args:
         value: ``"step"`` (1 / ``steps`` on), ``"data"``, ``"uniform"``, the time on as a number in (0, 1], or a
-            callable ``(t, generator) -> end``.
+            callable ``(t, generator) -> end`` or its import path, such as ``mypkg.law``.
         steps: of the grid on which "step" and "uniform" count.
 
     Raises:
@@ -73,23 +74,24 @@ def as_label_end(value: "float | str | LabelEnd", steps: int) -> LabelEnd:
     try:
         time = float(value)
     except (TypeError, ValueError):
+        if "." in str(value):
+            reach_working_folder()
+            return imported("label_end", value)
         time = -1.0
     if not 0.0 < time <= 1.0:
         raise Refusal(
-            f"label_end must be {', '.join(words)}, or a time in (0, 1] by which the expert walks on; got {value!r}. "
-            "Pass e.g. data."
+            f"label_end must be {', '.join(words)}, a time in (0, 1] by which the expert walks on, or the import path "
+            f"of a law; got {value!r}. Pass e.g. data."
         )
     return Data() if time == 1.0 else Ahead(time)
 
 
 def check_label_end(end: Times, t: Times) -> Times:
     """Return the ends that a law drew for states at t; reject those outside [0, t]."""
-    outside = ~((end >= 0.0) & (end <= t))
-    if end.shape != t.shape or (not end.is_meta and bool(outside.any())):
-        got = (
-            tuple(end.shape)
-            if end.shape != t.shape
-            else f"{float(end[outside][0]):.3g} at t={float(t[outside][0]):.3g}"
-        )
-        raise Refusal(f"label_end must lie in [0, t], one for each state; got {got}. Mend the law that draws it.")
-    return end
+    if not isinstance(end, torch.Tensor) or end.shape != t.shape:
+        got = tuple(end.shape) if isinstance(end, torch.Tensor) else type(end).__name__
+    elif not end.is_meta and bool((outside := ~((end >= 0.0) & (end <= t))).any()):
+        got = f"{float(end[outside][0]):.3g} at t={float(t[outside][0]):.3g}"
+    else:
+        return end
+    raise Refusal(f"label_end must lie in [0, t], one for each state; got {got}. Mend the law that draws it.")

@@ -1,6 +1,7 @@
 """Labels of any length: where the expert walks to, what the student is then asked, and what is refused."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dagdiff.checks import Refusal
+from dagdiff.cli import main
 from dagdiff.dagger import DAgger
 from dagdiff.envs.denoising import DenoisingEnv
 from dagdiff.envs.toy2d import world
@@ -136,11 +138,27 @@ def test_another_label_end_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "drawn", [lambda t, _: t + 0.1, lambda t, _: -t, lambda t, _: t * torch.nan, lambda t, _: t[:1]]
+    "drawn",
+    [lambda t, _: t + 0.1, lambda t, _: -t, lambda t, _: t * torch.nan, lambda t, _: t[:1], lambda *_: 0.5],
 )
 def test_a_law_that_draws_outside_the_chain_is_refused(drawn: Callable[[Tensor, Any], Tensor]) -> None:
     with pytest.raises(Refusal, match=r"label_end must lie in \[0, t\]"):
         annotated(Consistency(label_end=drawn), expert())
+
+
+def test_a_law_of_ones_own_is_named_by_its_import_path(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that draws outside [0, t] is told before the first update."""
+    (own_folder / "mylaws.py").write_text(
+        "def half(t, generator): return t / 2\ndef twice(t, generator): return t * 2\n"
+    )
+    words = "distill --task gaussians8-biased --objective consistency --updates 40 --rounds 2 --objective.label_end"
+    small = "--policy fresh --policy.width 8 --chains 8 --samples 50 --device cpu"
+    assert main([*words.split(), "mylaws.half", *small.split(), "--out", "half"]) == 0
+    assert main([*words.split(), "mylaws.twice", *small.split(), "--out", "twice"]) == 2
+    assert main([*words.split(), "mylaws.halve", *small.split(), "--out", "halve"]) == 2
+    told = capsys.readouterr().err
+    assert "label_end must lie in [0, t], one for each state; got 0.12 at t=0.06" in told
+    assert "unknown label_end in mylaws 'halve'. Did you mean 'half'?" in told
 
 
 def test_pd_knows_two_ends() -> None:
