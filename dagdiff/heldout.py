@@ -10,7 +10,7 @@ from tensordict import TensorDict
 
 from dagdiff.checks import check_finite
 from dagdiff.expert import Expert
-from dagdiff.metrics.shift import imitation_loss
+from dagdiff.metrics.imitation import imitation_loss
 from dagdiff.objectives.base import Objective
 from dagdiff.policy import ExpertPolicy, StudentPolicy
 from dagdiff.rollout import Data, draw

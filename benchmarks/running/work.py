@@ -82,8 +82,9 @@ def scored(experiment: Experiment, key: str, out: Path) -> dict[str, Any]:
 def teacher_name(expert: Expert) -> dict[str, str]:
     """Return what names a learned expert in a record: the start of its weights' hash. Training differs by machine."""
     network = expert.denoiser
-    learned = isinstance(network, nn.Module) and next(network.parameters(), None) is not None
-    return {"teacher": fingerprint(network)[:8]} if learned else {}
+    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
+        return {}
+    return {"teacher": fingerprint(network)[:8]}
 
 
 def expert_scores(experiment: Experiment, out: Path) -> dict[str, float]:

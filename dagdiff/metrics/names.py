@@ -10,7 +10,7 @@ from importlib import import_module
 
 from dagdiff import metrics as room
 from dagdiff.metrics.base import Metric, Number
-from dagdiff.metrics.shift import LOSSES
+from dagdiff.metrics.imitation import LOSSES
 
 
 @cache

@@ -15,7 +15,7 @@ expert's hands, makes of it. What each step adds to that is in :mod:`dagdiff.met
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from dagdiff.expert import Expert
-from dagdiff.metrics.base import Number
 from dagdiff.metrics.handover import StepBounds, hand_over, spread, step_bounds
+from dagdiff.metrics.imitation import guess_errors
 from dagdiff.metrics.samples import energy_distance, sliced_wasserstein
 from dagdiff.metrics.statistics import Interval, bootstrap_mean
 from dagdiff.metrics.twosample import classifier_accuracy, scaled_mmd
@@ -121,42 +121,8 @@ class StepShift:
         return {**asdict(self), **derived}
 
 
-LOSSES = {
-    "loss_forward": Number(
-        "Imitation loss on forward states (noised data): squared difference of the two predictions.", floor="0"
-    ),
-    "loss_expert": Number("Imitation loss on expert states: the same, where the expert acts in each step.", floor="0"),
-    "loss_own": Number(
-        "Imitation loss on student states: the same, at the states of the student's own chains.", floor="0"
-    ),
-    "data_mismatch": Number(
-        "Loss on expert states minus on forward states: what the data shown do not cover.", floor="0", compared=True
-    ),
-    "own_errors": Number(
-        "Loss on student states minus on expert states: what the student's own errors lead to.",
-        floor="0",
-        compared=True,
-    ),
-    "loss_gap": Number(
-        "Loss on student states minus on forward states: what training on noised data alone does not see.",
-        floor="0",
-        compared=True,
-    ),
-    "end_error": Number(
-        "Distance (rms) of the student's end to the end of its expert in the same place, from the same noise.",
-        floor="0",
-    ),
-}
-"""What the held-out imitation losses of a run mean, each a mean over steps."""
-
 NEGLIGIBLE = 1e-6
 """A loss below this part of ``loss_zero`` is none: errors of a thousandth of the guess need no repair."""
-
-
-def gaps(losses: Mapping[str, float]) -> dict[str, float]:
-    """Return what lies between the mean losses on the three laws of states, by name."""
-    forward, expert, own = (losses[f"loss_{law}"] for law in ("forward", "expert", "own"))
-    return {"data_mismatch": expert - forward, "own_errors": own - expert, "loss_gap": own - forward}
 
 
 class Bracket(NamedTuple):
@@ -187,24 +153,6 @@ class Density(Protocol):
     def __call__(self, x_t: States, t: Times) -> Tensor:
         """Return the logarithm of the density."""
         ...
-
-
-def imitation_loss(
-    policy: Denoiser,
-    expert: Expert,
-    transition: Transition,
-    x_t: States,
-    t: Times,
-    s: Times,
-    condition: Condition = None,
-) -> float:
-    """Return the mean squared distance between the policy's guess and the expert's, on given states.
-
-    The expert's guess is the one that its sub-steps amount to up to ``transition.horizon(s)``. Its evaluations here are
-    measurement, not training, and are not charged to ``expert.nfe``.
-    """
-    error, _ = _errors(policy, expert, transition, x_t, t, s, condition)
-    return float(error.square().mean())
 
 
 def measure_shift(
@@ -250,7 +198,8 @@ def measure_shift(
             eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
             laws = {"forward": perturb(x0, eps, mine.t, expert.schedule), "own": mine.x_t, "expert": theirs.x_t}
             asked = {
-                law: _errors(policy, expert, transition, x_t, mine.t, mine.s, condition) for law, x_t in laws.items()
+                law: guess_errors(policy, expert, transition, x_t, mine.t, mine.s, condition)
+                for law, x_t in laws.items()
             }
             errors.append(asked["own"][0])
             found = _losses(asked, count) | _distances(laws, generator)
@@ -290,15 +239,6 @@ def surprise(
     real = perturb(truth, noise, t[:1], schedule)
     known = float(density(real, t[:1].expand(len(real))).mean())
     return known - float(density(x_t, t).mean())
-
-
-def _errors(
-    policy: Denoiser, expert: Expert, transition: Transition, x_t: States, t: Times, s: Times, condition: Condition
-) -> tuple[States, States]:
-    """The policy's guess minus the expert's, and the expert's, both ``(B, *D)``."""
-    with torch.no_grad(), expert.ledger.free():
-        target = expert.target(x_t, t, transition.horizon(s), condition)
-        return policy(x_t, t, condition) - target, target
 
 
 def _losses(asked: dict[str, tuple[States, States]], steps: int) -> dict[str, Any]:

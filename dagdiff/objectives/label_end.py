@@ -74,7 +74,7 @@ def as_label_end(value: "float | str | LabelEnd", steps: int) -> LabelEnd:
     try:
         time = float(value)
     except (TypeError, ValueError):
-        if "." in str(value):
+        if isinstance(value, str) and "." in value:
             reach_working_folder()
             return imported("label_end", value)
         time = -1.0
@@ -89,7 +89,7 @@ def as_label_end(value: "float | str | LabelEnd", steps: int) -> LabelEnd:
 def check_label_end(end: Times, t: Times) -> Times:
     """Return the ends that a law drew for states at t; reject those outside [0, t]."""
     if not isinstance(end, torch.Tensor) or end.shape != t.shape:
-        got = tuple(end.shape) if isinstance(end, torch.Tensor) else type(end).__name__
+        got = str(tuple(end.shape)) if isinstance(end, torch.Tensor) else type(end).__name__
     elif not end.is_meta and bool((outside := ~((end >= 0.0) & (end <= t))).any()):
         got = f"{float(end[outside][0]):.3g} at t={float(t[outside][0]):.3g}"
     else:

@@ -26,7 +26,7 @@ from dagdiff.heldout import HeldOut
 from dagdiff.hooks import Hook
 from dagdiff.learner import Learning
 from dagdiff.metrics.base import Scorer, score
-from dagdiff.metrics.shift import gaps
+from dagdiff.metrics.imitation import gaps
 from dagdiff.metrics.standing import Standing
 from dagdiff.mixture import Shares
 from dagdiff.objectives.base import Objective

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dagdiff.checks import Refusal
 from dagdiff.expert import Expert
-from dagdiff.metrics.shift import Bracket, Shift, StepShift, gaps, imitation_loss, measure_shift
+from dagdiff.metrics.imitation import gaps, imitation_loss
+from dagdiff.metrics.shift import Bracket, Shift, StepShift, measure_shift
 from dagdiff.policies.gaussian import GaussianMixtureExpert
 from dagdiff.policies.networks import MLP
 from dagdiff.policies.student import Student
