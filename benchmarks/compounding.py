@@ -1,14 +1,14 @@
-"""The tables of the horizon and the label suite: how errors grow with the chain, and what longer labels change."""
+"""Tables of what a gap is made of, how errors grow with the chain, and what longer labels change."""
 
 from collections.abc import Iterable, Sequence
 
 from dagdiff.benchmarks.suites.horizon import growth
-from dagdiff.benchmarks.tables import head, line, spoken
+from dagdiff.benchmarks.tables import head, line, plain, spoken
 from dagdiff.metrics.statistics import Interval, bootstrap_mean
-from dagdiff.report.glossary import OBJECTIVES, variant_name
+from dagdiff.report.glossary import OBJECTIVES, quantity, variant_name
 from dagdiff.report.records import Record
 from dagdiff.report.rows import Row
-from dagdiff.report.verdict import level
+from dagdiff.report.verdict import bracketed, level
 
 
 def claim(rows: Sequence[Row]) -> str:
@@ -45,6 +45,20 @@ def walked(rows: Sequence[Row]) -> str:
         "**A label may be the expert's whole walk to data.** Each label is bought once and used often, so it may cost "
         f"more. Energy distance x 1000: {', '.join(told)}. [Labels as long as the chain](labels.md)."
     )
+
+
+def by_cause(rows: Sequence[Row]) -> str:
+    """A line a task and objective of forward training on half of the data: the loss there, and both parts of the gap.
+
+    Means over steps and seeds, with the intervals of the parts over seeds; times 1000.
+    """
+    lines = head("dataset", "objective", "loss on forward states", "data mismatch", "own errors")
+    for row in plain(rows).values():
+        if row.variant == "forward" and row.task.endswith("-biased"):
+            losses = (row.metrics[name] for name in ("loss_forward", "data_mismatch", "own_errors"))
+            told = [bracketed(Interval(*(1e3 * bound for bound in loss)), 2) if loss else "–" for loss in losses]
+            lines += line(row.task.removesuffix("-biased"), OBJECTIVES[row.objective], *told)
+    return "\n".join(lines)
 
 
 def by_growth(rows: Sequence[Row]) -> str:
@@ -85,6 +99,24 @@ def by_source(rows: Sequence[Row]) -> str:
 def by_length(rows: Sequence[Row]) -> str:
     """A line a label and number of updates, a column a task: the distance, and the expert's evaluations."""
     return _by_task([row for row in rows if row.records[0].about.endswith("updates")])
+
+
+def by_drift(rows: Sequence[Row]) -> str:
+    """A line a label, a column a length of training, and the score at which a perfect imitator would stay.
+
+    Cells hold the distance, the expert's evaluations and the seconds of the training.
+    """
+    long = [row for row in rows if row.records[0].about.endswith("updates")]
+    lengths = list(dict.fromkeys(row.records[0].about for row in long))
+    lines = head("label", *lengths, "the expert in its place")
+    for label in dict.fromkeys(row.variant for row in long):
+        mine = {row.records[0].about: row for row in long if row.variant == label}
+        cells = [
+            f"{level(row.distance, row.judged_by)}; {row.records[0].nfe_expert / 1e3:,.0f} k; {row.seconds:.0f} s"
+            for row in map(mine.__getitem__, lengths)
+        ]
+        lines += line(label, *cells, level(mine[lengths[0]].expert, mine[lengths[0]].judged_by))
+    return "\n".join([f"Cells hold the {quantity(rows[0].judged_by)}; the expert's evaluations; seconds.", "", *lines])
 
 
 def by_price(rows: Sequence[Row]) -> str:

@@ -109,6 +109,7 @@ TABLES = {
     "glance": Made(("study", "images"), _README, tables.glance),
     "findings": Made(("study", "images"), _RESULTS, tables.findings),
     "study": Made(("study",), _RESULTS, tables.contrasts),
+    "cause": Made(("study",), _RESULTS, compounding.by_cause),
     "demo": Made(("toy2d-quick",), _RESULTS, tables.contrasts),
     "steps": _few(make=tables.by_steps),
     "sources": _few(make=partial(tables.by_variant, variants=("forward", "student", "expert", "mixture"))),

@@ -3,6 +3,7 @@
 Which table stands where, and what it is made from, is in :mod:`dagdiff.benchmarks.pages`.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
@@ -174,7 +175,7 @@ def by_steps_and_task(*several: Sequence[Row]) -> str:
     """The image suite: a line a task, objective and number of steps; the contrast, its result, missing classes."""
     rows = [row for each in several for row in each]
     lines = head("dataset, trained on", "objective", "steps", *map(variant_name, _SHOWN), "expert", "remaining gap",
-                  "result", "missing classes: forward → mixture")  # fmt: skip
+                  "result", "missing classes: forward → mixture, expert")  # fmt: skip
     for task, steps, objective in dict.fromkeys((row.task, row.steps, row.objective) for row in rows):
         group = {row.variant: row for row in rows if (row.task, row.steps, row.objective) == (task, steps, objective)}
         cells = [_mean(row) if (row := group.get(name)) else "–" for name in _SHOWN]
@@ -183,6 +184,8 @@ def by_steps_and_task(*several: Sequence[Row]) -> str:
         missing = [group[name].metrics["missing"] for name in ("forward", "mixture") if name in group]
         classes = " → ".join(f"{share.mean:.2f}" for share in missing if share)
         mixture = group.get("mixture")
+        if classes and mixture and math.isfinite(taught := mixture.scores_of_expert["missing"]):
+            classes += f", {taught:.2f}"
         cells += [level(mixture.expert, mixture.judged_by)] if mixture else [""]
         cells += [remaining_gap(mixture), outcome(mixture, "forward")] if mixture else ["", ""]
         lines += line(spoken(task), OBJECTIVES[objective], str(steps), *cells, classes or "–")

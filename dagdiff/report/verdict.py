@@ -118,7 +118,7 @@ def spell(interval: Interval | None, digits: int = 3) -> str:
     if interval is None or interval.low == interval.high:
         return number(interval.mean if interval else math.nan, digits)
     decimals = _decimals(max(abs(interval.mean), (interval.high - interval.low) / 2), digits)
-    return _bracketed(interval, max(decimals, *(_decimals(bound, 1) for bound in interval[1:] if bound)))
+    return bracketed(interval, max(decimals, *(_decimals(bound, 1) for bound in interval[1:] if bound)))
 
 
 def level(value: Interval | float | None, metric: str) -> str:
@@ -128,7 +128,7 @@ def level(value: Interval | float | None, metric: str) -> str:
     found = Interval(value, value, value) if isinstance(value, float) else value
     if found is None or not math.isfinite(found.mean):
         return "–"
-    return _bracketed(scaled(found, metric), 1)
+    return bracketed(scaled(found, metric), 1)
 
 
 def change(interval: Interval, metric: str) -> str:
@@ -137,7 +137,7 @@ def change(interval: Interval, metric: str) -> str:
         return spell(interval, 2)
     found = scaled(interval, metric)
     small = [_decimals(bound, 1) for bound in found[1:]] if found.clear_of_zero else []
-    return _bracketed(found, max([1, *small]))
+    return bracketed(found, max([1, *small]))
 
 
 def scaled(interval: Interval, metric: str) -> Interval:
@@ -145,7 +145,7 @@ def scaled(interval: Interval, metric: str) -> Interval:
     return Interval(*((scale_of(metric) or 1.0) * bound for bound in interval))
 
 
-def _bracketed(interval: Interval, decimals: int) -> str:
+def bracketed(interval: Interval, decimals: int) -> str:
     """``mean [low, high]`` with so many decimals, or the mean alone where there is no width; 0 has no sign."""
     mean, low, high = (f"{round(bound, decimals) + 0.0:,.{decimals}f}" for bound in interval)
     return mean if interval.low == interval.high else f"{mean} [{low}, {high}]"

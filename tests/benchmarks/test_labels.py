@@ -11,6 +11,7 @@ from dagdiff.benchmarks.suites.labels import ENDS, QUICK, SOURCES, Suite, cells
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
 from dagdiff.report.results import Results
+from dagdiff.report.verdict import level
 
 
 def test_labels_differ_in_the_walk_alone() -> None:
@@ -79,3 +80,17 @@ def test_a_small_run_fills_both_tables(tmp_path: Path) -> None:
     assert len(sources) == 2 + len(SOURCES)
     whole = {line.split("|")[1].strip(): line.split("|")[2:] for line in [*labels, *sources]}
     assert whole["LCM, data, 16"] == whole["mixture 25/50/25"], "the same runs"
+
+
+def test_a_table_of_lengths_shows_what_each_cost(tmp_path: Path) -> None:
+    small = '{"samples":40,"chains":8,"batch_size":8,"rounds":1,"policy":"fresh"}'
+    words = f"bench labels --blocks long --tasks gaussians8-biased --seeds 1 --updates 2 --settings {small}"
+    assert main([*words.split(), "--out", str(tmp_path)]) == 0
+    found = Results.load(tmp_path)
+    lines = compounding.by_drift(found.rows).splitlines()[2:]
+    assert lines[0] == "| label | 2 updates | 8 updates | 32 updates | the expert in its place |"
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["one step", "data, 16"]
+    last = found.records[-1]
+    shown = [level(scores["energy"], "energy") for scores in (last.metrics, last.expert)]
+    assert f"| {shown[0]}; {last.nfe_expert / 1e3:,.0f} k; {last.seconds:.0f} s |" in lines[3]
+    assert lines[3].endswith(f"| {shown[1]} |")

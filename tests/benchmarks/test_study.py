@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
+from dagdiff.benchmarks import compounding
 from dagdiff.benchmarks.running.cells import Cell
 from dagdiff.benchmarks.running.executor import run_suite
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.running.variants import labelled
 from dagdiff.benchmarks.suites import study, toy2d
+from dagdiff.benchmarks.tables import plain
 from dagdiff.checks import Refusal
-from dagdiff.report.results import IDENTITY
+from dagdiff.report.glossary import OBJECTIVES
+from dagdiff.report.results import IDENTITY, Results
 from dagdiff.runs.config import Config, configure
 from dagdiff.runs.experiment import Experiment
 
@@ -225,3 +228,15 @@ def test_the_study_runs_block_by_block(quick: Path) -> None:
         {(record["config"], record["seconds"]) for record in found["records"]} for found in (first, second)
     )
     assert before <= after, "what was there was not run again"
+
+
+def test_the_table_of_causes_takes_the_kept_gaps_apart() -> None:
+    """Loss on student states = loss on forward states + data mismatch + own errors."""
+    rows = Results.load(ROOT / "benchmarks/results/study").rows
+    lines = [line.split("|")[1:-1] for line in compounding.by_cause(rows).splitlines()[2:]]
+    assert len(lines) == 15
+    found = {(row.task, OBJECTIVES[row.objective]): row for row in plain(rows).values() if row.variant == "forward"}
+    for task, objective, *cells in lines:
+        parts = [float(cell.split("[")[0]) for cell in cells]
+        own = found[f"{task.strip()}-biased", objective.strip()].metrics["loss_own"]
+        assert own and sum(parts) == pytest.approx(1e3 * own.mean, abs=0.02)

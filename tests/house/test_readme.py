@@ -109,12 +109,15 @@ def test_a_study_is_kept_shown_and_drawn(own_folder: Path) -> None:
     for page in ("study.md", "dmd2.md"):
         (own_folder / "docs" / page).write_text((ROOT / "docs" / page).read_text(encoding="utf-8"))
     findings_too = f"<!-- table: findings -->\n{END}\n"
-    (own_folder / "docs/results.md").write_text(f"before\n{start}\n{END}\nafter\n{findings_too}")
+    cause = "<!-- table: cause -->\n"
+    (own_folder / "docs/results.md").write_text(f"before\n{start}\n{END}\nafter\n{findings_too}{cause}{END}\n")
     readme.main([f"study={small_study(own_folder)}"])
     text = (own_folder / "docs/results.md").read_text()
     found = load(own_folder / readme.KEPT / "study")
     made = f"{contrasts(found.rows)}\n\n{origin({'study': found})}"
-    assert text == f"before\n{start}\n{made}\n{END}\nafter\n{findings_too}"
+    whole, _, causes = text.partition(cause)
+    assert whole == f"before\n{start}\n{made}\n{END}\nafter\n{findings_too}"
+    assert "| gaussians8 | PD | " in causes
     for objective, name, same in (("progressive", "PD", True), ("consistency", "LCM", False)):
         forward, published, mixture = (
             next(row.metrics["energy"].mean for row in found.rows if wanted == (row.task, row.objective, row.variant))
