@@ -147,7 +147,7 @@ def mine(own_folder: Path) -> None:
 
 def test_extending_has_commands_and_code() -> None:
     assert len(commands()) == 8
-    assert len(blocks("python")) == 10
+    assert len(blocks("python")) == 11
 
 
 @pytest.mark.parametrize("line", commands(), ids=lambda line: line.split("--out runs/")[-1])
@@ -174,12 +174,24 @@ def test_the_program_of_does_it_drift_runs(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_loop_and_the_chain_of_extending_run(capsys: pytest.CaptureFixture[str]) -> None:
-    loop, chain = (code for told, code in blocks("python") if told and "mine.py" not in told)
+    loop, chain = (code for told, code in blocks("python") if "loop.py" in told or "chain.py" in told)
     names: dict[str, Any] = {}
     exec(compile(loop.replace("rounds=20", "rounds=2"), "extending.md", "exec"), names)
     assert names["points"].shape == (2000, 2) and len(capsys.readouterr().out.splitlines()) == 2
     exec(compile(chain, "extending.md", "exec"), names)
     assert set(names["observation"]) == {"x_t", "t", "s", "step"}
+
+
+def test_the_reward_of_extending_prefers_the_label(capsys: pytest.CaptureFixture[str]) -> None:
+    """The page's figures: the label returns 0 and ends at the target, the expert's plain prediction neither."""
+    (code,) = (code for told, code in blocks("python") if "returns.py" in told)
+    torch.manual_seed(0)
+    exec(compile(code, "extending.md", "exec"), {})
+    label, plain = (
+        [float(word) for word in line.strip("()").split(",")] for line in capsys.readouterr().out.split("\n")[:2]
+    )
+    assert label[0] == 0.0 and abs(label[1]) < 0.003
+    assert -0.16 < plain[0] < -0.12 and 0.009 < plain[1] < 0.018
 
 
 def test_the_program_of_inside_the_loop_runs(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
