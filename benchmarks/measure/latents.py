@@ -36,12 +36,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, mse_loss
 
 from dagdiff.benchmarks.measure.overhead import one_thread, processor
-from dagdiff.benchmarks.measure.retune import read_rows
+from dagdiff.benchmarks.measure.rows import asked, completed, read_rows
 from dagdiff.benchmarks.pages import with_table
 from dagdiff.benchmarks.running.nfe import predict_nfe, updates_for
 from dagdiff.benchmarks.suites.labels import ENDS
 from dagdiff.benchmarks.tables import head, line
-from dagdiff.checkpoint import cache_folder, save_csv, save_json, save_text
+from dagdiff.checkpoint import cache_folder, save_json, save_text
 from dagdiff.checks import Refusal
 from dagdiff.jobs.aside import filled as aside
 from dagdiff.metrics.images import Frechet
@@ -238,19 +238,11 @@ def filled(text: str, folder: Path) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Make the runs that are not there yet, write the file after each, and print the table."""
-    options = dict(word.split("=", 1) for word in words if "=" in word)
-    if unknown := sorted(set(options) - set(CHOSEN)):
-        raise Refusal(f"unknown option {unknown[0]!r}. Known: {', '.join(CHOSEN)}.")
-    chosen = {**CHOSEN, **options}
-    folder = next((Path(word) for word in words if "=" not in word), FOLDER)
-    rows = read_rows(folder / "latents.csv")
-    there = {tuple(str(row[name]) for name in KEY) for row in rows}
+    chosen, folder = asked(words, CHOSEN, FOLDER)
     with one_thread():
         teacher, images = pipeline(cache_folder() / "latents-16")
-        for run in runs(chosen):
-            if tuple(str(run[name]) for name in KEY) not in there:
-                rows.append(measure(run, teacher, images, int(chosen["updates"])))
-                save_csv(folder / "latents.csv", rows)
+        updates = int(chosen["updates"])
+        rows = completed(folder / "latents.csv", KEY, runs(chosen), lambda run: measure(run, teacher, images, updates))
         found = references(teacher, images)
         save_json(folder / "machine.json", {**versions(1), "processor": processor(), **found})
     print(table(rows))

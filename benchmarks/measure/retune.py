@@ -30,7 +30,6 @@ Expected before the runs:
   should lead there at few updates.
 """
 
-import csv
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -45,10 +44,11 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from torch import Tensor
 
 from dagdiff.benchmarks.measure.overhead import one_thread, processor
+from dagdiff.benchmarks.measure.rows import asked, completed, read_rows
 from dagdiff.benchmarks.pages import with_table
 from dagdiff.benchmarks.tables import head, line
-from dagdiff.checkpoint import cache_folder, save_csv, save_json, save_text
-from dagdiff.checks import Refusal, check_in
+from dagdiff.checkpoint import cache_folder, save_json, save_text
+from dagdiff.checks import check_in
 from dagdiff.expert import Expert
 from dagdiff.jobs.aside import filled as aside
 from dagdiff.learner import Learner, Learning
@@ -298,26 +298,16 @@ def filled(text: str, folder: Path) -> str:
     )
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of runs, none where there is no file."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return list(csv.DictReader(lines))
-
-
 def main(words: Sequence[str]) -> None:
     """Make the runs that are not there yet, write the file after each, and print the table."""
-    options = dict(word.split("=", 1) for word in words if "=" in word)
-    if unknown := sorted(set(options) - set(CHOSEN)):
-        raise Refusal(f"unknown option {unknown[0]!r}. Known: {', '.join(CHOSEN)}.")
-    folder = next((Path(word) for word in words if "=" not in word), FOLDER)
-    rows = read_rows(folder / "retune.csv")
-    there = {tuple(str(row[name]) for name in KEY) for row in rows}
+    chosen, folder = asked(words, CHOSEN, FOLDER)
+
+    def made(run: Mapping[str, Any]) -> dict[str, Any]:
+        places = prepared(run["data"], run["steps"], run["seed"], cache_folder() / "retune")
+        return measure(run, places, Digits(run["data"]))
+
     with one_thread():
-        for run in runs({**CHOSEN, **options}):
-            if tuple(str(run[name]) for name in KEY) not in there:
-                places = prepared(run["data"], run["steps"], run["seed"], cache_folder() / "retune")
-                rows.append(measure(run, places, Digits(run["data"])))
-                save_csv(folder / "retune.csv", rows)
+        rows = completed(folder / "retune.csv", KEY, runs(chosen), made)
         save_json(folder / "machine.json", {**versions(1), "processor": processor()})
     print(f"{table(rows)}\n\n{differences(rows)}")
     if folder == FOLDER and PAGE.exists():

@@ -7,7 +7,6 @@ of docs/reuse.md is printed.
 All runs make the updates of their recipe, so those of less re-use buy more labels.
 """
 
-import csv
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dagdiff.benchmarks.measure.rows import asked, completed
 from dagdiff.benchmarks.running.nfe import predict_nfe
-from dagdiff.checkpoint import save_csv
-from dagdiff.checks import Refusal
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 
@@ -87,17 +85,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Make the runs that are not there yet, write the file after each, and print the table."""
-    options = dict(word.split("=", 1) for word in words if "=" in word)
-    if unknown := sorted(set(options) - set(CHOSEN)):
-        raise Refusal(f"unknown option {unknown[0]!r}. Known: {', '.join(CHOSEN)}.")
-    file = next((Path(word) for word in words if "=" not in word), FILE)
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    rows: list[dict[str, Any]] = list(csv.DictReader(lines))
-    there = {tuple(str(row[name]) for name in KEY) for row in rows}
-    for run in runs({**CHOSEN, **options}):
-        if tuple(str(run[name]) for name in KEY) not in there:
-            rows.append(measure(run))
-            save_csv(file, rows)
+    chosen, file = asked(words, CHOSEN, FILE)
+    rows = completed(file, KEY, runs(chosen), measure)
     print(table(rows))
 
 
