@@ -23,7 +23,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".md")
-LEFT_OUT = (".git", ".venv", "runs", "build", "dist", "site", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+MADE = (".git", ".venv", "runs", "build", "dist", "site")
+"""What is made at the root of the tree, and no part of it; the package has rooms of these names."""
+
+CACHED = ("__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 PATIENCE = 900.0
 CAUGHT, SURVIVED, BROKEN = "caught", "SURVIVED", "BROKEN"
 
@@ -74,7 +77,12 @@ def read_table(text: str) -> list[Mutant]:
 
 def copy_tree(root: Path, place: Path) -> Path:
     """Copy the tree, symlinks kept, without what is built or cached; return the copy."""
-    shutil.copytree(root, place, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    made, cached = shutil.ignore_patterns(*MADE), shutil.ignore_patterns(*CACHED)
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return cached(folder, names) | (made(folder, names) if Path(folder) == root else set())
+
+    shutil.copytree(root, place, symlinks=True, ignore=left_out)
     return place
 
 

@@ -30,7 +30,7 @@ def test_the_core_is_covered() -> None:
         mutant.file for mutant in MUTANTS
     }
     objectives = {mutant.file for mutant in MUTANTS if mutant.file.startswith("dagdiff/objectives/")}
-    assert len(objectives) == 4
+    assert len(objectives) == 5
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,10 @@ def test_words_choose_mutants_and_all_caught_is_success(tmp_path: Path, capsys: 
     assert mutants.main(["no such word"], table, tree) == 1
 
 
-def test_a_copy_keeps_symlinks(tmp_path: Path) -> None:
+def test_a_copy_keeps_symlinks_and_rooms_and_leaves_out_what_is_made(tmp_path: Path) -> None:
     _, tree = project(tmp_path)
-    (tree / "__pycache__").mkdir()
+    for folder in ("runs", "package/runs", "package/__pycache__"):
+        (tree / folder).mkdir(parents=True)
     copy = mutants.copy_tree(tree, tmp_path / "copy")
-    assert (copy / "linked.py").is_symlink() and not (copy / "__pycache__").exists()
+    assert (copy / "linked.py").is_symlink() and (copy / "package/runs").exists()
+    assert not (copy / "runs").exists() and not (copy / "package/__pycache__").exists()
