@@ -135,6 +135,7 @@ TABLES = {
     "peers": Made(("peers",), _DMD2, tables.by_peer),
     "images, one seed": Made(("images-seed0",), _IMAGES, tables.by_steps_and_task),
     "images": Made(("images",), _IMAGES, tables.by_steps_and_task),
+    "drift": Made(("labels-long-digits",), _IMAGES, compounding.by_drift),
     "faces": Made(("avatars", "avatars-pd"), _IMAGES, tables.by_steps_and_task),
     "fashion": Made(("fashion",), _IMAGES, tables.by_steps_and_task),
     "LCM": Made(("lcm-long",), _IMAGES, tables.by_steps_and_task),

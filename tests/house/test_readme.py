@@ -20,7 +20,7 @@ from reports import content, folder
 from dagdiff.benchmarks import readme
 from dagdiff.benchmarks.pages import END, TABLES, command, filled, load, origin, with_table
 from dagdiff.benchmarks.running.cells import Cell
-from dagdiff.benchmarks.suites import images, study, toy2d
+from dagdiff.benchmarks.suites import images, labels, study, toy2d
 from dagdiff.benchmarks.tables import by_world, contrasts, findings, glance
 from dagdiff.checks import Refusal
 from dagdiff.cli import main
@@ -269,6 +269,21 @@ def test_the_image_suites_commands_are_those_of_their_results(page: str, name: s
         wanted = {**wanted, "settings": {part: own for part, own in wanted["settings"].items() if part != "policy"}}
     assert dataclasses.asdict(asked) == wanted
     assert of_this_version(images.cells(asked), name)
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        *(("docs/labels.md", name) for name in ("labels", "labels-long", "labels-digits")),
+        ("docs/images.md", "labels-long-digits"),
+    ],
+)
+def test_the_label_suites_commands_are_those_of_their_results(page: str, name: str) -> None:
+    told = options_on(page, name)
+    lists = {option: told[option].split(",") for option in ("blocks", "tasks", "objectives") if option in told}
+    asked = labels.Suite(**lists, **({"seeds": int(told["seeds"])} if "seeds" in told else {}))
+    assert dataclasses.asdict(asked) == kept(name).settings
+    assert of_this_version(labels.cells(asked), name)
 
 
 def test_the_figure_is_there() -> None:
