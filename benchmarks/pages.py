@@ -133,7 +133,6 @@ TABLES = {
     "imitation": Made(("imitation",), Path("docs/which-one.md"), tables.which_one),
     "imitation, equal evaluations": Made(("imitation",), Path("docs/which-one.md"), tables.at_equal_evaluations),
     "peers": Made(("peers",), _DMD2, tables.by_peer),
-    "images, one seed": Made(("images-seed0",), _IMAGES, tables.by_steps_and_task),
     "images": Made(("images",), _IMAGES, tables.by_steps_and_task),
     "drift": Made(("labels-long-digits",), _IMAGES, compounding.by_drift),
     "faces": Made(("avatars", "avatars-pd"), _IMAGES, tables.by_steps_and_task),
