@@ -134,10 +134,9 @@ TABLES = {
     "imitation, equal evaluations": Made(("imitation",), Path("docs/which-one.md"), tables.at_equal_evaluations),
     "peers": Made(("peers",), _DMD2, tables.by_peer),
     "images": Made(("images",), _IMAGES, tables.by_steps_and_task),
+    "long": Made(("images-long",), _IMAGES, tables.by_steps_and_task),
     "drift": Made(("labels-long-digits",), _IMAGES, compounding.by_drift),
     "faces": Made(("avatars", "avatars-pd"), _IMAGES, tables.by_steps_and_task),
     "fashion": Made(("fashion",), _IMAGES, tables.by_steps_and_task),
-    "LCM": Made(("lcm-long",), _IMAGES, tables.by_steps_and_task),
-    "PD": Made(("pd-long",), _IMAGES, tables.by_steps_and_task),
 }
 """Every table, by name."""

@@ -208,7 +208,7 @@ def run_folder(file: str, change: Callable[[bytes], bytes], command: str) -> Non
 
 
 def results_folder(change: Callable[[bytes], bytes]) -> None:
-    kept = Path(__file__).parents[2] / "benchmarks/results/lcm-long/results.json"
+    kept = Path(__file__).parents[2] / "benchmarks/results/images-long/results.json"
     with elsewhere() as folder:
         (folder / "results.json").write_bytes(change(kept.read_bytes()))
         try:

@@ -253,7 +253,7 @@ def test_the_studies_commands_are_those_of_their_results(page: str, name: str) -
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("docs/images.md", name) for name in ("images", "fashion", "lcm-long", "pd-long", "avatars", "avatars-pd")],
+    [("docs/images.md", name) for name in ("images", "images-long", "fashion", "avatars", "avatars-pd")],
 )
 def test_the_image_suites_commands_are_those_of_their_results(page: str, name: str) -> None:
     told = options_on(page, name)
