@@ -27,18 +27,21 @@ from typing import Any, NamedTuple
 
 from dagdiff.benchmarks.measure.overhead import one_thread, processor
 from dagdiff.benchmarks.pages import with_table
-from dagdiff.benchmarks.tables import head, line
+from dagdiff.benchmarks.tables import head, line, spoken
 from dagdiff.checkpoint import save_csv, save_json, save_text
 from dagdiff.checks import check_at_least, check_in
 from dagdiff.metrics.statistics import bootstrap_mean
 from dagdiff.reading import read_csv
+from dagdiff.report.glossary import OBJECTIVES
+from dagdiff.report.verdict import bracketed
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
 from dagdiff.tasks.names import read_name
 from dagdiff.versions import versions
 
 KEPT, PAGE = Path("benchmarks/results/steps"), Path("docs/any-steps.md")
-OBJECTIVES = ("consistency", "distribution", "progressive")
+TABLES = {"steps": "energy", "steps, images": "fd"}
+"""The page's tables, each of a metric."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,17 @@ def measure(options: Options, out: Path) -> str:
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a line a task and training, a column a number of steps asked: mean distance over seeds and its interval.
 
-    Energy distances are times 1000. The last line of a task is the expert in the student's place.
+    Energy distances are times 1000. The last line of a task and objective is the expert in the student's place.
     """
     asked = sorted({int(row["asked"]) for row in rows})
-    lines = head("set", "LCM, trained in", *(f"asked in {steps}" for steps in asked))
-    for task in dict.fromkeys(row["task"] for row in rows):
-        mine = [row for row in rows if row["task"] == task]
+    lines = head("set", "trained in", *(f"asked in {steps}" for steps in asked))
+    for task, objective in dict.fromkeys((row["task"], row["objective"]) for row in rows):
+        mine = [row for row in rows if (row["task"], row["objective"]) == (task, objective)]
         for trained in sorted({int(row["trained"]) for row in mine}):
             own = [row for row in mine if int(row["trained"]) == trained]
-            lines += line(task, f"{trained} steps" if trained > 1 else "1 step", *_cells(own, "distance", asked))
-        lines += line(task, "the expert in its place", *_cells(mine, "expert", asked))
+            told = f"{OBJECTIVES[objective]}, {trained} step{'s' if trained > 1 else ''}"
+            lines += line(spoken(task), told, *_cells(own, "distance", asked))
+        lines += line(spoken(task), f"the expert in {OBJECTIVES[objective]}'s place", *_cells(mine, "expert", asked))
     return "\n".join(lines)
 
 
@@ -144,9 +148,7 @@ def _cells(rows: Sequence[Mapping[str, str]], name: str, asked: Sequence[int]) -
             scale * fmean(float(row[name]) for row in told if row["seed"] == seed)
             for seed in sorted({row["seed"] for row in told})
         ]
-        found = bootstrap_mean(by_seed)
-        spread = f" [{found.low:.{digits}f}, {found.high:.{digits}f}]" if len(by_seed) > 1 else ""
-        yield f"{found.mean:.{digits}f}{spread}"
+        yield bracketed(bootstrap_mean(by_seed), digits)
 
 
 def read(folder: Path) -> list[dict[str, str]]:
@@ -156,8 +158,11 @@ def read(folder: Path) -> list[dict[str, str]]:
 
 
 def filled(text: str, folder: Path) -> str:
-    """Return the page's text with its table made anew."""
-    return with_table(text, "steps", table(read(folder)))
+    """Return the page's text with its tables made anew: one for each metric."""
+    rows = read(folder)
+    for name, metric in TABLES.items():
+        text = with_table(text, name, table([row for row in rows if row["metric"] == metric]))
+    return text
 
 
 def main() -> None:
