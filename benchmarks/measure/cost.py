@@ -33,12 +33,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from dagdiff.benchmarks.measure.overhead import one_thread, processor
+from dagdiff.benchmarks.measure.rows import Rows, read_rows
 from dagdiff.benchmarks.pages import with_table
 from dagdiff.benchmarks.running.variants import shares_of
 from dagdiff.benchmarks.suites import modelopt_dmd2, peers
 from dagdiff.checkpoint import save_csv, save_json, save_text
 from dagdiff.checks import Refusal, check_at_least, check_in
-from dagdiff.reading import read_csv
 from dagdiff.report.glossary import OBJECTIVES
 from dagdiff.runs.config import configure
 from dagdiff.runs.experiment import Experiment
@@ -219,10 +219,9 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def read(folder: Path) -> list[dict[str, str]]:
+def read(folder: Path) -> Rows:
     """Read the rows that are kept in a folder; none if there is no file."""
-    file = folder / "cost.csv"
-    return read_csv(file) if file.exists() else []
+    return read_rows(folder / "cost.csv")
 
 
 def _place(objective: str, axis: str, value: str) -> tuple[int, int, int]:

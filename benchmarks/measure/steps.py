@@ -26,12 +26,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from dagdiff.benchmarks.measure.overhead import one_thread, processor
+from dagdiff.benchmarks.measure.rows import Rows, read_rows
 from dagdiff.benchmarks.pages import with_table
 from dagdiff.benchmarks.tables import head, line, spoken
 from dagdiff.checkpoint import save_csv, save_json, save_text
 from dagdiff.checks import check_at_least, check_in
 from dagdiff.metrics.statistics import bootstrap_mean
-from dagdiff.reading import read_csv
 from dagdiff.report.glossary import OBJECTIVES
 from dagdiff.report.verdict import bracketed
 from dagdiff.runs.config import configure
@@ -151,10 +151,9 @@ def _cells(rows: Sequence[Mapping[str, str]], name: str, asked: Sequence[int]) -
         yield bracketed(bootstrap_mean(by_seed), digits)
 
 
-def read(folder: Path) -> list[dict[str, str]]:
+def read(folder: Path) -> Rows:
     """Read the rows that are kept in a folder; none if there is no file."""
-    file = folder / "steps.csv"
-    return read_csv(file) if file.exists() else []
+    return read_rows(folder / "steps.csv")
 
 
 def filled(text: str, folder: Path) -> str:
